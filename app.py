@@ -1,0 +1,111 @@
+"""The whole portal, put together. `flask run`, `flask <command>` and the server find it here."""
+
+import hashlib
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from flask import Flask, Response, url_for
+from flask_wtf.csrf import CSRFProtect
+from werkzeug.routing import BaseConverter
+
+from portal import cli, logs
+from portal.services.key_check import KeyCheck
+from portal.services.usage import Usage
+from portal.settings import BadSetting, Settings
+from portal.store.database import Database
+from portal.web import api, display, guards, home, http, keys, sign_in
+from portal.web.front import Front
+
+ROOT = Path(__file__).parent
+
+
+class Slug(BaseConverter):
+    """A workspace's, solution's or app's name in a path."""
+
+    regex = "[a-z][a-z0-9-]{1,39}"
+
+
+class PublicId(BaseConverter):
+    """A public id in a path."""
+
+    regex = "[a-z]{2,8}_[0-9A-Za-z]{1,40}"
+
+
+class AppName(BaseConverter):
+    """What an integration takes for an app's name: any that is safe to repeat in a refusal."""
+
+    regex = "[0-9A-Za-z._~-]{1,64}"
+
+
+class Token(BaseConverter):
+    """A one-time link's token."""
+
+    regex = "[0-9A-Za-z_-]{43}"
+
+
+def create_app(environ: Mapping[str, str] | None = None) -> Flask:
+    """Put a portal together from an environment (default: the process's own)."""
+    environ = os.environ if environ is None else environ
+    logs.configure()
+    instance = Path(environ.get("PORTAL_INSTANCE") or ROOT / "instance")
+    try:
+        settings = Settings.from_environ(environ, instance)
+        database = Database(settings.database_url)
+    except BadSetting as error:
+        sys.exit(f"Cannot start: {error}")
+    portal = http.Portal(settings, database, KeyCheck(database, settings.keyring), Usage(database))
+
+    app = Flask(__name__, root_path=str(ROOT), instance_path=str(instance.resolve()))
+    app.extensions["portal"] = portal
+    app.config.update(
+        SECRET_KEY=settings.secret_key,
+        SESSION_COOKIE_NAME="__Host-portal" if settings.is_https else "portal",
+        SESSION_COOKIE_SECURE=settings.is_https,
+        SESSION_COOKIE_HTTPONLY=True,
+        SESSION_COOKIE_SAMESITE="Lax",
+        WTF_CSRF_TIME_LIMIT=None,  # the token lives as long as the session it is bound to
+        WTF_CSRF_SSL_STRICT=settings.is_https,
+        MAX_CONTENT_LENGTH=http.FORM_LIMIT,
+        PROVIDE_AUTOMATIC_OPTIONS=False,
+        TEMPLATES_AUTO_RELOAD=False,
+    )
+    app.url_map.merge_slashes = False
+    app.url_map.converters.update(slug=Slug, public_id=PublicId, app=AppName, token=Token)
+    app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
+    app.wsgi_app = Front(app.wsgi_app, settings.hosts, settings.trusted_proxies)  # type: ignore[method-assign]
+
+    http.register(app)
+    display.register(app)
+    guards.register(app)
+    csrf = CSRFProtect(app)
+    csrf.exempt(api.api)  # no cookie counts there
+    for blueprint in (sign_in.pages, home.pages, keys.pages, api.api):
+        app.register_blueprint(blueprint)
+    app.add_url_rule("/healthz", "healthz", guards.anybody(_healthz))
+    app.jinja_env.globals["asset"] = _assets(app)
+    app.jinja_env.globals["product"] = http.PRODUCT
+    cli.register(app, settings, database)
+    return app
+
+
+def _healthz() -> Response:
+    """Say that the process serves; asks nothing of the database."""
+    return Response("ok\n", mimetype="text/plain")
+
+
+def _assets(app: Flask) -> object:
+    """Give static files addresses that change with their content, so that browsers may keep them."""
+    folder = Path(str(app.static_folder))
+    stamps = {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()[:10]
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+    def asset(name: str) -> str:
+        return url_for("static", filename=name, h=stamps.get(name))
+
+    app.config["SEND_FILE_MAX_AGE_DEFAULT"] = 31_536_000
+    return asset

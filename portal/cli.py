@@ -1,0 +1,174 @@
+"""Commands: `.venv/bin/flask <command>`. The same services as the pages, by the hand of an operator."""
+
+import json
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+from flask import Flask
+from granian import Granian
+from granian.constants import HTTPModes, Interfaces
+from granian.http import HTTP1Settings
+
+from portal import demo
+from portal.rules.access import Role
+from portal.rules.errors import PortalError
+from portal.services import keys, members, workspaces
+from portal.services.actor import operator
+from portal.settings import Settings
+from portal.store.database import Database
+from portal.store.migrate import migrate
+
+_MAX_HEADERS = 16 * 1024  # bytes of a request's header block
+
+
+def register(app: Flask, settings: Settings, database: Database) -> None:
+    """Put the commands on an application."""
+
+    def command(name: str) -> Callable[[Callable[..., None]], click.Command]:
+        def decorate(function: Callable[..., None]) -> click.Command:
+            return app.cli.command(name)(_say_errors(function))
+
+        return decorate
+
+    @command("serve")
+    def serve() -> None:
+        """Migrate, seed the demo into an empty local database, and serve."""
+        migrate(settings.database_url)
+        with database.reading() as session:
+            has_demo = settings.is_local and demo.has_people(session)
+            empty = demo.is_empty(session)
+        if settings.is_local and empty:
+            _seed(database)
+            has_demo = True
+        database.close()
+        _welcome(settings, has_demo=has_demo)
+        _serve(settings)
+
+    @command("migrate")
+    def migrate_command() -> None:
+        """Bring the database's tables up to date."""
+        migrate(settings.database_url)
+        click.echo("The database is up to date.")
+
+    @command("seed-demo")
+    def seed_demo() -> None:
+        """Fill an empty database with the demo."""
+        _seed(database)
+
+    @command("create-workspace")
+    @click.argument("slug")
+    @click.argument("name")
+    @click.option("--admin", required=True, metavar="EMAIL", help="Who gets the one-time link.")
+    def create_workspace(slug: str, name: str, admin: str) -> None:
+        """Create a workspace; print the one-time link by which its first admin joins."""
+        actor = operator()
+        with database.transaction() as session:
+            workspace = workspaces.create(session, actor, slug, name)
+            token = members.invite(session, actor, workspace, admin, Role.ADMIN)
+        days = members.INVITATION_LIFE.days
+        click.echo(f"Workspace {slug} is there. Send this link to {admin}; it works once, for {days} days:")
+        click.echo(f"{settings.base_url}/invite/{token}")
+
+    @command("add-solution")
+    @click.argument("workspace")
+    @click.argument("slug")
+    @click.argument("name")
+    @click.option("--description", default="")
+    def add_solution(workspace: str, slug: str, name: str, description: str) -> None:
+        """Add a solution to a workspace."""
+        with database.transaction() as session:
+            found = workspaces.get(session, workspace)
+            workspaces.add_solution(session, operator(), found, slug, name, description)
+        click.echo(f"Solution {slug} is there.")
+
+    @command("add-app")
+    @click.argument("workspace")
+    @click.argument("solution")
+    @click.argument("slug")
+    @click.argument("name")
+    @click.option("--schema", "schema_file", required=True, type=click.File("rb"), help="A JSON Schema (2020-12).")
+    @click.option("--description", default="")
+    def add_app(workspace: str, solution: str, slug: str, name: str, schema_file: Any, description: str) -> None:
+        """Add an app with the JSON Schema of its records."""
+        try:
+            schema = json.load(schema_file)
+        except ValueError as error:
+            raise click.ClickException(f"The schema is not JSON: {error}") from None
+        with database.transaction() as session:
+            found = workspaces.get_solution(session, workspaces.get(session, workspace), solution)
+            workspaces.add_app(session, operator(), found, slug, name, schema, description)
+        click.echo(f"App {slug} is there.")
+
+    @command("list-keys")
+    @click.argument("workspace")
+    @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+    def list_keys(workspace: str, as_json: bool) -> None:
+        """List the keys of a workspace that are not deleted."""
+        actor = operator()
+        with database.reading() as session:
+            rows = keys.list_all(session, actor, workspaces.get(session, workspace), settings.keyring)
+        if as_json:
+            click.echo(json.dumps(rows, indent=2))
+            return
+        for row in rows:
+            used = row["lastUsedAt"] or "never used"
+            click.echo(f"{row['id']}  {row['hint']}  {row['state']:<11}  {row['owner']} / {row['name']}  ({used})")
+        click.echo(f"{len(rows)} keys.")
+
+    @command("revoke-key")
+    @click.argument("key_id")
+    def revoke_key(key_id: str) -> None:
+        """Stop a key for ever, whoever owns it."""
+        with database.transaction() as session:
+            name = keys.revoke(session, operator(), key_id)
+        click.echo(f"“{name}” is revoked. Requests with it are refused from now.")
+
+
+def _say_errors(function: Callable[..., None]) -> Callable[..., None]:
+    @wraps(function)
+    def careful(**values: Any) -> None:
+        try:
+            function(**values)
+        except PortalError as error:
+            raise click.ClickException(error.message) from None
+
+    return careful
+
+
+def _seed(database: Database) -> None:
+    with database.transaction() as session:
+        demo.seed(session, lambda step: click.echo(f"Seeding the demo: {step} …", err=True))
+
+
+def _welcome(settings: Settings, *, has_demo: bool) -> None:
+    click.echo(f"Latchkey serves on {settings.base_url}  (stop with Ctrl+C)")
+    if has_demo:
+        click.echo(f"Demo sign-ins, all with the password “{demo.PASSWORD}”:")
+        for email, who in demo.SIGN_INS:
+            click.echo(f"  {email:<16} {who}")
+    sys.stdout.flush()
+
+
+def _serve(settings: Settings) -> None:
+    """Serve with one blocking thread a process: one more costs each request more than it gains. Scale by processes."""
+    server: Any = Granian(
+        "app:create_app",
+        factory=True,
+        address=settings.bind,
+        port=settings.port,
+        interface=Interfaces.WSGI,
+        http=HTTPModes.http1,
+        http1_settings=HTTP1Settings(max_buffer_size=_MAX_HEADERS),
+        workers=settings.workers,
+        blocking_threads=1,
+        websockets=False,
+        respawn_failed_workers=True,
+        workers_kill_timeout=10,
+        log_dictconfig={"version": 1, "disable_existing_loggers": False, "root": {"level": "INFO"}},
+        working_dir=Path(__file__).parent.parent,
+    )
+    server.serve()

@@ -1,0 +1,56 @@
+"""Log lines as JSON, one an event, from which anything shaped like a secret is taken before it is written."""
+
+import json
+import logging
+import re
+import sys
+from datetime import UTC, datetime
+
+from flask import g, has_request_context
+
+from portal.rules.credentials import KEY_SHAPED
+
+_REDACTED = "[redacted]"
+_SECRETS = re.compile(
+    rf"(?P<key>{KEY_SHAPED.pattern})"
+    r"|(?P<name>(?:authorization|cookie|password|csrf_token|token|secret)[\"']?\s*[:=]\s*)"
+    r"(?P<value>[\"'][^\"']*[\"']|[^\s,&;]+(?: [^\s,&;\"']+)?)",
+    re.IGNORECASE,
+)
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
+
+
+def redact(text: str) -> str:
+    """Replace everything shaped like a key, and what follows a secret's name."""
+    return _SECRETS.sub(lambda match: (match["name"] or "") + _REDACTED, text)
+
+
+class JsonLines(logging.Formatter):
+    """Write a record with its request id and the extra facts it was given; control characters come out escaped."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Give one line."""
+        facts = {
+            "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": redact(record.getMessage()),
+        }
+        if has_request_context() and "request_id" in g:
+            facts["request_id"] = g.request_id
+        for name, value in vars(record).items():
+            if name not in _STANDARD:
+                facts[name] = redact(str(value))
+        if record.exc_info:
+            facts["exception"] = redact(self.formatException(record.exc_info))
+        return json.dumps(facts)
+
+
+def configure() -> None:
+    """Send every logger's lines, ours and the libraries', through the one redacting handler."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.INFO)
+    logging.getLogger("alembic").setLevel(logging.WARNING)

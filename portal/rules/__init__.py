@@ -1,0 +1,1 @@
+"""Decisions from values. Pure Python: knows neither Flask nor the database."""

@@ -1,0 +1,184 @@
+"""Secrets: the text of a key, its checksum and stored digest; passwords; opaque tokens.
+
+A plain key and what is stored of it are two types, and the plain one prints blind: only `PlainKey.reveal`
+gives the text, for the one response that shows it.
+"""
+
+import hashlib
+import hmac
+import re
+import secrets
+import zlib
+from dataclasses import dataclass, field
+from typing import NewType, NoReturn
+
+from argon2 import PasswordHasher
+from argon2.exceptions import InvalidHashError, VerificationError
+
+from portal.rules.access import Environment
+
+BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+SECRET_LENGTH = 43  # 43 base62 digits hold 256 bits
+CHECKSUM_LENGTH = 6  # 6 base62 digits hold the 32 bits of a CRC-32
+
+# Anything that looks like one of our keys whatever its prefix word, good or mistyped, whole or cut: what logs redact.
+KEY_SHAPED = re.compile(r"[A-Za-z][A-Za-z0-9]{0,9}_(?:live|test)_[0-9A-Za-z]{8,}(?:_[0-9A-Za-z]*)?")
+
+KeyDigest = NewType("KeyDigest", bytes)
+
+
+def base62(number: int, width: int) -> str:
+    """Write a number in base 62, most significant digit first, padded with zeros to `width`."""
+    digits = []
+    while number:
+        number, digit = divmod(number, 62)
+        digits.append(BASE62[digit])
+    return "".join(reversed(digits)).rjust(width, "0")
+
+
+def new_id(kind: str) -> str:
+    """Make a public id, such as `key_…`: 128 random bits in base 62."""
+    return f"{kind}_{base62(secrets.randbits(128), 22)}"
+
+
+def checksum(text: str) -> str:
+    """Compute the six base62 digits of the CRC-32 of a key's text before its last underscore."""
+    return base62(zlib.crc32(text.encode()), CHECKSUM_LENGTH)
+
+
+class PlainKey:
+    """The text of a key that passed the format and checksum. It cannot be printed, compared, hashed or pickled."""
+
+    __slots__ = ("_text", "environment")
+
+    def __init__(self, text: str, environment: Environment) -> None:
+        self._text = text
+        self.environment = environment
+
+    def reveal(self) -> str:
+        """Give the full text. Callers: the one reveal page, the digest, and tests."""
+        return self._text
+
+    @property
+    def last_four(self) -> str:
+        """The last four of the random characters, none of the checksum: what lists show."""
+        return self._text[-CHECKSUM_LENGTH - 5 : -CHECKSUM_LENGTH - 1]
+
+    def __repr__(self) -> str:
+        return "PlainKey(not shown)"
+
+    __str__ = __repr__
+
+    def __format__(self, format_spec: str) -> str:
+        return repr(self)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a plain key is not stored")
+
+    def __eq__(self, other: object) -> NoReturn:
+        raise TypeError("plain keys are not compared; compare digests")
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, slots=True)
+class KeyFormat:
+    """How this instance's keys look: `<prefix>_(live|test)_<43 base62>_<6 base62 checksum>` (contract, section 2)."""
+
+    prefix: str = "sk"
+    pattern: re.Pattern[str] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z][a-z0-9]{1,9}", self.prefix):
+            raise ValueError("a key prefix is 2 to 10 lower-case letters and digits and begins with a letter")
+        expression = rf"{self.prefix}_(live|test)_[0-9A-Za-z]{{{SECRET_LENGTH}}}_[0-9A-Za-z]{{{CHECKSUM_LENGTH}}}"
+        object.__setattr__(self, "pattern", re.compile(expression))
+
+    def mint(self, environment: Environment) -> PlainKey:
+        """Make a new key from 256 bits of the operating system's randomness."""
+        secret = "".join(secrets.choice(BASE62) for _ in range(SECRET_LENGTH))
+        body = f"{self.prefix}_{environment}_{secret}"
+        return PlainKey(f"{body}_{checksum(body)}", environment)
+
+    def parse(self, text: str) -> PlainKey | None:
+        """Read a key's text; None when length, alphabet or checksum are off. Never asks the database."""
+        match = self.pattern.fullmatch(text)
+        if not match or checksum(text[: -CHECKSUM_LENGTH - 1]) != text[-CHECKSUM_LENGTH:]:
+            return None
+        return PlainKey(text, Environment(match[1]))
+
+    def hint(self, environment: str, last_four: str) -> str:
+        """Write what lists show of a key, such as `sk_live_…abcd`."""
+        return f"{self.prefix}_{environment}_…{last_four}"
+
+
+@dataclass(frozen=True, slots=True)
+class Pepper:
+    """A secret of the instance, kept outside the database, under which keys are hashed; rows name it by `id`."""
+
+    id: str
+    secret: bytes = field(repr=False)
+
+    def digest(self, key: PlainKey) -> KeyDigest:
+        """Compute what is stored of a key: HMAC-SHA-256 of its whole text (RFC 2104)."""
+        return KeyDigest(hmac.digest(self.secret, key.reveal().encode(), "sha256"))
+
+
+@dataclass(frozen=True, slots=True)
+class Keyring:
+    """What an instance needs to make keys and to know them again."""
+
+    format: KeyFormat
+    peppers: tuple[Pepper, ...]  # newest first: it hashes new keys, the others are still accepted
+
+    def mint(self, environment: Environment) -> tuple[PlainKey, KeyDigest, str]:
+        """Make a key; give it with its digest under the newest pepper and that pepper's id."""
+        plain = self.format.mint(environment)
+        return plain, self.peppers[0].digest(plain), self.peppers[0].id
+
+    def digests(self, plain: PlainKey) -> list[KeyDigest]:
+        """Compute what may be stored of a key, one digest a pepper, newest first."""
+        return [pepper.digest(plain) for pepper in self.peppers]
+
+
+def new_token() -> str:
+    """Make an opaque token of 256 bits for a session or a one-time link."""
+    return secrets.token_urlsafe(32)
+
+
+def token_digest(token: str) -> bytes:
+    """Hash a token for storage. It is random, so a plain SHA-256 is enough."""
+    return hashlib.sha256(token.encode()).digest()
+
+
+PASSWORD_MIN = 12  # characters
+PASSWORD_MAX = 256  # characters; longer ones are refused without hashing them
+
+# OWASP password storage cheat sheet, Argon2id: 19 MiB, 2 passes, 1 lane.
+_hasher = PasswordHasher(time_cost=2, memory_cost=19456, parallelism=1)
+_NOBODY = _hasher.hash(secrets.token_hex(16))
+
+
+def hash_password(password: str) -> str:
+    """Hash a password with Argon2id (RFC 9106) and a salt of its own."""
+    return _hasher.hash(password)
+
+
+def verify_password(stored: str | None, password: str) -> bool:
+    """Say whether the password is the stored one.
+
+    Nobody (`None`), an unreadable hash and a password that is too long take the same work as a wrong one.
+    """
+    if len(password) > PASSWORD_MAX:
+        stored, password = None, ""
+    try:
+        return _hasher.verify(stored or _NOBODY, password.encode("utf-8", "surrogatepass")) and stored is not None
+    except InvalidHashError:
+        return verify_password(None, password)
+    except VerificationError:
+        return False
+
+
+def needs_rehash(stored: str) -> bool:
+    """Say whether a hash was made with other parameters than today's."""
+    return _hasher.check_needs_rehash(stored)

@@ -1,0 +1,48 @@
+"""What people may type: names and notes, e-mail addresses, local paths."""
+
+import re
+import unicodedata
+from urllib.parse import unquote, urlsplit
+
+_BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff")
+_REFUSED = frozenset({"Cc", "Cs", "Cn"})  # control, lone surrogate, unassigned
+_VISIBLE = frozenset("LNPS")  # letters, numbers, punctuation, symbols
+_EMAIL = re.compile(r"[^\s@\x00-\x1f\x7f]{1,64}@[^\s@\x00-\x1f\x7f]{1,189}")
+_LOCAL_PATH = re.compile(r"/(?![/\\])[^\\\x00-\x20\x7f]*")
+
+
+def clean_line(text: str) -> str | None:
+    """Trim and normalise (NFC) a line of text; None when it holds what no name should.
+
+    Refused are control characters, lone surrogates, unassigned code points, bidi controls and the byte order mark,
+    because they make one name look like another or break where it is printed. Everything else is kept.
+    """
+    try:
+        line = unicodedata.normalize("NFC", text).strip()
+    except ValueError:
+        return None
+    if any(character in _BIDI or unicodedata.category(character) in _REFUSED for character in line):
+        return None
+    if line and not any(unicodedata.category(character)[0] in _VISIBLE for character in line):
+        return None
+    return line
+
+
+def fold(name: str) -> str:
+    """Give the form in which two names count as the same."""
+    return unicodedata.normalize("NFC", name.casefold())
+
+
+def clean_email(text: str) -> str | None:
+    """Give the form in which an address is stored and looked up, or None for what cannot be one."""
+    email = clean_line(text)
+    return email.casefold() if email and len(email) <= 254 and _EMAIL.fullmatch(email) else None
+
+
+def local_path(text: str | None) -> str | None:
+    """Give a path on this site that it is safe to go to, or None for anything that could lead elsewhere."""
+    if not text or not text.isascii() or len(text) > 2000:
+        return None
+    decoded = unquote(text)
+    parts = urlsplit(text) if _LOCAL_PATH.fullmatch(decoded) else None
+    return text if parts and not parts.scheme and not parts.netloc and _LOCAL_PATH.fullmatch(text) else None

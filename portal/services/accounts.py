@@ -1,0 +1,222 @@
+"""Signing in: passwords with limits on guessing, server-side sessions, and proof that it is still you.
+
+A sign-in is three steps, because the password's hash takes longer than a writer may hold the database:
+`begin_attempt` counts it as a failure beforehand (so that parallel guesses cannot outrun the limit), the caller
+verifies the password, `sign_in` or `prove` takes the failure back.
+"""
+
+import hashlib
+import ipaddress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import case, delete, func, select, text, update
+from sqlalchemy.orm import Session, joinedload
+
+from portal.rules import credentials
+from portal.rules.errors import TooManyAttempts
+from portal.rules.text import clean_email
+from portal.services import audit
+from portal.services.actor import Actor
+from portal.services.audit import Event
+from portal.store.models import Account, Member, SignInFailure, UserSession
+
+SESSION_IDLE = timedelta(hours=2)
+SESSION_LIFE = timedelta(hours=12)
+PROOF_LIFE = timedelta(minutes=10)
+_SEEN_EVERY = timedelta(minutes=1)  # how stale `last_seen_at` may be: one write a minute, not one a page
+
+_WINDOW = timedelta(minutes=15)
+_LONG_WINDOW = timedelta(hours=1)
+PAIR_LIMIT = 5  # failures in 15 minutes for an account from one address prefix
+PREFIX_LIMIT = 30  # failures in 15 minutes from one address prefix
+ACCOUNT_LIMIT = 50  # failures in an hour for an account from anywhere
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A counted try at a password: whose it may be, and the hash to verify against (None: nobody's)."""
+
+    failure_id: int
+    email_hash: bytes
+    prefix: str
+    account: Account | None
+    tries_left: int
+
+    def verify(self, password: str) -> bool:
+        """Say whether the password is right; takes the same work for nobody's account."""
+        return credentials.verify_password(self.account.password_hash if self.account else None, password)
+
+
+def begin_attempt(session: Session, actor: Actor, email: str) -> Attempt:
+    """Count a try at an account's password; TooManyAttempts while a limit holds, whether or not the account exists."""
+    address = clean_email(email)
+    email_hash = hashlib.sha256((address or email[:254]).encode("utf-8", "surrogatepass")).digest()
+    prefix = _prefix(actor.address)
+    if session.get_bind().dialect.name == "postgresql":
+        # Counting and adding must not interleave. SQLite's writer is alone anyway.
+        session.execute(text("LOCK TABLE sign_in_failure IN SHARE ROW EXCLUSIVE MODE"))
+    session.execute(delete(SignInFailure).where(SignInFailure.at < actor.at - _LONG_WINDOW))
+    tries_left = _check_limits(session, email_hash, prefix, actor.at)
+    failure = SignInFailure(email_hash=email_hash, prefix=prefix, at=actor.at)
+    session.add(failure)
+    account = _find_usable(session, address) if address else None
+    if account:
+        audit.record(
+            session,
+            actor,
+            Event.SIGN_IN_FAILED,
+            target_id=account.public_id,
+            target_name=account.email,
+        )
+    session.flush()
+    return Attempt(failure.id, email_hash, prefix, account, tries_left)
+
+
+def _find_usable(session: Session, email: str) -> Account | None:
+    active = select(Member.id).where(
+        Member.account_id == Account.id, Member.deactivated_at.is_(None), Member.removed_at.is_(None)
+    )
+    return session.scalar(
+        select(Account).where(Account.email == email, Account.deactivated_at.is_(None), active.exists())
+    )
+
+
+def _check_limits(session: Session, email_hash: bytes, prefix: str, now: datetime) -> int:
+    """Raise TooManyAttempts when this would be one try too many; else say how many are left after this one."""
+    recent = SignInFailure.at > now - _WINDOW
+    same_account = SignInFailure.email_hash == email_hash
+    same_prefix = SignInFailure.prefix == prefix
+    pair = case((recent & same_account & same_prefix & SignInFailure.forgiven_at.is_(None), 1))
+    from_prefix = case((recent & same_prefix, 1))
+    for_account = case((same_account, 1))
+    counts = session.execute(
+        select(func.count(pair), func.count(from_prefix), func.count(for_account)).where(same_account | same_prefix)
+    ).one()
+    limits = ((PAIR_LIMIT, _WINDOW), (PREFIX_LIMIT, _WINDOW), (ACCOUNT_LIMIT, _LONG_WINDOW))
+    for count, (limit, window), kind in zip(counts, limits, (pair, from_prefix, for_account), strict=True):
+        if count >= limit:
+            nth = select(SignInFailure.at).where(kind == 1).order_by(SignInFailure.at.desc()).offset(limit - 1).limit(1)
+            raise TooManyAttempts(session.scalars(nth).one() + window)
+    return PAIR_LIMIT - 1 - int(counts[0])
+
+
+def _forgive(session: Session, attempt: Attempt, now: datetime) -> None:
+    """Take back the try that was right, and the earlier ones of the same account and prefix for the short limit."""
+    session.execute(delete(SignInFailure).where(SignInFailure.id == attempt.failure_id))
+    session.execute(
+        update(SignInFailure)
+        .where(SignInFailure.email_hash == attempt.email_hash, SignInFailure.prefix == attempt.prefix)
+        .values(forgiven_at=now)
+    )
+
+
+def _prefix(address: str | None) -> str:
+    """Group addresses as one guesser would have them: an IPv4 address, or an IPv6 network of 64 bits."""
+    try:
+        parsed = ipaddress.ip_address(address or "")
+    except ValueError:
+        return "unknown"
+    if isinstance(parsed, ipaddress.IPv6Address):
+        if not parsed.ipv4_mapped:
+            return str(ipaddress.ip_network((parsed, 64), strict=False))
+        parsed = parsed.ipv4_mapped
+    return str(parsed)
+
+
+def verify_account(account: Account, password: str) -> bool:
+    """Say whether this is the account's password; the caller has counted the try."""
+    return credentials.verify_password(account.password_hash, password)
+
+
+def take_back(session: Session, attempt: Attempt, now: datetime) -> None:
+    """Take a counted try back that was right, without starting anything."""
+    _forgive(session, attempt, now)
+
+
+def sign_in(session: Session, actor: Actor, attempt: Attempt, password: str, client: str) -> tuple[UserSession, str]:
+    """Start a session after a verified attempt; give it with its token, which is kept nowhere."""
+    account = _confirm(session, actor, attempt, password)
+    token = credentials.new_token()
+    started = UserSession(
+        token_hash=credentials.token_digest(token),
+        account_id=account.id,
+        created_at=actor.at,
+        last_seen_at=actor.at,
+        proved_at=actor.at,
+        address=actor.address,
+        client=client,
+    )
+    session.add(started)
+    session.execute(delete(UserSession).where(UserSession.created_at < actor.at - SESSION_LIFE))
+    audit.record(session, actor, Event.SIGNED_IN, target_id=account.public_id, target_name=account.email)
+    return started, token
+
+
+def _confirm(session: Session, actor: Actor, attempt: Attempt, password: str) -> Account:
+    account = attempt.account
+    if account is None:
+        raise ValueError("an attempt at nobody's account cannot succeed")
+    _forgive(session, attempt, actor.at)
+    if credentials.needs_rehash(account.password_hash):
+        session.execute(
+            update(Account)
+            .where(Account.id == account.id, Account.password_hash == account.password_hash)
+            .values(password_hash=credentials.hash_password(password))
+        )
+    return account
+
+
+def prove(session: Session, actor: Actor, attempt: Attempt, password: str, user_session: UserSession) -> str:
+    """Note that the person behind a session gave the password again; give the session's new token."""
+    account = _confirm(session, actor, attempt, password)
+    token = credentials.new_token()
+    session.execute(
+        update(UserSession)
+        .where(UserSession.id == user_session.id)
+        .values(proved_at=actor.at, token_hash=credentials.token_digest(token))
+    )
+    audit.record(session, actor, Event.PROVED, target_id=account.public_id, target_name=account.email)
+    return token
+
+
+def is_proved(user_session: UserSession, now: datetime) -> bool:
+    """Say whether the last proof of who sits there is recent enough to hand out access."""
+    return now - user_session.proved_at <= PROOF_LIFE
+
+
+def find_session(session: Session, token: str, now: datetime) -> UserSession | None:
+    """Find a live session with its account; None once it is idle, too old, ended, or its account deactivated."""
+    statement = (
+        select(UserSession)
+        .join(UserSession.account)
+        .options(joinedload(UserSession.account, innerjoin=True))
+        .where(
+            UserSession.token_hash == credentials.token_digest(token),
+            UserSession.last_seen_at > now - SESSION_IDLE,
+            UserSession.created_at > now - SESSION_LIFE,
+            Account.deactivated_at.is_(None),
+        )
+    )
+    return session.scalar(statement)
+
+
+def is_due_to_be_seen(user_session: UserSession, now: datetime, workspace_id: int | None) -> bool:
+    """Say whether `mark_seen` has something to write."""
+    moved = workspace_id is not None and workspace_id != user_session.workspace_id
+    return moved or now - user_session.last_seen_at > _SEEN_EVERY
+
+
+def mark_seen(session: Session, user_session: UserSession, now: datetime, workspace_id: int | None) -> None:
+    """Note that a session is in use, and in which workspace it was last."""
+    values: dict[str, object] = {"last_seen_at": now}
+    if workspace_id is not None:
+        values["workspace_id"] = workspace_id
+    session.execute(update(UserSession).where(UserSession.id == user_session.id).values(values))
+
+
+def sign_out(session: Session, actor: Actor, user_session: UserSession) -> None:
+    """End a session at once."""
+    session.execute(delete(UserSession).where(UserSession.id == user_session.id))
+    account = user_session.account
+    audit.record(session, actor, Event.SIGNED_OUT, target_id=account.public_id, target_name=account.email)

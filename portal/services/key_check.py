@@ -1,0 +1,217 @@
+"""The hot path: an Authorization header in, a Caller or KeyRefused out.
+
+Every condition is decided from the one row that one indexed statement reads, on a connection of the driver itself, in
+autocommit: the statement sees every commit of every process that ended before it began, so a change takes effect on
+the next request wherever that lands. Nothing is cached, nothing is written. Text that is not a key by length, alphabet
+and checksum never reaches the database.
+"""
+
+import os
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any, NamedTuple
+from urllib.parse import unquote_to_bytes
+
+from sqlalchemy import BindParameter, Select, String, bindparam, cast, func, literal_column, select
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.dialects.postgresql import psycopg
+
+from portal.rules.access import AccessLevel, Role, Scope, effective_scopes, level_of
+from portal.rules.credentials import KEY_SHAPED, KeyDigest, Keyring
+from portal.rules.errors import KeyRefused, Refusal
+from portal.store.database import TROUBLE, Database
+from portal.store.models import Access, Account, ApiKey, App, KeyScope, Member, Workspace
+
+_BEARER = re.compile(r"bearer +([^ \t,]+) *", re.IGNORECASE | re.ASCII)
+
+
+class Caller(NamedTuple):
+    """A key that passed, with all that its request needs to know."""
+
+    key_pk: int
+    key_id: str
+    key_name: str
+    last_four: str
+    environment: str
+    expires_at: datetime | None
+    scopes: tuple[Scope, ...]
+    effective: frozenset[Scope]
+    member_id: str
+    member_name: str
+    is_api_member: bool
+    workspace_pk: int
+    workspace_id: str
+    workspace_slug: str
+    workspace_name: str
+    new_digest: tuple[KeyDigest, str] | None  # under the newest pepper, where the stored one is under an older
+
+    def require(self, scope: Scope) -> None:
+        """Raise KeyRefused unless the key has this scope and its member may still hold it."""
+        if scope in self.effective:
+            return
+        refusal = Refusal.ACCESS_WITHDRAWN if scope in self.scopes else Refusal.MISSING_SCOPE
+        held = sorted(str(each) for each in self.effective)
+        raise KeyRefused(refusal, key_id=self.key_id, required=str(scope), held=held, workspace=self.workspace_slug)
+
+
+class KeyCheck:
+    """The check, with its prepared statement and one connection a thread."""
+
+    def __init__(self, database: Database, keyring: Keyring) -> None:
+        self._database = database
+        self._keyring = keyring
+        self._sql = _statement(database, len(keyring.peppers))
+        self._kept = threading.local()
+
+    def check(
+        self, authorization: str | None, *, account_id: str | None = None, query: str = "", now: datetime
+    ) -> Caller:
+        """Decide about one request; `account_id` is the workspace that the caller asserts, `query` its query string.
+
+        Raises KeyRefused, or one of `database.TROUBLE` when the database cannot be asked.
+        """
+        plain = self._keyring.format.parse(_credential(authorization, query))
+        if plain is None:
+            raise KeyRefused(Refusal.MALFORMED)
+        digests = self._keyring.digests(plain)
+        row = self._read({f"digest_{n}": digest for n, digest in enumerate(digests)})
+        if row is None:
+            raise KeyRefused(Refusal.UNKNOWN)
+        return self._decide(row, digests, account_id, str(plain.environment), now)
+
+    def _decide(
+        self, row: Sequence[Any], digests: Sequence[KeyDigest], account_id: str | None, environment: str, now: datetime
+    ) -> Caller:
+        (
+            key_pk, key_id, key_name, last_four, kept_environment, expires, deactivated, revoked, pepper_id,
+            member_id, member_name, role, member_off, member_gone, account_pk, account_off,
+            workspace_pk, workspace_id, workspace_slug, workspace_name, scope_levels,
+        ) = row  # fmt: skip
+        expires_at = _moment(expires)
+        refusal = None
+        if revoked is not None:
+            refusal = Refusal.REVOKED
+        elif expires_at is not None and now >= expires_at:
+            refusal = Refusal.EXPIRED
+        elif deactivated is not None:
+            refusal = Refusal.DEACTIVATED
+        elif member_off is not None or member_gone is not None or account_off is not None:
+            refusal = Refusal.OWNER_INACTIVE
+        elif account_id is not None and account_id != workspace_id:
+            refusal = Refusal.OTHER_WORKSPACE
+        elif kept_environment != environment:
+            refusal = Refusal.UNKNOWN  # the text says its environment; a row that says another was tampered with
+        if refusal is not None:
+            raise KeyRefused(refusal, key_id=key_id)
+        scopes, effective = _reach(scope_levels or "", role)
+        newest = self._keyring.peppers[0].id
+        return Caller(
+            key_pk, key_id, key_name, last_four, kept_environment, expires_at,
+            scopes, effective,
+            member_id, member_name, account_pk is None,
+            workspace_pk, workspace_id, workspace_slug, workspace_name,
+            None if pepper_id == newest else (digests[0], newest),
+        )  # fmt: skip
+
+    def _read(self, parameters: Mapping[str, bytes]) -> Sequence[Any] | None:
+        """Ask the database once; over a connection that broke since it was last used, once more over a new one."""
+        kept = self._kept
+        if getattr(kept, "pid", None) == os.getpid():
+            try:
+                return self._ask(kept.connection, parameters)
+            except TROUBLE:
+                kept.pid = None
+                kept.connection.close()
+        kept.connection = self._database.driver_connection()
+        kept.pid = os.getpid()
+        return self._ask(kept.connection, parameters)
+
+    def _ask(self, connection: Any, parameters: Mapping[str, bytes]) -> Sequence[Any] | None:
+        rows: list[Sequence[Any]] = connection.execute(self._sql, parameters).fetchall()
+        return rows[0] if rows else None
+
+
+def _credential(authorization: str | None, query: str) -> str:
+    """Take the one Bearer credential out of a header; '' for several, or where a key came in the query as well."""
+    if query and KEY_SHAPED.search(unquote_to_bytes(query).decode("latin-1")):
+        return ""
+    match = _BEARER.fullmatch(authorization or "")
+    if match:
+        return match[1]
+    if authorization and authorization[:6].lower() == "bearer" and authorization[6:7] in ("", " ", "\t"):
+        return ""
+    raise KeyRefused(Refusal.MISSING)
+
+
+def _moment(value: Any) -> datetime | None:
+    if value is None or isinstance(value, datetime):
+        return value
+    return datetime.fromisoformat(value).replace(tzinfo=UTC)  # SQLite keeps moments as text, in UTC
+
+
+@lru_cache(maxsize=4096)  # a pure function of its text: members with equal access share one answer
+def _reach(scope_levels: str, role: str) -> tuple[tuple[Scope, ...], frozenset[Scope]]:
+    """Read `app:action=level …` into the key's scopes and those that work now."""
+    scopes, access = [], {}
+    for written in scope_levels.split():
+        name, _, level = written.partition("=")
+        if scope := Scope.parse(name):
+            scopes.append(scope)
+            access[scope.app] = level_of(Role(role), AccessLevel(level))
+    return tuple(sorted(scopes)), effective_scopes(scopes, access)
+
+
+def _statement(database: Database, peppers: int) -> str:
+    """Build the statement with Core, which knows both dialects, and give its text for the driver's own cursor."""
+    digests: list[BindParameter[bytes]] = [bindparam(f"digest_{n}", b"") for n in range(peppers)]
+    statement = (
+        select(
+            ApiKey.id,
+            ApiKey.public_id,
+            ApiKey.name,
+            ApiKey.last_four,
+            ApiKey.environment,
+            ApiKey.expires_at,
+            ApiKey.deactivated_at,
+            ApiKey.revoked_at,
+            ApiKey.pepper_id,
+            Member.public_id.label("member_id"),
+            Member.name.label("member_name"),
+            Member.role,
+            Member.deactivated_at.label("member_off"),
+            Member.removed_at,
+            Account.id.label("account_pk"),
+            Account.deactivated_at.label("account_off"),
+            Workspace.id.label("workspace_pk"),
+            Workspace.public_id.label("workspace_id"),
+            Workspace.slug,
+            Workspace.name.label("workspace_name"),
+            _scope_levels(),
+        )
+        .join(Workspace, Workspace.id == ApiKey.workspace_id)
+        .join(Member, (Member.id == ApiKey.member_id) & (Member.workspace_id == Workspace.id))
+        .outerjoin(Account, Account.id == Member.account_id)
+        .where(ApiKey.digest == digests[0] if peppers == 1 else ApiKey.digest.in_(digests))
+    )
+    dialect = sqlite.dialect(paramstyle="named") if database.is_sqlite else psycopg.dialect()  # type: ignore[no-untyped-call]
+    return str(statement.compile(dialect=dialect, compile_kwargs={"render_postcompile": True}))
+
+
+def _scope_levels() -> Any:
+    written = (
+        App.slug + literal_column("':'")
+        + KeyScope.action + literal_column("'='")
+        + func.coalesce(Access.level, literal_column("'none'"))
+    )  # fmt: skip
+    listed: Select[Any] = (
+        select(func.aggregate_strings(cast(written, String), " "))
+        .select_from(KeyScope)
+        .join(App, (App.id == KeyScope.app_id) & (App.workspace_id == ApiKey.workspace_id))
+        .outerjoin(Access, (Access.solution_id == App.solution_id) & (Access.member_id == ApiKey.member_id))
+        .where(KeyScope.key_id == ApiKey.id)
+        .correlate(ApiKey)
+    )
+    return listed.scalar_subquery().label("scope_levels")

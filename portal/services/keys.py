@@ -1,0 +1,593 @@
+"""API keys as their owners and managers see and change them. What a request with a key may do: `key_check`."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, NoReturn
+
+from sqlalchemy import ColumnElement, Select, func, or_, select
+from sqlalchemy.orm import Session, contains_eager
+
+from portal.rules import text
+from portal.rules.access import (
+    AccessLevel,
+    Action,
+    AppAccess,
+    Environment,
+    Role,
+    Scope,
+    effective_scopes,
+    grantable_scopes,
+    level_of,
+)
+from portal.rules.credentials import Keyring, PlainKey, new_id
+from portal.rules.errors import AlreadyShown, Attempt, Conflict, Forbidden, Invalid, NotFound, Unavailable
+from portal.rules.lifetimes import Lifetime
+from portal.services import audit, members
+from portal.services.actor import Actor
+from portal.services.audit import Event
+from portal.services.members import Seat, Shelf
+from portal.store.database import IntegrityError, broken_rule
+from portal.store.models import Access, ApiKey, App, KeyScope, KeyState, Member, Solution, Workspace
+
+KEYS_PER_MEMBER = 20
+PAGE_SIZE = 25
+BUSY = timedelta(hours=24)  # a key used this recently is in use: ending it asks for its name
+EXPIRING = timedelta(days=14)
+_MAX_SCOPES = 100
+_FORM_ID = re.compile(r"[0-9A-Za-z_-]{8,40}")
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """The answers to the generate form, as they came: nothing in it has been checked."""
+
+    name: str = ""
+    note: str = ""
+    owner: str = ""
+    environment: str = Environment.TEST
+    scopes: Sequence[str] = ()
+    expires: str = Lifetime.DAYS_90
+    form_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """A member whom a key can act as, in the eyes of somebody who may choose it."""
+
+    member: Member
+    is_me: bool
+    access: AppAccess
+    access_text: str
+
+    @property
+    def kind(self) -> str:
+        """`me` or `api`: nobody else's key can be made."""
+        return "me" if self.is_me else "api"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A checked draft: the key that it would make, and what the form needs to say about the choices."""
+
+    draft: Draft
+    seat: Seat
+    owners: list[Owner]
+    owner: Owner | None
+    shelves: list[Shelf]
+    grantable: frozenset[Scope]
+    scopes: tuple[Scope, ...]
+    expires_at: datetime | None
+    problems: Mapping[str, str] = field(default_factory=dict)
+    beyond: tuple[str, ...] = ()  # scopes asked for that exist but lie beyond owner or creator
+
+
+@dataclass(frozen=True, slots=True)
+class ScopeView:
+    """One scope of a key in words, and whether it works now."""
+
+    text: str
+    app_name: str
+    app_slug: str
+    solution_name: str
+    action: str
+    effective: bool
+
+    @property
+    def why_not(self) -> str:
+        """Why the scope does nothing now, for a person."""
+        return "" if self.effective else f"paused: its owner no longer has {self.action} in {self.solution_name}"
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerView:
+    """Whom a key acts as, relative to who looks: `me`, another `human`, or an `api` member."""
+
+    id: str
+    name: str
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeyView:
+    """What one member may see of a key and do with it. There is no secret in it."""
+
+    id: str
+    name: str
+    note: str
+    hint: str
+    last_four: str
+    environment: str
+    state: KeyState
+    owner: OwnerView
+    scopes: tuple[ScopeView, ...]
+    created_at: datetime
+    created_by: str
+    expires_at: datetime | None
+    last_used_at: datetime | None
+    last_used_address: str | None
+    last_used_client: str | None
+    is_busy: bool
+    is_expiring: bool
+    may_deactivate: bool
+    may_reactivate: bool
+    may_delete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of keys, in a list of `total`."""
+
+    keys: list[KeyView]
+    number: int
+    total: int
+
+    @property
+    def count(self) -> int:
+        """How many pages there are; at least one."""
+        return max(1, -(-self.total // PAGE_SIZE))
+
+
+# --- Reading --------------------------------------------------------------------------------------------------------
+
+
+def list_for(session: Session, actor: Actor, seat: Seat, keyring: Keyring, *, tab: str, number: int) -> Page:
+    """List the keys that are not deleted: one's own (`me`), API members' (`api`), or everybody's (`all`)."""
+    condition = {"me": ApiKey.member_id == seat.member.id, "api": Member.account_id.is_(None)}.get(tab)
+    statement = _visible(seat).where(ApiKey.revoked_at.is_(None))
+    if condition is not None:
+        statement = statement.where(condition)
+    total = session.scalar(select(func.count()).select_from(statement.with_only_columns(ApiKey.id).subquery())) or 0
+    number = min(number, max(1, -(-total // PAGE_SIZE)))
+    newest = statement.order_by(ApiKey.id.desc()).limit(PAGE_SIZE).offset((number - 1) * PAGE_SIZE)
+    return Page(_views(session, seat, keyring, session.scalars(newest).all(), actor.at), number, total)
+
+
+def get(session: Session, actor: Actor, seat: Seat, keyring: Keyring, key_id: str) -> KeyView:
+    """Find a key that this seat may see; NotFound for any other."""
+    key = session.scalar(_visible(seat).where(ApiKey.public_id == key_id))
+    if key is None:
+        raise NotFound()
+    return _views(session, seat, keyring, [key], actor.at)[0]
+
+
+def _visible(seat: Seat) -> Select[ApiKey]:
+    statement = (
+        select(ApiKey)
+        .join(Member, Member.id == ApiKey.member_id)
+        .options(contains_eager(ApiKey.member))
+        .where(ApiKey.workspace_id == seat.workspace.id)
+    )
+    if seat.is_admin:
+        return statement
+    own: ColumnElement[bool] = ApiKey.member_id == seat.member.id
+    return statement.where(or_(own, _managed(seat)))
+
+
+def _managed(seat: Seat) -> ColumnElement[bool]:
+    managed = select(Member.id).where(*members.managed_by(seat)).scalar_subquery()
+    return ApiKey.member_id.in_(managed)
+
+
+def _views(session: Session, seat: Seat, keyring: Keyring, keys: Sequence[ApiKey], now: datetime) -> list[KeyView]:
+    scopes = _scope_views(session, keys)
+    creators = {key.created_by_id for key in keys} - {key.member_id for key in keys} - {seat.member.id}
+    names = {seat.member.id: seat.member.name, **{key.member_id: key.member.name for key in keys}}
+    if creators:
+        rows = session.execute(select(Member.id, Member.name).where(Member.id.in_(creators)))
+        names.update((member_id, name) for member_id, name in rows)
+    return [_view(seat, keyring, key, scopes.get(key.id, ()), names[key.created_by_id], now) for key in keys]
+
+
+def _view(
+    seat: Seat, keyring: Keyring, key: ApiKey, scopes: Iterable[ScopeView], created_by: str, now: datetime
+) -> KeyView:
+    state = key.state_at(now)
+    is_mine = key.member_id == seat.member.id
+    may_hand_out = is_mine or key.member.is_api
+    return KeyView(
+        id=key.public_id,
+        name=key.name,
+        note=key.note,
+        hint=keyring.format.hint(key.environment, key.last_four),
+        last_four=key.last_four,
+        environment=key.environment,
+        state=state,
+        owner=OwnerView(
+            key.member.public_id, key.member.name, "me" if is_mine else "api" if key.member.is_api else "human"
+        ),
+        scopes=tuple(scopes),
+        created_at=key.created_at,
+        created_by=created_by,
+        expires_at=key.expires_at,
+        last_used_at=key.last_used_at,
+        last_used_address=key.last_used_address,
+        last_used_client=key.last_used_client,
+        is_busy=key.last_used_at is not None and now - key.last_used_at < BUSY,
+        is_expiring=state is KeyState.ACTIVE and key.expires_at is not None and key.expires_at - now <= EXPIRING,
+        may_deactivate=state is KeyState.ACTIVE,
+        may_reactivate=state is KeyState.DEACTIVATED and may_hand_out,
+        may_delete=state is not KeyState.REVOKED,
+    )
+
+
+def _scope_views(session: Session, keys: Sequence[ApiKey]) -> dict[int, list[ScopeView]]:
+    """Read the scopes of several keys at once, with what each owner has now."""
+    owner = {key.id: key.member for key in keys}
+    rows = session.execute(
+        select(KeyScope.key_id, KeyScope.action, App.slug, App.name, Solution.name, Access.level)
+        .join(App, App.id == KeyScope.app_id)
+        .join(Solution, Solution.id == App.solution_id)
+        .join(ApiKey, ApiKey.id == KeyScope.key_id)
+        .outerjoin(Access, (Access.solution_id == Solution.id) & (Access.member_id == ApiKey.member_id))
+        .where(KeyScope.key_id.in_(owner))
+        .order_by(Solution.name, App.name, KeyScope.action)
+    )
+    views: dict[int, list[ScopeView]] = {}
+    for key_id, action, slug, app_name, solution_name, level in rows:
+        granted = level_of(Role(owner[key_id].role), AccessLevel(level) if level else None)
+        scope = Scope(slug, Action(action))
+        works = bool(effective_scopes([scope], {slug: granted})) and owner[key_id].is_active
+        views.setdefault(key_id, []).append(ScopeView(str(scope), app_name, slug, solution_name, action, works))
+    return views
+
+
+# --- Generating -----------------------------------------------------------------------------------------------------
+
+
+def plan(session: Session, actor: Actor, draft: Draft, *, lock: bool = False) -> Plan:
+    """Judge a draft: what it would make, what its form may offer, and what is to be mended, in the form's order.
+
+    With `lock`, creator and owner are held until the transaction ends, in this order, and no other owner is read.
+    """
+    seat = members.seat_of(session, actor, lock=lock)
+    owners = _owners(session, seat, only=draft.owner if lock else None)
+    owner = next((owner for owner in owners if owner.member.public_id == draft.owner), None)
+    shelves = members.shelves_for(session, seat)
+    mine = {app.slug: shelf.level for shelf in shelves for app in shelf.apps}
+    grantable = grantable_scopes(owner.access, mine) if owner else frozenset[Scope]()
+    problems: dict[str, str] = {}
+    _check_name(draft, problems)
+    if owner is None:
+        problems["owner"] = "Choose whom the key acts as."
+    if draft.environment not in list(Environment):
+        problems["environment"] = "Choose Sandbox or Live."
+    scopes, beyond = _check_scopes(draft, grantable, mine, problems, owner)
+    expires_at = None
+    if draft.expires in list(Lifetime):
+        expires_at = Lifetime(draft.expires).ends_at(actor.at)
+    else:
+        problems["expires"] = "Choose when the key expires."
+    return Plan(draft, seat, owners, owner, shelves, grantable, scopes, expires_at, problems, beyond)
+
+
+def first_draft(session: Session, actor: Actor, seat: Seat, *, similar_to: str = "", add: str = "") -> Draft:
+    """Fill a new form; with `similar_to`, from that key's answers and the scope `add` that it lacked."""
+    draft = Draft(owner=seat.member.public_id, form_id=new_id("form"))
+    key = session.scalar(_visible(seat).where(ApiKey.public_id == similar_to)) if similar_to else None
+    if key is None:
+        return draft
+    scopes = [view.text for view in _scope_views(session, [key]).get(key.id, [])]
+    added = [add] if Scope.parse(add) and add not in scopes else []
+    owner = key.member.public_id if key.member.is_api else draft.owner
+    return Draft(key.name, key.note, owner, key.environment, [*scopes, *added], draft.expires, draft.form_id)
+
+
+def create(session: Session, actor: Actor, keyring: Keyring, draft: Draft) -> tuple[KeyView, PlainKey]:
+    """Generate the key of a draft; give it with its text, which is nowhere else.
+
+    Raises Invalid with every answer to mend, AlreadyShown when this form made its key before, Conflict at the limit.
+    """
+    made_before = _made_by_form(session, actor, draft.form_id)
+    if made_before:
+        raise AlreadyShown(made_before)
+    planned = plan(session, actor, draft, lock=True)
+    owner = planned.owner
+    if planned.problems or owner is None:
+        raise Invalid(planned.problems, attempt=_overreach(planned))
+    _check_limit(session, owner, actor.at)
+    plain, digest, pepper_id = keyring.mint(Environment(draft.environment))
+    name = text.clean_line(draft.name) or ""
+    key = ApiKey(
+        public_id=new_id("key"),
+        workspace_id=planned.seat.workspace.id,
+        member_id=owner.member.id,
+        environment=draft.environment,
+        name=name,
+        name_folded=text.fold(name),
+        note=text.clean_line(draft.note) or "",
+        digest=digest,
+        pepper_id=pepper_id,
+        last_four=plain.last_four,
+        form_id=draft.form_id or None,
+        created_at=actor.at,
+        created_by_id=planned.seat.member.id,
+        expires_at=planned.expires_at,
+    )
+    key.member = owner.member
+    _insert(session, actor, key, is_mine=owner.is_me)
+    app_ids = {app.slug: app.id for shelf in planned.shelves for app in shelf.apps}
+    session.add_all(
+        KeyScope(key_id=key.id, app_id=app_ids[scope.app], action=str(scope.action)) for scope in planned.scopes
+    )
+    _tell(session, actor, Event.KEY_GENERATED, key, _facts(key, owner, planned.scopes))
+    session.flush()
+    return _views(session, planned.seat, keyring, [key], actor.at)[0], plain
+
+
+def _facts(key: ApiKey, owner: Owner, scopes: Iterable[Scope]) -> dict[str, Any]:
+    return {
+        "owner": owner.member.public_id,
+        "owner_name": owner.member.name,
+        "environment": key.environment,
+        "scopes": [str(scope) for scope in scopes],
+        "expires_at": key.expires_at.isoformat() if key.expires_at else None,
+    }
+
+
+def _owners(session: Session, seat: Seat, *, only: str | None) -> list[Owner]:
+    """List whom this seat can make keys for: itself, and the API members that it manages; or lock and give one."""
+    statement = select(Member).where(
+        or_(Member.id == seat.member.id, Member.id.in_(select(Member.id).where(*members.managed_by(seat)))),
+        Member.deactivated_at.is_(None),
+        Member.removed_at.is_(None),
+    )
+    if only is not None:
+        statement = statement.where(Member.public_id == only).with_for_update()
+    found = session.scalars(statement).all()
+    access = _access_of(session, found)
+    owners = [Owner(member, member.id == seat.member.id, *access[member.id]) for member in found]
+    return sorted(owners, key=lambda owner: (not owner.is_me, owner.member.name.casefold()))
+
+
+def _access_of(session: Session, found: Sequence[Member]) -> dict[int, tuple[AppAccess, str]]:
+    """Read what several members of a workspace may do, by app slug, and in words."""
+    rows = session.execute(
+        select(Member.id, Member.role, Solution.name, App.slug, Access.level)
+        .join(Solution, Solution.workspace_id == Member.workspace_id)
+        .outerjoin(App, App.solution_id == Solution.id)
+        .outerjoin(Access, (Access.solution_id == Solution.id) & (Access.member_id == Member.id))
+        .where(Member.id.in_([member.id for member in found]))
+        .order_by(Solution.name)
+    )
+    access: dict[int, dict[str, AccessLevel]] = {member.id: {} for member in found}
+    words: dict[int, dict[str, str]] = {member.id: {} for member in found}
+    for member_id, role, solution_name, app_slug, level in rows:
+        has = level_of(Role(role), AccessLevel(level) if level else None)
+        if app_slug:
+            access[member_id][app_slug] = has
+        if has is not AccessLevel.NONE:
+            words[member_id][solution_name] = f"{has.value} {solution_name}"
+    return {member_id: (access[member_id], ", ".join(words[member_id].values())) for member_id in access}
+
+
+def _check_name(draft: Draft, problems: dict[str, str]) -> None:
+    name = text.clean_line(draft.name)
+    if name is None:
+        problems["name"] = "Enter a name without control characters or hidden text direction marks."
+    elif len(name) < 3:
+        problems["name"] = "Enter a name so that you can recognise this key later: 3 characters or more."
+    elif len(name) > 60:
+        problems["name"] = f"Enter a name of at most 60 characters; this one has {len(name)}."
+    note = text.clean_line(draft.note)
+    if note is None:
+        problems["note"] = "Enter a note without control characters or hidden text direction marks."
+    elif len(note) > 140:
+        problems["note"] = f"Enter at most 140 characters; this note has {len(note)}."
+
+
+def _check_scopes(
+    draft: Draft, grantable: frozenset[Scope], mine: AppAccess, problems: dict[str, str], owner: Owner | None
+) -> tuple[tuple[Scope, ...], tuple[str, ...]]:
+    """Sort the asked-for scopes into those that may be granted and those beyond, and say what is wrong first."""
+    parsed = {written: Scope.parse(written) for written in draft.scopes[: _MAX_SCOPES + 1]}
+    good = tuple(sorted(scope for scope in parsed.values() if scope in grantable))
+    beyond = tuple(str(scope) for scope in parsed.values() if scope and scope.app in mine and scope not in grantable)
+    if not draft.scopes:
+        problems["scopes"] = "Choose at least one scope. Scopes cannot be added later."
+    elif len(draft.scopes) > _MAX_SCOPES:
+        problems["scopes"] = f"Choose at most {_MAX_SCOPES} scopes."
+    elif odd := [written for written, scope in parsed.items() if scope is None or scope.app not in mine]:
+        problems["scopes"] = f"{_quoted(odd[0])} is not a scope. Choose from the list."
+    elif repeated := [written for written, count in Counter(draft.scopes).items() if count > 1]:
+        problems["scopes"] = f"{repeated[0]} is given twice. Choose each scope once."
+    elif beyond and owner:
+        who = "You do" if owner.is_me else f"You or {owner.member.name} do"
+        problems["scopes"] = f"{who} not have the access that {beyond[0]} needs. Remove it or ask an administrator."
+    return good, beyond
+
+
+def _quoted(written: str) -> str:
+    return "“" + (text.clean_line(written) or "…")[:60] + "”"
+
+
+def _overreach(planned: Plan) -> Attempt | None:
+    """A slip of the pen is no event; asking for more than one may have, or to act as somebody else, is."""
+    if not planned.beyond and "owner" not in planned.problems:
+        return None
+    details = {"scopes": list(planned.beyond)[:20], "owner": planned.draft.owner[:40]}
+    return Attempt(Event.KEY_GENERATED, target_label=planned.draft.name[:60], details=details)
+
+
+def _check_limit(session: Session, owner: Owner, now: datetime) -> None:
+    standing = select(func.count()).where(
+        ApiKey.member_id == owner.member.id,
+        ApiKey.revoked_at.is_(None),
+        or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now),
+    )
+    count = session.scalar(standing) or 0
+    if count >= KEYS_PER_MEMBER:
+        who = "You have" if owner.is_me else f"{owner.member.name} has"
+        message = f"{who} {count} of {KEYS_PER_MEMBER} keys. Delete one first."
+        raise Conflict(message, code="key_limit", attempt=Attempt(Event.KEY_GENERATED, owner.member.public_id))
+
+
+def _insert(session: Session, actor: Actor, key: ApiKey, *, is_mine: bool) -> None:
+    try:
+        with session.begin_nested():
+            session.add(key)
+    except IntegrityError as error:
+        rule = broken_rule(error)
+        if "form_id" in rule and (made_before := _made_by_form(session, actor, key.form_id or "")):
+            raise AlreadyShown(made_before) from None
+        if "name" in rule:
+            _refuse_name(session, actor, key, is_mine=is_mine)
+        raise Unavailable("The key could not be made. Try again.") from error
+
+
+def _made_by_form(session: Session, actor: Actor, form_id: str) -> str | None:
+    _, member_id = actor.seat
+    if not form_id:
+        return None
+    return session.scalar(select(ApiKey.public_id).where(ApiKey.created_by_id == member_id, ApiKey.form_id == form_id))
+
+
+def _refuse_name(session: Session, actor: Actor, key: ApiKey, *, is_mine: bool) -> NoReturn:
+    other = session.scalars(
+        select(ApiKey).where(
+            ApiKey.member_id == key.member_id,
+            ApiKey.name_folded == key.name_folded,
+            ApiKey.revoked_at.is_(None),
+        )
+    ).first()
+    which = f" (…{other.last_four}, {other.state_at(actor.at)})" if other else ""
+    whose = "You already have" if is_mine else "It already has"
+    raise Invalid({"name": f"{whose} a key called “{key.name}”{which}. Choose a different name."})
+
+
+# --- Stopping and starting ------------------------------------------------------------------------------------------
+
+
+def deactivate(session: Session, actor: Actor, keyring: Keyring, key_id: str) -> KeyView:
+    """Stop a key until it is reactivated; from the commit on every request with it is refused."""
+    seat, key = _hold(session, actor, key_id, Event.KEY_DEACTIVATED)
+    if key.state_at(actor.at) is not KeyState.ACTIVE:
+        raise _changed_meanwhile(session, key, actor.at)
+    key.deactivated_at = actor.at
+    key.deactivated_by_id = seat.member.id
+    return _changed(session, actor, seat, keyring, key, Event.KEY_DEACTIVATED)
+
+
+def reactivate(session: Session, actor: Actor, keyring: Keyring, key_id: str) -> KeyView:
+    """Let a deactivated key work again, with the same scopes; never another human's."""
+    seat, key = _hold(session, actor, key_id, Event.KEY_REACTIVATED)
+    if key.member_id != seat.member.id and not key.member.is_api:
+        attempt = Attempt(Event.KEY_REACTIVATED, key.public_id, key.name)
+        raise Forbidden("Only its owner can reactivate this key.", attempt=attempt)
+    if key.state_at(actor.at) is not KeyState.DEACTIVATED:
+        raise _changed_meanwhile(session, key, actor.at)
+    key.deactivated_at = key.deactivated_by_id = None
+    return _changed(session, actor, seat, keyring, key, Event.KEY_REACTIVATED)
+
+
+def delete(session: Session, actor: Actor, keyring: Keyring, key_id: str, *, typed: str) -> KeyView:
+    """Stop a key for ever. One that is in use asks for its name, so that nobody ends the wrong one in a hurry."""
+    seat, key = _hold(session, actor, key_id, Event.KEY_DELETED)
+    is_busy = key.last_used_at is not None and actor.at - key.last_used_at < BUSY
+    if is_busy and text.fold(text.clean_line(typed) or "") != key.name_folded:
+        raise Invalid({"name": f"Type {key.name} exactly to delete it."})
+    key.revoked_at = actor.at
+    key.revoked_by_id = seat.member.id
+    return _changed(session, actor, seat, keyring, key, Event.KEY_DELETED)
+
+
+def list_all(session: Session, actor: Actor, workspace: Workspace, keyring: Keyring) -> list[dict[str, Any]]:
+    """List a workspace's keys that are not deleted, for an operator: facts only, no secret, no digest."""
+    rows = session.scalars(
+        select(ApiKey)
+        .join(ApiKey.member)
+        .options(contains_eager(ApiKey.member))
+        .where(ApiKey.workspace_id == workspace.id, ApiKey.revoked_at.is_(None))
+        .order_by(ApiKey.id)
+    ).all()
+    scopes = _scope_views(session, rows)
+    return [
+        {
+            "id": key.public_id,
+            "name": key.name,
+            "hint": keyring.format.hint(key.environment, key.last_four),
+            "environment": key.environment,
+            "state": str(key.state_at(actor.at)),
+            "owner": key.member.name,
+            "scopes": [scope.text for scope in scopes.get(key.id, [])],
+            "createdAt": key.created_at.isoformat(),
+            "expiresAt": key.expires_at.isoformat() if key.expires_at else None,
+            "lastUsedAt": key.last_used_at.isoformat() if key.last_used_at else None,
+        }
+        for key in rows
+    ]
+
+
+def revoke(session: Session, actor: Actor, key_id: str) -> str:
+    """Stop any key for ever, by an operator's hand; give its name."""
+    statement = select(ApiKey).where(ApiKey.public_id == key_id, ApiKey.revoked_at.is_(None))
+    key = session.scalar(statement.with_for_update())
+    if key is None:
+        raise NotFound(f"There is no key {key_id} that could be revoked.")
+    key.revoked_at = actor.at
+    label = f"{key.name} (…{key.last_four})"
+    audit.record(
+        session,
+        actor,
+        Event.KEY_DELETED,
+        workspace_id=key.workspace_id,
+        target_id=key.public_id,
+        target_name=label,
+        details={"environment": key.environment},
+    )
+    return key.name
+
+
+def _hold(session: Session, actor: Actor, key_id: str, event: Event) -> tuple[Seat, ApiKey]:
+    """Lock a key that the actor may stop; NotFound for any other and for a deleted one."""
+    seat = members.seat_of(session, actor)
+    statement = _visible(seat).where(ApiKey.public_id == key_id, ApiKey.revoked_at.is_(None))
+    key = session.scalar(statement.with_for_update(of=ApiKey))
+    if key is None:
+        raise NotFound(attempt=Attempt(event, key_id))
+    return seat, key
+
+
+def _changed_meanwhile(session: Session, key: ApiKey, now: datetime) -> Conflict:
+    state = key.state_at(now)
+    by = session.get(Member, key.deactivated_by_id) if key.deactivated_by_id else None
+    who = f" ({by.name}, {key.deactivated_at:%H:%M} UTC)" if by and state is KeyState.DEACTIVATED else ""
+    return Conflict(f"“{key.name}” is {state} already{who}. Nothing was changed.")
+
+
+def _changed(session: Session, actor: Actor, seat: Seat, keyring: Keyring, key: ApiKey, event: Event) -> KeyView:
+    _tell(session, actor, event, key, {"environment": key.environment, "owner": key.member.public_id})
+    session.flush()
+    return _views(session, seat, keyring, [key], actor.at)[0]
+
+
+def _tell(session: Session, actor: Actor, event: Event, key: ApiKey, details: dict[str, Any]) -> None:
+    label = f"{key.name} (…{key.last_four})"
+    audit.record(session, actor, event, target_id=key.public_id, target_name=label, details=details)
+
+
+def check_form_id(form_id: str) -> str:
+    """Give a form's one-time id back when it can be one; '' for anything else, which then protects nothing."""
+    return form_id if _FORM_ID.fullmatch(form_id) else ""

@@ -1,0 +1,282 @@
+"""Members and what they may reach: seats, access by solution, API members, invitations."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+from sqlalchemy import ColumnElement, select
+from sqlalchemy.orm import Session, contains_eager, joinedload
+
+from portal.rules import credentials, text
+from portal.rules.access import AccessLevel, Role, level_of, may_grant
+from portal.rules.errors import Forbidden, Invalid, NotFound
+from portal.services import audit
+from portal.services.actor import Actor
+from portal.services.audit import Event
+from portal.store.models import Access, Account, App, Invitation, Member, Solution, Workspace
+
+INVITATION_LIFE = timedelta(days=7)
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """A member in their workspace with what they were given: enough to decide what they see and do."""
+
+    member: Member
+    workspace: Workspace
+    granted: Mapping[int, AccessLevel]  # by solution id; an admin needs none
+
+    @property
+    def role(self) -> Role:
+        """The member's role in this workspace."""
+        return Role(self.member.role)
+
+    @property
+    def is_admin(self) -> bool:
+        """Whether this is an administrator, who manages every solution."""
+        return self.role is Role.ADMIN
+
+    @property
+    def is_lead(self) -> bool:
+        """Whether this member may make API members: a team lead somewhere, or an administrator."""
+        return self.is_admin or AccessLevel.MANAGE in self.granted.values()
+
+    def level_in(self, solution_id: int) -> AccessLevel:
+        """Say what this member may do in a solution."""
+        return level_of(self.role, self.granted.get(solution_id))
+
+
+@dataclass(frozen=True, slots=True)
+class Shelf:
+    """A solution with its apps, as one member sees it."""
+
+    solution: Solution
+    apps: list[App]
+    level: AccessLevel
+
+
+def find_seat(session: Session, account_id: int, slug: str) -> Seat | None:
+    """Find the seat that an account has in a workspace; None when there is none, or none any more."""
+    statement = (
+        select(Member)
+        .join(Member.workspace)
+        .options(contains_eager(Member.workspace))
+        .where(Workspace.slug == slug, Member.account_id == account_id, *_ACTIVE)
+    )
+    member = session.scalar(statement)
+    return Seat(member, member.workspace, granted_to(session, member)) if member else None
+
+
+def seat_of(session: Session, actor: Actor, *, lock: bool = False) -> Seat:
+    """Read the acting member's seat again, inside the transaction that relies on it; Forbidden when it is gone."""
+    workspace_id, member_id = actor.seat
+    statement = (
+        select(Member)
+        .options(joinedload(Member.workspace, innerjoin=True))
+        .where(Member.id == member_id, Member.workspace_id == workspace_id, *_ACTIVE)
+        .execution_options(populate_existing=True)
+    )
+    member = session.scalar(statement.with_for_update(of=Member) if lock else statement)
+    if member is None:
+        raise Forbidden("You are no longer a member of this workspace.")
+    return Seat(member, member.workspace, granted_to(session, member))
+
+
+def granted_to(session: Session, member: Member) -> dict[int, AccessLevel]:
+    """Read what a member was given, by solution id."""
+    rows = session.execute(select(Access.solution_id, Access.level).where(Access.member_id == member.id))
+    return {solution_id: AccessLevel(level) for solution_id, level in rows}
+
+
+def workspaces_of(session: Session, account_id: int) -> list[Member]:
+    """List an account's memberships, each with its workspace, by the workspace's name."""
+    statement = (
+        select(Member)
+        .join(Member.workspace)
+        .options(contains_eager(Member.workspace))
+        .where(Member.account_id == account_id, *_ACTIVE)
+        .order_by(Workspace.name, Workspace.id)
+    )
+    return list(session.scalars(statement))
+
+
+def shelves_for(session: Session, seat: Seat) -> list[Shelf]:
+    """List the solutions and apps of a workspace with this seat's level in each, hidden ones included."""
+    solutions = session.scalars(
+        select(Solution).where(Solution.workspace_id == seat.workspace.id).order_by(Solution.name, Solution.id)
+    ).all()
+    apps = session.scalars(select(App).where(App.workspace_id == seat.workspace.id).order_by(App.name, App.id)).all()
+    return [
+        Shelf(solution, [app for app in apps if app.solution_id == solution.id], seat.level_in(solution.id))
+        for solution in solutions
+    ]
+
+
+def admin_names(session: Session, workspace_id: int, limit: int = 2) -> list[str]:
+    """Name a few administrators, for "ask …"."""
+    statement = select(Member.name).where(Member.workspace_id == workspace_id, Member.role == Role.ADMIN, *_ACTIVE)
+    return list(session.scalars(statement.order_by(Member.id).limit(limit)))
+
+
+def managed_by(seat: Seat) -> list[ColumnElement[bool]]:
+    """Give the conditions under which an API member is one that this seat manages."""
+    conditions: list[ColumnElement[bool]] = [
+        Member.workspace_id == seat.workspace.id,
+        Member.account_id.is_(None),
+        Member.removed_at.is_(None),
+    ]
+    if not seat.is_admin:
+        mine = (Member.manager_id == seat.member.id) | (Member.created_by_id == seat.member.id)
+        conditions.append(mine if seat.is_lead else Member.id.is_(None))
+    return conditions
+
+
+def create_api_member(
+    session: Session, actor: Actor, *, name: str, purpose: str, access: Mapping[str, AccessLevel]
+) -> Member:
+    """Make an API member with access by solution slug; Forbidden where the actor does not manage the solution."""
+    seat = seat_of(session, actor, lock=True)
+    clean = text.clean_line(name)
+    if clean is None or not 3 <= len(clean) <= 60:
+        raise Invalid({"name": "Enter a name of 3 to 60 characters."})
+    if not seat.is_lead:
+        raise Forbidden("Only team leads and administrators make API members.")
+    member = Member(
+        public_id=credentials.new_id("mem"),
+        workspace_id=seat.workspace.id,
+        name=clean,
+        role=Role.MEMBER,
+        purpose=text.clean_line(purpose) or "",
+        manager_id=seat.member.id,
+        created_by_id=seat.member.id,
+        created_at=actor.at,
+    )
+    session.add(member)
+    session.flush()
+    solutions = {shelf.solution.slug: shelf for shelf in shelves_for(session, seat)}
+    for slug, level in access.items():
+        shelf = solutions.get(slug)
+        if shelf is None or not may_grant(shelf.level, level):
+            raise Forbidden(f"You cannot hand out access in {slug}.")
+        if level is not AccessLevel.NONE:
+            session.add(Access(member_id=member.id, solution_id=shelf.solution.id, level=level.value))
+    details = {slug: level.value for slug, level in access.items()}
+    audit.record(
+        session,
+        actor,
+        Event.API_MEMBER_CREATED,
+        target_id=member.public_id,
+        target_name=member.name,
+        details={"access": details},
+    )
+    return member
+
+
+def invite(session: Session, actor: Actor, workspace: Workspace, email: str, role: Role) -> str:
+    """Make a one-time link's token for a person; Invalid for what is no e-mail address. The token is kept nowhere."""
+    address = text.clean_email(email)
+    if not address:
+        raise Invalid({"email": "Enter an email address like ana@example.org."})
+    token = credentials.new_token()
+    invitation = Invitation(
+        public_id=credentials.new_id("inv"),
+        token_hash=credentials.token_digest(token),
+        workspace_id=workspace.id,
+        email=address,
+        role=role,
+        created_at=actor.at,
+        expires_at=actor.at + INVITATION_LIFE,
+    )
+    session.add(invitation)
+    audit.record(
+        session,
+        actor,
+        Event.MEMBER_INVITED,
+        workspace_id=workspace.id,
+        target_id=invitation.public_id,
+        target_name=address,
+        details={"role": role},
+    )
+    return token
+
+
+@dataclass(frozen=True, slots=True)
+class OpenInvitation:
+    """An invitation that can still be accepted, and the account that its address has already, if any."""
+
+    invitation: Invitation
+    account: Account | None
+
+
+def open_invitation(session: Session, token: str, actor: Actor, *, lock: bool = False) -> OpenInvitation:
+    """Find an invitation by its token; NotFound once it is used, expired or unknown."""
+    statement = (
+        select(Invitation)
+        .options(joinedload(Invitation.workspace, innerjoin=True))
+        .where(
+            Invitation.token_hash == credentials.token_digest(token),
+            Invitation.accepted_at.is_(None),
+            Invitation.expires_at > actor.at,
+        )
+    )
+    invitation = session.scalar(statement.with_for_update(of=Invitation) if lock else statement)
+    if invitation is None:
+        raise NotFound("This invitation was used or has expired. Ask for a new one.")
+    return OpenInvitation(invitation, session.scalar(select(Account).where(Account.email == invitation.email)))
+
+
+def accept_invitation(session: Session, actor: Actor, token: str, *, name: str, password: str) -> Member:
+    """Let a person join with a new account; Invalid for answers to mend.
+
+    For an address that has an account the caller has checked that account's password before, and `name` is not asked.
+    """
+    found = open_invitation(session, token, actor, lock=True)
+    invitation, account = found.invitation, found.account
+    if account is None:
+        clean = text.clean_line(name)
+        problems = {}
+        if clean is None or not 2 <= len(clean) <= 60:
+            problems["name"] = "Enter your name, 2 to 60 characters."
+        if not credentials.PASSWORD_MIN <= len(password) <= credentials.PASSWORD_MAX:
+            problems["password"] = f"Choose a password of at least {credentials.PASSWORD_MIN} characters."
+        if problems or clean is None:
+            raise Invalid(problems)
+        account = Account(
+            public_id=credentials.new_id("acc"),
+            email=invitation.email,
+            name=clean,
+            password_hash=credentials.hash_password(password),
+            created_at=actor.at,
+        )
+        session.add(account)
+        session.flush()
+    member = session.scalar(
+        select(Member).where(Member.account_id == account.id, Member.workspace_id == invitation.workspace_id)
+    )
+    if member is None:
+        member = Member(
+            public_id=credentials.new_id("mem"),
+            workspace_id=invitation.workspace_id,
+            account_id=account.id,
+            name=account.name,
+            role=invitation.role,
+            created_at=actor.at,
+        )
+        session.add(member)
+    elif not member.is_active:  # somebody who had left is asked back
+        member.deactivated_at = member.removed_at = None
+        member.role = invitation.role
+    invitation.accepted_at = actor.at
+    audit.record(
+        session,
+        actor,
+        Event.MEMBER_JOINED,
+        workspace_id=invitation.workspace_id,
+        target_id=member.public_id,
+        target_name=member.name,
+        details={"role": member.role},
+    )
+    return member
+
+
+_ACTIVE = (Member.deactivated_at.is_(None), Member.removed_at.is_(None))

@@ -1,0 +1,203 @@
+"""Records of apps, live and sandbox apart: what integrations read and write, and people look at."""
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from jsonschema import Draft202012Validator
+from jsonschema.protocols import Validator
+from referencing import Registry
+from sqlalchemy import delete, func, insert, select
+from sqlalchemy.orm import Session
+
+from portal.rules.access import AccessLevel, Environment
+from portal.rules.credentials import new_id
+from portal.rules.errors import Attempt, DoesNotFit, Forbidden, NotFound, PreconditionFailed
+from portal.services import audit, members
+from portal.services.actor import Actor
+from portal.services.audit import Event
+from portal.store.models import App, Record
+
+_MAX_PROBLEMS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where records are: an app of a workspace, in one environment."""
+
+    workspace_id: int
+    app: str  # slug
+    environment: str
+
+
+def list_for(session: Session, place: Place, *, limit: int, offset: int) -> tuple[list[Record], int]:
+    """List records, newest first, and count them all."""
+    here = _in(place)
+    total = session.scalar(select(func.count()).select_from(Record).join(App, App.id == Record.app_id).where(*here))
+    page = select(Record).join(App, App.id == Record.app_id).where(*here).order_by(Record.id.desc())
+    return list(session.scalars(page.limit(limit).offset(offset))), total or 0
+
+
+def get(session: Session, place: Place, record_id: str, *, lock: bool = False) -> Record:
+    """Find a record; NotFound when it is not in this app and environment."""
+    statement = select(Record).join(App, App.id == Record.app_id).where(*_in(place), Record.public_id == record_id)
+    record = session.scalar(statement.with_for_update(of=Record) if lock else statement)
+    if record is None:
+        raise NotFound("There is no such record.")
+    return record
+
+
+def create(session: Session, actor: Actor, place: Place, fields: dict[str, Any]) -> Record:
+    """Add a record; DoesNotFit when the app's schema refuses it."""
+    app = get_app(session, place.workspace_id, place.app)
+    _check(app, fields)
+    record = Record(
+        public_id=new_id("rec"),
+        app_id=app.id,
+        environment=place.environment,
+        fields=fields,
+        version=1,
+        created_at=actor.at,
+        updated_at=actor.at,
+    )
+    session.add(record)
+    session.flush()
+    _tell(session, actor, Event.RECORD_CREATED, place, record)
+    return record
+
+
+def change(
+    session: Session, actor: Actor, place: Place, record_id: str, fields: dict[str, Any], *, if_match: set[str] | None
+) -> Record:
+    """Merge top-level fields into a record; PreconditionFailed when `if_match` does not hold its ETag."""
+    record = get(session, place, record_id, lock=True)
+    check_match(record, if_match)
+    merged = {**record.fields, **fields}
+    _check(get_app(session, place.workspace_id, place.app), merged)
+    record.fields = merged
+    record.version += 1
+    record.updated_at = max(actor.at, record.updated_at)
+    _tell(session, actor, Event.RECORD_CHANGED, place, record)
+    session.flush()
+    return record
+
+
+def remove(session: Session, actor: Actor, place: Place, record_id: str, *, if_match: set[str] | None) -> None:
+    """Delete a record for good; PreconditionFailed when `if_match` does not hold its ETag."""
+    record = get(session, place, record_id, lock=True)
+    check_match(record, if_match)
+    session.delete(record)
+    _tell(session, actor, Event.RECORD_DELETED, place, record)
+
+
+def etag(record: Record) -> str:
+    """Give a record's strong entity tag (RFC 9110, section 8.8.3)."""
+    return f'"{record.version}"'
+
+
+def check_match(record: Record, if_match: set[str] | None) -> None:
+    """Raise PreconditionFailed unless the tags a client sent (None: it sent none) hold the record's own or `*`."""
+    if if_match is not None and not if_match & {"*", etag(record)}:
+        raise PreconditionFailed("The record has changed since you read it. Read it again, then repeat your change.")
+
+
+def get_app(session: Session, workspace_id: int, slug: str) -> App:
+    """Find an app of a workspace; NotFound."""
+    app = session.scalar(select(App).where(App.workspace_id == workspace_id, App.slug == slug))
+    if app is None:
+        raise NotFound("There is no such app.")
+    return app
+
+
+def _in(place: Place) -> tuple[Any, ...]:
+    return (
+        App.workspace_id == place.workspace_id,
+        App.slug == place.app,
+        Record.environment == place.environment,
+    )
+
+
+def _tell(session: Session, actor: Actor, event: Event, place: Place, record: Record) -> None:
+    details = {"app": place.app, "environment": place.environment}
+    audit.record(session, actor, event, target_id=record.public_id, target_name=place.app, details=details)
+
+
+# --- The app's schema -----------------------------------------------------------------------------------------------
+
+
+def _check(app: App, fields: dict[str, Any]) -> None:
+    problems = sorted(_validator(json.dumps(app.schema, sort_keys=True)).iter_errors(fields), key=lambda e: e.json_path)
+    if problems:
+        raise DoesNotFit(
+            [{"path": each.json_path[:200], "message": each.message[:300]} for each in problems[:_MAX_PROBLEMS]]
+        )
+
+
+@lru_cache(maxsize=256)
+def _validator(schema: str) -> Validator:
+    # An empty registry: a $ref to somewhere else is an error, never a request to it.
+    return Draft202012Validator(
+        json.loads(schema), registry=Registry(), format_checker=Draft202012Validator.FORMAT_CHECKER
+    )
+
+
+# --- The sandbox ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Sandbox:
+    """How many records an app has in each environment."""
+
+    app: App
+    live: int
+    test: int
+
+
+def sandbox_of(session: Session, actor: Actor, slug: str) -> Sandbox:
+    """Look at an app's sandbox before filling it; Forbidden to whoever does not manage its solution."""
+    seat = members.seat_of(session, actor)
+    app = get_app(session, seat.workspace.id, slug)
+    if seat.level_in(app.solution_id) is AccessLevel.NONE:
+        raise NotFound("There is no such app.")
+    if seat.level_in(app.solution_id) is not AccessLevel.MANAGE:
+        attempt = Attempt(Event.SANDBOX_FILLED, app.public_id, app.name)
+        raise Forbidden(f"Only those who manage this solution can fill the sandbox of {app.name}.", attempt=attempt)
+    counts = session.execute(
+        select(Record.environment, func.count()).where(Record.app_id == app.id).group_by(Record.environment)
+    )
+    found = {environment: int(count) for environment, count in counts}
+    return Sandbox(app, found.get(Environment.LIVE, 0), found.get(Environment.TEST, 0))
+
+
+def fill_sandbox(session: Session, actor: Actor, slug: str) -> Sandbox:
+    """Replace an app's sandbox records by copies of its live ones; nothing ever flows back."""
+    before = sandbox_of(session, actor, slug)
+    app = before.app
+    session.execute(delete(Record).where(Record.app_id == app.id, Record.environment == Environment.TEST))
+    live = session.scalars(
+        select(Record.fields).where(Record.app_id == app.id, Record.environment == Environment.LIVE).order_by(Record.id)
+    ).all()
+    copies = [
+        {
+            "public_id": new_id("rec"),
+            "app_id": app.id,
+            "environment": Environment.TEST,
+            "fields": fields,
+            "version": 1,
+            "created_at": actor.at,
+            "updated_at": actor.at,
+        }
+        for fields in live
+    ]
+    if copies:
+        session.execute(insert(Record), copies)
+    audit.record(
+        session,
+        actor,
+        Event.SANDBOX_FILLED,
+        target_id=app.public_id,
+        target_name=app.name,
+        details={"removed": before.test, "copied": len(copies)},
+    )
+    return Sandbox(app, before.live, len(copies))

@@ -1,0 +1,121 @@
+"""When keys were last used: noted in memory by each request, written in batches beside them.
+
+A key's row is written at most once in ten seconds whatever its traffic, and never by a request. A process that is
+killed loses what it noted in its last second, and of busy keys the last ten.
+"""
+
+import atexit
+import json
+import logging
+import threading
+import time
+from datetime import datetime, timedelta
+from multiprocessing import util as multiprocessing_util
+
+from sqlalchemy import bindparam, text, update
+
+from portal.rules.credentials import KeyDigest
+from portal.services.key_check import Caller
+from portal.store.database import Database
+from portal.store.models import ApiKey
+
+_log = logging.getLogger(__name__)
+
+FLUSH_EVERY = 1.0  # seconds
+WRITE_EVERY = timedelta(seconds=10)
+
+# One statement a flush: a batch sent row by row would trade the interpreter lock with requests once a row.
+_SQLITE = """
+UPDATE api_key SET last_used_at = used.at, last_used_address = used.address, last_used_client = used.client
+FROM (SELECT value ->> 0 AS id, value ->> 1 AS at, value ->> 2 AS address, value ->> 3 AS client
+      FROM json_each(:batch)) AS used
+WHERE api_key.id = used.id AND (api_key.last_used_at IS NULL OR api_key.last_used_at < used.at)
+"""
+_POSTGRESQL = """
+UPDATE api_key SET last_used_at = used.at, last_used_address = used.address, last_used_client = used.client
+FROM (SELECT (value ->> 0)::bigint AS id, (value ->> 1)::timestamp AT TIME ZONE 'UTC' AS at,
+             value ->> 2 AS address, value ->> 3 AS client
+      FROM json_array_elements(CAST(:batch AS json)) AS value) AS used
+WHERE api_key.id = used.id AND (api_key.last_used_at IS NULL OR api_key.last_used_at < used.at)
+"""
+
+
+class Usage:
+    """The notes of one process and the thread that writes them down."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._statement = text(_SQLITE if database.is_sqlite else _POSTGRESQL)
+        self._lock = threading.Lock()
+        self._noted: dict[int, tuple[datetime, str | None, str]] = {}
+        self._written: dict[int, datetime] = {}
+        self._digests: dict[int, tuple[KeyDigest, str]] = {}
+        self._thread: threading.Thread | None = None
+
+    def note(self, caller: Caller, at: datetime, address: str | None, client: str) -> None:
+        """Remember that a key was used; cheap, and never fails a request."""
+        self._noted[caller.key_pk] = (at, address, client)
+        if caller.new_digest:
+            self._digests[caller.key_pk] = caller.new_digest
+        if self._thread is None:
+            self._start()
+
+    def flush(self, *, everything: bool = True) -> None:
+        """Write what was noted; without `everything`, only keys whose last write is ten seconds old. Never raises."""
+        with self._lock:
+            noted = self._take(everything=everything)
+            digests, self._digests = self._digests, {}
+            if not noted and not digests:
+                return
+            try:
+                self._write(noted, digests)
+            except Exception:
+                _log.exception("usage could not be written; it is kept for the next try")
+                self._noted = noted | self._noted
+                self._digests = digests | self._digests
+            else:
+                self._written.update((key, at) for key, (at, _, _) in noted.items())
+
+    def _take(self, *, everything: bool) -> dict[int, tuple[datetime, str | None, str]]:
+        taken = {}
+        for key, (at, _, _) in list(self._noted.items()):
+            written = self._written.get(key)
+            if everything or written is None or at - written >= WRITE_EVERY:
+                taken[key] = self._noted.pop(key)
+        if len(self._written) > 100_000:
+            self._written.clear()
+        return taken
+
+    def _write(
+        self, noted: dict[int, tuple[datetime, str | None, str]], digests: dict[int, tuple[KeyDigest, str]]
+    ) -> None:
+        batch = [
+            (key, at.replace(tzinfo=None).isoformat(" ", "microseconds"), address, client)
+            for key, (at, address, client) in noted.items()
+        ]
+        with self._database.transaction() as session:
+            if batch:
+                session.execute(self._statement, {"batch": json.dumps(batch)})
+            if digests:
+                move = (
+                    update(ApiKey)
+                    .where(ApiKey.id == bindparam("pk"))
+                    .values(digest=bindparam("d"), pepper_id=bindparam("p"))
+                )
+                rows = [{"pk": key, "d": digest, "p": pepper} for key, (digest, pepper) in digests.items()]
+                session.connection().execute(move, rows)
+
+    def _start(self) -> None:
+        """Start writing with the first note, so that no thread exists before the server has forked or spawned."""
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="usage", daemon=True)
+                self._thread.start()
+                # Both, because servers differ: granian's workers run Finalize and no atexit, others the reverse.
+                atexit.register(self.flush)
+                multiprocessing_util.Finalize(None, self.flush, exitpriority=100)
+
+    def _run(self) -> None:
+        while True:
+            time.sleep(FLUSH_EVERY)
+            self.flush(everything=False)

@@ -1,0 +1,171 @@
+"""Workspaces, their solutions and apps: made by an operator for now."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import SchemaError
+from sqlalchemy import select
+from sqlalchemy.orm import Session, contains_eager
+
+from portal.rules import text
+from portal.rules.access import SLUG
+from portal.rules.credentials import new_id
+from portal.rules.errors import Conflict, Invalid, NotFound
+from portal.services import audit
+from portal.services.actor import Actor
+from portal.services.audit import Event
+from portal.store.database import IntegrityError
+from portal.store.models import App, Solution, Workspace
+
+
+def get(session: Session, slug: str) -> Workspace:
+    """Find a workspace by its slug; NotFound."""
+    workspace = session.scalar(select(Workspace).where(Workspace.slug == slug))
+    if workspace is None:
+        raise NotFound(f"There is no workspace {slug}.")
+    return workspace
+
+
+def create(session: Session, actor: Actor, slug: str, name: str) -> Workspace:
+    """Make an empty workspace; Conflict when the slug is taken."""
+    workspace = Workspace(public_id=new_id("ws"), slug=_slug(slug), name=_name(name), created_at=actor.at)
+    _add(session, workspace, f"There is a workspace {slug} already.")
+    audit.record(
+        session,
+        actor,
+        Event.WORKSPACE_CREATED,
+        workspace_id=workspace.id,
+        target_id=workspace.public_id,
+        target_name=workspace.name,
+    )
+    return workspace
+
+
+def add_solution(
+    session: Session, actor: Actor, workspace: Workspace, slug: str, name: str, description: str = ""
+) -> Solution:
+    """Add a solution to a workspace; Conflict when the slug is taken there."""
+    solution = Solution(
+        public_id=new_id("sol"),
+        workspace_id=workspace.id,
+        slug=_slug(slug),
+        name=_name(name),
+        description=_description(description),
+        created_at=actor.at,
+    )
+    _add(session, solution, f"{workspace.name} has a solution {slug} already.")
+    audit.record(
+        session,
+        actor,
+        Event.SOLUTION_ADDED,
+        workspace_id=workspace.id,
+        target_id=solution.public_id,
+        target_name=solution.name,
+    )
+    return solution
+
+
+def get_solution(session: Session, workspace: Workspace, slug: str) -> Solution:
+    """Find a solution of a workspace; NotFound."""
+    solution = session.scalar(select(Solution).where(Solution.workspace_id == workspace.id, Solution.slug == slug))
+    if solution is None:
+        raise NotFound(f"{workspace.name} has no solution {slug}.")
+    return solution
+
+
+def reachable(session: Session, workspace_id: int, slugs: Iterable[str]) -> list[tuple[Solution, list[App]]]:
+    """List the solutions that hold these apps, each with those of them it holds."""
+    statement = (
+        select(App)
+        .join(App.solution)
+        .options(contains_eager(App.solution))
+        .where(App.workspace_id == workspace_id, App.slug.in_(list(slugs)))
+        .order_by(Solution.name, Solution.id, App.name, App.id)
+    )
+    found: dict[Solution, list[App]] = {}
+    for app in session.scalars(statement):
+        found.setdefault(app.solution, []).append(app)
+    return list(found.items())
+
+
+def add_app(
+    session: Session,
+    actor: Actor,
+    solution: Solution,
+    slug: str,
+    name: str,
+    schema: dict[str, Any],
+    description: str = "",
+) -> App:
+    """Add an app with the JSON Schema of its records; app slugs are unique in the workspace."""
+    app = App(
+        public_id=new_id("app"),
+        workspace_id=solution.workspace_id,
+        solution_id=solution.id,
+        slug=_slug(slug),
+        name=_name(name),
+        description=_description(description),
+        schema=_schema(schema),
+        created_at=actor.at,
+    )
+    _add(session, app, f"The workspace has an app {slug} already.")
+    audit.record(
+        session,
+        actor,
+        Event.APP_ADDED,
+        workspace_id=solution.workspace_id,
+        target_id=app.public_id,
+        target_name=app.name,
+    )
+    return app
+
+
+def _add(session: Session, row: Workspace | Solution | App, taken: str) -> None:
+    try:
+        with session.begin_nested():
+            session.add(row)
+    except IntegrityError:
+        raise Conflict(taken) from None
+
+
+def _slug(slug: str) -> str:
+    if not SLUG.fullmatch(slug):
+        message = "A slug is 2 to 40 lower-case letters, digits and hyphens, and begins with a letter."
+        raise Invalid({"slug": message})
+    return slug
+
+
+def _name(name: str) -> str:
+    clean = text.clean_line(name)
+    if not clean or len(clean) > 60:
+        raise Invalid({"name": "Enter a name of 1 to 60 characters."})
+    return clean
+
+
+def _description(description: str) -> str:
+    clean = text.clean_line(description)
+    if clean is None or len(clean) > 140:
+        raise Invalid({"description": "Enter a description of at most 140 characters."})
+    return clean
+
+
+def _schema(schema: dict[str, Any]) -> dict[str, Any]:
+    try:
+        Draft202012Validator.check_schema(schema)
+    except SchemaError as error:
+        raise Invalid({"schema": f"This is not a JSON Schema: {error.message}"}) from None
+    if schema.get("type") != "object":
+        raise Invalid({"schema": 'The schema of a record must say "type": "object".'})
+    if not all(reference.startswith("#") for reference in _references(schema)):
+        raise Invalid({"schema": "A $ref may only point within the schema itself (#/…)."})
+    return schema
+
+
+def _references(node: Any) -> list[str]:
+    if isinstance(node, list):
+        return [found for item in node for found in _references(item)]
+    if not isinstance(node, dict):
+        return []
+    here = [str(node[word]) for word in ("$ref", "$dynamicRef") if word in node]
+    return here + [found for item in node.values() for found in _references(item)]

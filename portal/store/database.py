@@ -1,0 +1,151 @@
+"""The engine, its transactions, and moments. SQLite (WAL) and PostgreSQL behave the same from here up."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from sqlalchemy import DateTime, Dialect, Engine, MetaData, create_engine, event
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError, TimeoutError
+from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
+from sqlalchemy.types import TypeDecorator
+
+# What a database that is away, hung, locked or full looks like, through SQLAlchemy or from the driver itself.
+TROUBLE: tuple[type[Exception], ...] = (
+    OperationalError,
+    InterfaceError,
+    TimeoutError,
+    sqlite3.OperationalError,
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+)
+
+
+def broken_rule(error: IntegrityError) -> str:
+    """Name the unique index or constraint that a write broke, as far as the driver tells."""
+    diagnosis = getattr(error.orig, "diag", None)
+    return str(getattr(diagnosis, "constraint_name", None) or error.orig)
+
+
+class Moment(TypeDecorator[datetime]):
+    """An aware UTC moment with microseconds; SQLite, which has no such type, keeps it as sortable text."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Refuse naive moments: they would be read as somebody's local time."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise TypeError("a moment needs a time zone")
+        moment = value.astimezone(UTC)
+        return moment.replace(tzinfo=None) if dialect.name == "sqlite" else moment
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Give every moment back in UTC."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Base(DeclarativeBase):
+    """The tables' common base; constraints have names, because SQLite migrations can only drop named ones."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {datetime: Moment}  # noqa: RUF012 - SQLAlchemy reads it once, as a class attribute
+
+
+class Database:
+    """One database: sessions that read, sessions that write, and bare connections for the hot path."""
+
+    def __init__(self, url: str) -> None:
+        self.url = checked_url(url)
+        self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        self.engine = create_engine(self.url, **({} if self.is_sqlite else _POSTGRESQL_OPTIONS))
+        if self.is_sqlite:
+            _prepare_sqlite(self.engine, self.url)
+        self._sessions = sessionmaker(self.engine, expire_on_commit=False)
+
+    @contextmanager
+    def transaction(self) -> Iterator[Session]:
+        """Give a session that writes: committed at the end, rolled back on an error. SQLite locks at its start,
+
+        because a reader that turns writer half-way fails with "database is locked" whatever the time-out.
+        """
+        with self._sessions.begin() as session:
+            session.connection(execution_options={"portal_write": True})
+            yield session
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """Give a session that only reads; what it loaded stays usable afterwards."""
+        with self._sessions() as session:
+            yield session
+
+    def driver_connection(self) -> Any:
+        """Open a connection of the driver itself, in autocommit; its caller keeps and closes it."""
+        pooled = self.engine.raw_connection()
+        connection = pooled.driver_connection
+        pooled.detach()
+        if isinstance(connection, psycopg.Connection):
+            connection.autocommit = True
+            connection.prepare_threshold = 0  # prepared at first use: a four-table join costs a fifth then
+        return connection
+
+    def close(self) -> None:
+        """Give all pooled connections back."""
+        self.engine.dispose()
+
+
+_POSTGRESQL_OPTIONS: dict[str, Any] = {
+    "pool_pre_ping": True,
+    "connect_args": {"connect_timeout": 3, "options": "-c statement_timeout=10000 -c lock_timeout=8000"},
+}
+_PRAGMAS = ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=5000")
+
+
+def checked_url(text: str) -> URL:
+    """Read a database URL; bare `postgresql://` means psycopg 3. Raises ValueError for any other database."""
+    try:
+        url = make_url(text)
+        backend = url.get_backend_name()
+    except Exception as error:
+        raise ValueError("it cannot be read") from error
+    if backend == "postgresql":
+        return url.set(drivername="postgresql+psycopg")
+    if backend == "sqlite" and url.database and url.database != ":memory:":
+        return url.set(drivername="sqlite+pysqlite")
+    raise ValueError("it must begin with sqlite:/// and a file, or with postgresql://")
+
+
+def _prepare_sqlite(engine: Engine, url: URL) -> None:
+    path = Path(str(url.database))
+    if not path.exists():
+        path.touch(mode=0o600)  # nobody else on the machine reads digests and password hashes
+
+    @event.listens_for(engine, "connect")
+    def connect(connection: sqlite3.Connection, record: object) -> None:
+        connection.isolation_level = None  # we send BEGIN ourselves, below
+        for pragma in _PRAGMAS:
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Any) -> None:
+        writes = connection.get_execution_options().get("portal_write")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+__all__ = ["TROUBLE", "Base", "Database", "IntegrityError", "Moment", "Session", "broken_rule", "checked_url"]

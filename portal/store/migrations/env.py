@@ -1,0 +1,49 @@
+"""How Alembic runs our migrations: one transaction each; on SQLite without foreign keys, as it rebuilds tables."""
+
+from typing import Any, Literal
+
+from alembic import context
+from alembic.autogenerate.api import AutogenContext
+from sqlalchemy import Connection
+
+from portal.store import models
+from portal.store.database import Base, Database, Moment
+
+assert models  # noqa: S101 - imported for its tables
+
+
+def _render(kind: str, item: Any, autogenerate: AutogenContext) -> str | Literal[False]:
+    if kind == "type" and isinstance(item, Moment):
+        autogenerate.imports.add("from portal.store.database import Moment")
+        return "Moment()"
+    return False
+
+
+def _run(connection: Connection) -> None:
+    context.configure(
+        connection=connection,
+        target_metadata=Base.metadata,
+        render_as_batch=True,
+        render_item=_render,
+        compare_type=True,
+        transaction_per_migration=True,
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+database = Database(context.config.attributes["url"].render_as_string(hide_password=False))
+with database.engine.connect() as connection:
+    if database.is_sqlite:
+        raw = connection.connection.dbapi_connection
+        assert raw is not None  # noqa: S101
+        # SQLite changes a table by dropping and remaking it, which would cascade to its children. The pragma does
+        # nothing inside a transaction, so it goes to the driver before one begins.
+        raw.execute("PRAGMA foreign_keys=OFF")
+        _run(connection)
+        if raw.execute("PRAGMA foreign_key_check").fetchall():
+            raise RuntimeError("a migration left rows that point nowhere")
+        connection.invalidate()  # a connection without foreign keys must not be used again
+    else:
+        _run(connection)
+database.close()

@@ -1,0 +1,291 @@
+"""The tables, to be read as tables. Methods judge a row by its own columns; rules across rows live in services."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import JSON, CheckConstraint, ForeignKey, Index, LargeBinary, String, UniqueConstraint, text
+from sqlalchemy.orm import Mapped, mapped_column, relationship
+
+from portal.rules.access import AccessLevel, Role
+from portal.store.database import Base
+
+
+def _one_of(column: str, *values: str) -> CheckConstraint:
+    listed = ", ".join(f"'{value}'" for value in values)
+    return CheckConstraint(f"{column} IN ({listed})", name=column)
+
+
+class Account(Base):
+    """A human's login; may be a member of several workspaces."""
+
+    __tablename__ = "account"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    public_id: Mapped[str] = mapped_column(String(40), unique=True)
+    email: Mapped[str] = mapped_column(String(254), unique=True)
+    name: Mapped[str] = mapped_column(String(60))
+    password_hash: Mapped[str] = mapped_column(String(255))
+    created_at: Mapped[datetime]
+    deactivated_at: Mapped[datetime | None]
+
+
+class Workspace(Base):
+    """The organisation, the tenant. Nothing ever crosses it."""
+
+    __tablename__ = "workspace"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    public_id: Mapped[str] = mapped_column(String(40), unique=True)
+    slug: Mapped[str] = mapped_column(String(40), unique=True)
+    name: Mapped[str] = mapped_column(String(60))
+    created_at: Mapped[datetime]
+
+
+class Member(Base):
+    """An account in a workspace; without an account, an API member."""
+
+    __tablename__ = "member"
+    __table_args__ = (
+        UniqueConstraint("workspace_id", "account_id"),
+        _one_of("role", *Role),
+        CheckConstraint("account_id IS NOT NULL OR role = 'member'", name="api_member_is_no_admin"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    public_id: Mapped[str] = mapped_column(String(40), unique=True)
+    workspace_id: Mapped[int] = mapped_column(ForeignKey("workspace.id"))
+    account_id: Mapped[int | None] = mapped_column(ForeignKey("account.id"), index=True)
+    name: Mapped[str] = mapped_column(String(60))
+    role: Mapped[str] = mapped_column(String(10))
+    purpose: Mapped[str] = mapped_column(String(140), default="")
+    manager_id: Mapped[int | None] = mapped_column(ForeignKey("member.id"), index=True)
+    created_by_id: Mapped[int | None] = mapped_column(ForeignKey("member.id"), index=True)
+    created_at: Mapped[datetime]
+    deactivated_at: Mapped[datetime | None]
+    removed_at: Mapped[datetime | None]
+
+    workspace: Mapped[Workspace] = relationship(lazy="raise")
+    account: Mapped[Account | None] = relationship(lazy="raise")
+
+    @property
+    def is_api(self) -> bool:
+        """Whether this is an API member: no login, made for one integration."""
+        return self.account_id is None
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the membership stands; the account's own state is not looked at."""
+        return self.deactivated_at is None and self.removed_at is None
+
+
+class Solution(Base):
+    """A group of apps; the unit in which access is given."""
+
+    __tablename__ = "solution"
+    __table_args__ = (UniqueConstraint("workspace_id", "slug"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    public_id: Mapped[str] = mapped_column(String(40), unique=True)
+    workspace_id: Mapped[int] = mapped_column(ForeignKey("workspace.id"))
+    slug: Mapped[str] = mapped_column(String(40))
+    name: Mapped[str] = mapped_column(String(60))
+    description: Mapped[str] = mapped_column(String(140), default="")
+    created_at: Mapped[datetime]
+
+
+class App(Base):
+    """Holds records; its JSON Schema says what a record's fields must be."""
+
+    __tablename__ = "app"
+    __table_args__ = (UniqueConstraint("workspace_id", "slug"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    public_id: Mapped[str] = mapped_column(String(40), unique=True)
+    workspace_id: Mapped[int] = mapped_column(ForeignKey("workspace.id"))
+    solution_id: Mapped[int] = mapped_column(ForeignKey("solution.id"), index=True)
+    slug: Mapped[str] = mapped_column(String(40))
+    name: Mapped[str] = mapped_column(String(60))
+    description: Mapped[str] = mapped_column(String(140), default="")
+    schema: Mapped[dict[str, Any]] = mapped_column(JSON)
+    created_at: Mapped[datetime]
+
+    solution: Mapped[Solution] = relationship(lazy="raise")
+
+
+class Access(Base):
+    """What a member was given in one solution. No row is no access; admins need none."""
+
+    __tablename__ = "access"
+    __table_args__ = (_one_of("level", *(level.value for level in AccessLevel if level is not AccessLevel.NONE)),)
+
+    member_id: Mapped[int] = mapped_column(ForeignKey("member.id"), primary_key=True)
+    solution_id: Mapped[int] = mapped_column(ForeignKey("solution.id"), primary_key=True, index=True)
+    level: Mapped[str] = mapped_column(String(10))
+
+
+class KeyState(StrEnum):
+    """What a key is at a moment; the first that holds, from final to fine."""
+
+    REVOKED = "revoked"
+    EXPIRED = "expired"
+    DEACTIVATED = "deactivated"
+    ACTIVE = "active"
+
+
+class ApiKey(Base):
+    """A named key of one member in one environment. Its text is nowhere; a revoked key's row stays, with its digest."""
+
+    __tablename__ = "api_key"
+    __table_args__ = (
+        _one_of("environment", "live", "test"),
+        UniqueConstraint("created_by_id", "form_id"),
+        Index(
+            "uq_api_key_name_in_use",
+            "member_id",
+            "name_folded",
+            unique=True,
+            sqlite_where=text("revoked_at IS NULL"),
+            postgresql_where=text("revoked_at IS NULL"),
+        ),
+        Index("ix_api_key_workspace_id_id", "workspace_id", "id"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    public_id: Mapped[str] = mapped_column(String(40), unique=True)
+    workspace_id: Mapped[int] = mapped_column(ForeignKey("workspace.id"))
+    member_id: Mapped[int] = mapped_column(ForeignKey("member.id"))
+    environment: Mapped[str] = mapped_column(String(4))
+    name: Mapped[str] = mapped_column(String(60))
+    name_folded: Mapped[str] = mapped_column(String(120))
+    note: Mapped[str] = mapped_column(String(140), default="")
+    digest: Mapped[bytes] = mapped_column(LargeBinary(32), unique=True)
+    pepper_id: Mapped[str] = mapped_column(String(20))
+    last_four: Mapped[str] = mapped_column(String(4))
+    form_id: Mapped[str | None] = mapped_column(String(40))
+    created_at: Mapped[datetime]
+    created_by_id: Mapped[int] = mapped_column(ForeignKey("member.id"))
+    expires_at: Mapped[datetime | None]
+    deactivated_at: Mapped[datetime | None]
+    deactivated_by_id: Mapped[int | None] = mapped_column(ForeignKey("member.id"))
+    revoked_at: Mapped[datetime | None]
+    revoked_by_id: Mapped[int | None] = mapped_column(ForeignKey("member.id"))
+    last_used_at: Mapped[datetime | None]
+    last_used_address: Mapped[str | None] = mapped_column(String(45))
+    last_used_client: Mapped[str | None] = mapped_column(String(60))
+
+    member: Mapped[Member] = relationship(lazy="raise", foreign_keys=[member_id])
+    created_by: Mapped[Member] = relationship(lazy="raise", foreign_keys=[created_by_id])
+
+    def state_at(self, now: datetime) -> KeyState:
+        """Say what this key is at a moment, its owner's state and access aside."""
+        if self.revoked_at is not None:
+            return KeyState.REVOKED
+        if self.expires_at is not None and now >= self.expires_at:
+            return KeyState.EXPIRED
+        return KeyState.DEACTIVATED if self.deactivated_at is not None else KeyState.ACTIVE
+
+
+class KeyScope(Base):
+    """One scope of a key. Written with the key and never changed."""
+
+    __tablename__ = "key_scope"
+    __table_args__ = (_one_of("action", "read", "write"),)
+
+    key_id: Mapped[int] = mapped_column(ForeignKey("api_key.id"), primary_key=True)
+    app_id: Mapped[int] = mapped_column(ForeignKey("app.id"), primary_key=True, index=True)
+    action: Mapped[str] = mapped_column(String(5), primary_key=True)
+
+
+class Record(Base):
+    """One record of an app in one environment; `version` counts its changes and is its ETag."""
+
+    __tablename__ = "record"
+    __table_args__ = (
+        _one_of("environment", "live", "test"),
+        Index("ix_record_app_id_environment_id", "app_id", "environment", "id"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    public_id: Mapped[str] = mapped_column(String(40), unique=True)
+    app_id: Mapped[int] = mapped_column(ForeignKey("app.id"))
+    environment: Mapped[str] = mapped_column(String(4))
+    fields: Mapped[dict[str, Any]] = mapped_column(JSON)
+    version: Mapped[int]
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+
+
+class UserSession(Base):
+    """One sign-in of an account. The browser holds the token, this row its hash."""
+
+    __tablename__ = "user_session"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    token_hash: Mapped[bytes] = mapped_column(LargeBinary(32), unique=True)
+    account_id: Mapped[int] = mapped_column(ForeignKey("account.id"), index=True)
+    created_at: Mapped[datetime]
+    last_seen_at: Mapped[datetime]
+    proved_at: Mapped[datetime]
+    address: Mapped[str | None] = mapped_column(String(45))
+    client: Mapped[str | None] = mapped_column(String(60))
+    workspace_id: Mapped[int | None] = mapped_column(ForeignKey("workspace.id"))
+
+    account: Mapped[Account] = relationship(lazy="raise")
+
+
+class SignInFailure(Base):
+    """A password that did not match, kept for an hour to slow guessing down. Addresses are hashed: most are typos."""
+
+    __tablename__ = "sign_in_failure"
+    __table_args__ = (Index("ix_sign_in_failure_email_hash_at", "email_hash", "at"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    email_hash: Mapped[bytes] = mapped_column(LargeBinary(32))
+    prefix: Mapped[str] = mapped_column(String(45), index=True)
+    at: Mapped[datetime] = mapped_column(index=True)
+    forgiven_at: Mapped[datetime | None]
+
+
+class Invitation(Base):
+    """A one-time link by which a person joins a workspace. The link holds the token, this row its hash."""
+
+    __tablename__ = "invitation"
+    __table_args__ = (_one_of("role", *Role),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    public_id: Mapped[str] = mapped_column(String(40), unique=True)
+    token_hash: Mapped[bytes] = mapped_column(LargeBinary(32), unique=True)
+    workspace_id: Mapped[int] = mapped_column(ForeignKey("workspace.id"))
+    email: Mapped[str] = mapped_column(String(254))
+    role: Mapped[str] = mapped_column(String(10))
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime]
+    accepted_at: Mapped[datetime | None]
+
+    workspace: Mapped[Workspace] = relationship(lazy="raise")
+
+
+class AuditEvent(Base):
+    """One thing that somebody did or was refused. Names are copied in and nothing is referenced: it outlives them."""
+
+    __tablename__ = "audit_event"
+    __table_args__ = (
+        _one_of("outcome", "done", "refused"),
+        Index("ix_audit_event_workspace_id_id", "workspace_id", "id"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    public_id: Mapped[str] = mapped_column(String(40), unique=True)
+    workspace_id: Mapped[int | None]
+    at: Mapped[datetime]
+    action: Mapped[str] = mapped_column(String(40))
+    outcome: Mapped[str] = mapped_column(String(10))
+    actor_id: Mapped[str | None] = mapped_column(String(40))
+    actor_name: Mapped[str] = mapped_column(String(254))
+    means: Mapped[str] = mapped_column(String(10))
+    address: Mapped[str | None] = mapped_column(String(45))
+    request_id: Mapped[str | None] = mapped_column(String(40))
+    target_id: Mapped[str | None] = mapped_column(String(40))
+    target_name: Mapped[str] = mapped_column(String(254))
+    details: Mapped[dict[str, Any]] = mapped_column(JSON)

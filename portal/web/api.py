@@ -1,0 +1,241 @@
+"""The REST API for integrations (contract, section 3): JSON in and out, one key a request."""
+
+import re
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import parse_qsl
+
+from flask import Blueprint, Response, g, request, url_for
+
+from portal.rules.access import Action
+from portal.rules.errors import Invalid, Unreadable, UnsupportedType
+from portal.rules.payload import read_object
+from portal.services import records, workspaces
+from portal.services.actor import Actor, Means
+from portal.services.key_check import Caller
+from portal.services.records import Place
+from portal.store.models import Record
+from portal.web.guards import with_key
+from portal.web.http import api_reply, portal, reading, transaction
+
+api = Blueprint("api", __name__, url_prefix="/api/v1")
+
+_DIGITS = re.compile(r"[0-9]{1,10}", re.ASCII)
+_MAX_OFFSET = 2**31 - 1
+_ETAG = re.compile(r'\*|(?:W/)?"[^"]*"')
+
+
+@api.get("/me")
+@with_key()
+def me(caller: Caller) -> Response:
+    """Say who the key is."""
+    read_query()
+    effective = caller.effective
+    return api_reply(
+        {
+            "workspace": {
+                "id": caller.workspace_id,
+                "slug": caller.workspace_slug,
+                "name": caller.workspace_name,
+            },
+            "member": {
+                "id": caller.member_id,
+                "name": caller.member_name,
+                "type": "api" if caller.is_api_member else "human",
+            },
+            "key": {
+                "id": caller.key_id,
+                "name": caller.key_name,
+                "hint": portal().settings.keyring.format.hint(caller.environment, caller.last_four),
+                "environment": caller.environment,
+                "scopes": [str(scope) for scope in caller.scopes],
+                "effectiveScopes": [str(scope) for scope in caller.scopes if scope in effective],
+                "expiresAt": _moment(caller.expires_at) if caller.expires_at else None,
+            },
+        }
+    )
+
+
+@api.get("/solutions")
+@with_key()
+def solutions(caller: Caller) -> Response:
+    """List the solutions and apps that the key can reach, with the scopes it holds there."""
+    limit, offset = read_page()
+    held: dict[str, list[str]] = {}
+    for scope in sorted(caller.effective):
+        held.setdefault(scope.app, []).append(str(scope))
+    with reading() as session:
+        found = workspaces.reachable(session, caller.workspace_pk, held)
+    listed = [
+        {
+            "id": solution.public_id,
+            "slug": solution.slug,
+            "name": solution.name,
+            "apps": [
+                {"id": app.public_id, "slug": app.slug, "name": app.name, "scopes": held[app.slug]} for app in apps
+            ],
+        }
+        for solution, apps in found
+    ]
+    return api_reply(listed[offset : offset + limit], meta=_paging(len(listed), limit, offset))
+
+
+@api.get("/apps/<app:app>/records")
+@with_key(Action.READ)
+def list_records(caller: Caller, app: str) -> Response:
+    """List an app's records, newest first."""
+    limit, offset = read_page()
+    with reading() as session:
+        found, total = records.list_for(session, _place(caller, app), limit=limit, offset=offset)
+    return api_reply([_record(each) for each in found], meta=_paging(total, limit, offset))
+
+
+@api.post("/apps/<app:app>/records")
+@with_key(Action.WRITE)
+def create_record(caller: Caller, app: str) -> Response:
+    """Create a record."""
+    read_query()
+    fields = read_fields()
+    with transaction() as session:
+        record = records.create(session, _actor(caller), _place(caller, app), fields)
+    response = _with_etag(api_reply(_record(record), 201), record)
+    response.headers["Location"] = url_for("api.get_record", app=app, record_id=record.public_id)
+    return response
+
+
+@api.get("/apps/<app:app>/records/<record_id>")
+@with_key(Action.READ)
+def get_record(caller: Caller, app: str, record_id: str) -> Response:
+    """Read a record."""
+    read_query()
+    with reading() as session:
+        record = records.get(session, _place(caller, app), read_id(record_id))
+    return _with_etag(api_reply(_record(record)), record)
+
+
+@api.patch("/apps/<app:app>/records/<record_id>")
+@with_key(Action.WRITE)
+def change_record(caller: Caller, app: str, record_id: str) -> Response:
+    """Merge top-level fields into a record; null is stored as null."""
+    read_query()
+    fields = read_fields()
+    with transaction() as session:
+        record = records.change(
+            session, _actor(caller), _place(caller, app), read_id(record_id), fields, if_match=read_if_match()
+        )
+    return _with_etag(api_reply(_record(record)), record)
+
+
+@api.delete("/apps/<app:app>/records/<record_id>")
+@with_key(Action.WRITE)
+def delete_record(caller: Caller, app: str, record_id: str) -> Response:
+    """Delete a record for good."""
+    read_query()
+    with transaction() as session:
+        records.remove(session, _actor(caller), _place(caller, app), read_id(record_id), if_match=read_if_match())
+    return Response(status=204)
+
+
+# --- Reading requests -----------------------------------------------------------------------------------------------
+
+
+def read_query(*known: str) -> dict[str, str]:
+    """Read the query string; Unreadable for a parameter that is unknown, repeated or not UTF-8."""
+    raw = request.environ.get("QUERY_STRING", "")
+    if not raw:
+        return {}
+    try:
+        pairs = parse_qsl(raw, keep_blank_values=True, errors="strict", max_num_fields=20)
+    except ValueError:
+        raise Unreadable("The query string cannot be read.", code="invalid_query") from None
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise Unreadable("A query parameter is given twice.", code="repeated_parameter")
+    if unknown := sorted(set(found) - set(known)):
+        listed = f"it takes {', '.join(known)}" if known else "it takes none"
+        message = f"This address does not know the query parameter {unknown[0][:40]!a}; {listed}."
+        raise Unreadable(message, code="unknown_parameter")
+    return found
+
+
+def read_page() -> tuple[int, int]:
+    """Read `limit` (1 to 100, default 20) and `offset` (0 to 2³¹−1)."""
+    query = read_query("limit", "offset")
+    return _number(query, "limit", 20, 1, 100), _number(query, "offset", 0, 0, _MAX_OFFSET)
+
+
+def _number(query: dict[str, str], name: str, default: int, lowest: int, highest: int) -> int:
+    text = query.get(name)
+    if text is None:
+        return default
+    if not _DIGITS.fullmatch(text) or not lowest <= int(text) <= highest:
+        message = f"{name} must be a whole number from {lowest} to {highest}."
+        raise Unreadable(message, code="invalid_parameter")
+    return int(text)
+
+
+def read_fields() -> dict[str, Any]:
+    """Read the body `{"fields": {…}}`."""
+    if request.mimetype != "application/json" or request.mimetype_params.get("charset", "utf-8").lower() != "utf-8":
+        raise UnsupportedType("Send JSON, with the header Content-Type: application/json.")
+    body = read_object(request.get_data(cache=False))
+    if unknown := sorted(set(body) - {"fields"}):
+        message = f'The body has an unknown member {unknown[0][:40]!a}; send {{"fields": {{…}}}}.'
+        raise Unreadable(message, code="unknown_member")
+    fields = body.get("fields")
+    if not isinstance(fields, dict):
+        raise Invalid({"fields": 'Send an object: {"fields": {…}}.'})
+    return fields
+
+
+def read_id(record_id: str) -> str:
+    """Take a record's id from the path; what cannot be one is looked up as one that does not exist."""
+    return record_id if record_id.isascii() and record_id.replace("_", "").isalnum() else "-"
+
+
+def read_if_match() -> set[str] | None:
+    """Read `If-Match` (RFC 9110, section 13.1.1); None when it is absent. A weak tag never matches."""
+    header = request.headers.get("If-Match")
+    return None if header is None else set(_ETAG.findall(header))
+
+
+# --- Writing answers ------------------------------------------------------------------------------------------------
+
+
+def _record(record: Record) -> dict[str, Any]:
+    return {
+        "id": record.public_id,
+        "fields": record.fields,
+        "createdAt": _moment(record.created_at),
+        "updatedAt": _moment(record.updated_at),
+    }
+
+
+def _moment(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _paging(total: int, limit: int, offset: int) -> dict[str, Any]:
+    return {"pagination": {"total": total, "limit": limit, "offset": offset}}
+
+
+def _with_etag(response: Response, record: Record) -> Response:
+    response.headers["ETag"] = records.etag(record)
+    return response
+
+
+def _place(caller: Caller, app: str) -> Place:
+    return Place(caller.workspace_pk, app, caller.environment)
+
+
+def _actor(caller: Caller) -> Actor:
+    name = f"{caller.member_name}, key “{caller.key_name}” (…{caller.last_four})"
+    return Actor(
+        g.now,
+        Means.KEY,
+        name,
+        caller.key_id,
+        caller.workspace_pk,
+        address=request.remote_addr,
+        request_id=g.request_id,
+    )

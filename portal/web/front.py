@@ -1,0 +1,90 @@
+"""What stands before Flask: only our own Host names, the client's true address, and a last answer when all fails.
+
+Forwarded headers count only from a configured proxy (PORTAL_TRUSTED_PROXIES), else from nobody. Such a proxy must drop
+client headers whose names have underscores (nginx does by default): WSGI cannot tell `X_Forwarded_For` from
+`X-Forwarded-For`.
+"""
+
+import ipaddress
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from portal.settings import Network
+
+_log = logging.getLogger(__name__)
+_FORWARDED = ("HTTP_X_FORWARDED_FOR", "HTTP_X_FORWARDED_PROTO", "HTTP_X_FORWARDED_HOST", "HTTP_X_FORWARDED_PORT")
+
+StartResponse = Callable[..., Any]
+Wsgi = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
+
+
+class Front:
+    """WSGI middleware, the outermost."""
+
+    def __init__(self, app: Wsgi, hosts: Sequence[str], trusted: Sequence[Network]) -> None:
+        self._app = app
+        self._hosts = frozenset(hosts)
+        self._trusted = trusted
+
+    def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        """Pass a request on."""
+        if _host_name(environ.get("HTTP_HOST", "")) not in self._hosts:
+            return _plain(start_response, "400 Bad Request", b"This address is not served here.\n")
+        self._find_client(environ)
+        try:
+            return self._app(environ, start_response)
+        except Exception:
+            _log.exception("a request failed, and so did telling of it")
+            return _plain(start_response, "500 Internal Server Error", b"Something broke on our side.\n")
+
+    def _find_client(self, environ: dict[str, Any]) -> None:
+        peer = environ.get("REMOTE_ADDR", "")
+        if self._trusted and self._is_trusted(peer):
+            hops = [hop.strip() for hop in environ.get("HTTP_X_FORWARDED_FOR", "").split(",") if hop.strip()]
+            # From the nearest hop outwards: the first that is no proxy of ours is the client.
+            for hop in reversed(hops):
+                if _address(hop) is None:
+                    break
+                peer = hop
+                if not self._is_trusted(hop):
+                    break
+            if environ.get("HTTP_X_FORWARDED_PROTO") in ("http", "https"):
+                environ["wsgi.url_scheme"] = environ["HTTP_X_FORWARDED_PROTO"]
+        address = _address(peer)
+        environ["REMOTE_ADDR"] = str(address) if address else None
+        for name in _FORWARDED:
+            environ.pop(name, None)
+
+    def _is_trusted(self, text: str) -> bool:
+        address = _address(text)
+        return address is not None and any(address in network for network in self._trusted)
+
+
+def _host_name(host: str) -> str:
+    """Give the name in a Host header, without its port and the brackets of IPv6."""
+    name, colon, port = host.rpartition(":")
+    if colon and port.isascii() and port.isdigit():
+        host = name
+    return host.lower().removeprefix("[").removesuffix("]")
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return mapped or address
+
+
+def _plain(start_response: StartResponse, status: str, body: bytes) -> list[bytes]:
+    headers = [
+        ("Content-Type", "text/plain; charset=utf-8"),
+        ("Content-Length", str(len(body))),
+        ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"),
+        ("X-Content-Type-Options", "nosniff"),
+        ("Cache-Control", "no-store"),
+    ]
+    start_response(status, headers)
+    return [body]

@@ -1,0 +1,294 @@
+"""Who may call a view, said in one line above it. A view without such a line is out of reach (deny by default)."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from enum import StrEnum
+from functools import wraps
+from typing import Any
+
+from flask import Flask, Response, g, make_response, redirect, render_template, request, url_for
+from flask_login import LoginManager, UserMixin, current_user, login_user
+
+from portal.rules.access import Action, Scope
+from portal.rules.errors import NotFound
+from portal.services import accounts, members
+from portal.services.actor import Actor, Means
+from portal.services.members import Seat
+from portal.store.models import Account, UserSession
+from portal.web.http import (
+    answer,
+    client_label,
+    go_to,
+    is_api,
+    is_fragment,
+    page_or_fragment,
+    portal,
+    reading,
+    transaction,
+)
+
+View = Callable[..., Any]
+login_manager = LoginManager()
+
+
+class Caller(StrEnum):
+    """Who a view is for. `static` and the views below declare one of these."""
+
+    ANYBODY = "anybody"
+    SIGNED_IN = "signed in"
+    MEMBER = "member"
+    KEY = "key"
+
+
+class SignedIn(UserMixin):
+    """Flask-Login's user: one session of one account, known to the browser by the session's token only."""
+
+    def __init__(self, user_session: UserSession, token: str) -> None:
+        self.user_session = user_session
+        self._token = token
+
+    @property
+    def account(self) -> Account:
+        """Whose session this is."""
+        return self.user_session.account
+
+    def get_id(self) -> str:
+        """Give what the cookie keeps."""
+        return self._token
+
+
+def start_browser_session(user_session: UserSession, token: str) -> None:
+    """Make the browser hold this session's token from now on."""
+    login_user(SignedIn(user_session, token))
+
+
+@login_manager.user_loader
+def _load(token: str) -> SignedIn | None:
+    with reading() as session:
+        found = accounts.find_session(session, token, g.now)
+    return SignedIn(found, token) if found else None
+
+
+def visitor() -> Actor:
+    """Make the actor of a request before anybody is known."""
+    return Actor(g.now, Means.SESSION, "visitor", address=request.remote_addr, request_id=g.request_id)
+
+
+def seat() -> Seat:
+    """Give the seat that `in_workspace` found for this request."""
+    found: Seat = g.seat
+    return found
+
+
+def actor() -> Actor:
+    """Give the actor of this request."""
+    found: Actor = g.actor
+    return found
+
+
+def anybody(view: View) -> View:
+    """Open a view to everyone."""
+    return _declare(view, Caller.ANYBODY)
+
+
+def signed_in(view: View) -> View:
+    """Open a view to whoever is signed in, in no particular workspace."""
+
+    @wraps(view)
+    def guarded(**values: Any) -> Any:
+        if not current_user.is_authenticated:
+            return _ask_to_sign_in()
+        account = current_user.account
+        g.account = account
+        g.actor = Actor(
+            g.now, Means.SESSION, account.name, account.public_id, address=request.remote_addr, request_id=g.request_id
+        )
+        return view(**values)
+
+    return _declare(guarded, Caller.SIGNED_IN)
+
+
+def in_workspace(view: View) -> View:
+    """Open a view below /w/<ws> to the members of that workspace; to all others it does not exist."""
+
+    @wraps(view)
+    def guarded(ws: str, **values: Any) -> Any:
+        if not current_user.is_authenticated:
+            return _ask_to_sign_in()
+        user_session = current_user.user_session
+        with reading() as session:
+            found = members.find_seat(session, user_session.account_id, ws)
+            if found and not is_fragment():
+                g.workspaces = [member.workspace for member in members.workspaces_of(session, user_session.account_id)]
+        if found is None:
+            raise NotFound()
+        g.account, g.seat = user_session.account, found
+        g.actor = Actor(
+            g.now,
+            Means.SESSION,
+            found.member.name,
+            found.member.public_id,
+            found.workspace.id,
+            found.member.id,
+            request.remote_addr,
+            g.request_id,
+        )
+        if accounts.is_due_to_be_seen(user_session, g.now, found.workspace.id):
+            with transaction() as session:
+                accounts.mark_seen(session, user_session, g.now, found.workspace.id)
+        return view(**values)
+
+    return _declare(guarded, Caller.MEMBER)
+
+
+def with_key(action: Action | None = None) -> Callable[[View], View]:
+    """Open a view to requests with a good key; with an action, one that has that scope in the path's app."""
+
+    def decorate(view: View) -> View:
+        @wraps(view)
+        def guarded(**values: Any) -> Any:
+            here = portal()
+            environ = request.environ
+            caller = here.key_check.check(
+                environ.get("HTTP_AUTHORIZATION"),
+                account_id=environ.get("HTTP_ACCOUNT_ID"),
+                query=environ.get("QUERY_STRING", ""),
+                now=g.now,
+            )
+            g.caller = caller
+            here.usage.note(caller, g.now, request.remote_addr, client_label(request))
+            if action is not None:
+                caller.require(Scope(values["app"], action))
+            return view(caller, **values)
+
+        return _declare(guarded, Caller.KEY)
+
+    return decorate
+
+
+def recently_proved(why: str) -> Callable[[View], View]:
+    """Ask for the password again when the last proof is older than ten minutes; a form keeps all its answers.
+
+    Stands below `in_workspace`. `why` completes "Confirm it's you …".
+    """
+
+    def decorate(view: View) -> View:
+        @wraps(view)
+        def guarded(**values: Any) -> Any:
+            if accounts.is_proved(current_user.user_session, g.now):
+                return view(**values)
+            if request.method != "POST":
+                return _prove_first(why)
+            error = None
+            if "password" in request.form:
+                error = prove_again(answer("password"))
+                if error is None:
+                    return view(**values)
+            carried = [pair for pair in request.form.items(multi=True) if pair[0] not in ("csrf_token", "password")]
+            return prompt(why, request.path, carried, error)
+
+        return guarded
+
+    return decorate
+
+
+def prove_again(password: str) -> str | None:
+    """Check the password of whoever is signed in; give None, or what to tell them."""
+    user_session = current_user.user_session
+    who = g.actor
+    with transaction() as session:
+        attempt = accounts.begin_attempt(session, who, user_session.account.email)
+    if not attempt.verify(password):
+        tries = f"{attempt.tries_left} {'try' if attempt.tries_left == 1 else 'tries'} left"
+        return f"That password is not right. {tries}."
+    with transaction() as session:
+        token = accounts.prove(session, who, attempt, password, user_session)
+    start_browser_session(user_session, token)
+    return None
+
+
+def prompt(why: str, action: str, carried: list[tuple[str, str]], error: str | None) -> Response:
+    """Ask for the password, with a form that then goes on to `action` with everything it carries."""
+    cancel = url_for("keys.index", ws=seat().workspace.slug) if "seat" in g else url_for("sign_in.start")
+    response = page_or_fragment(
+        "sign_in/reauth.html",
+        "sign_in/_reauth.html",
+        403,
+        why=why,
+        action=action,
+        carried=carried,
+        error=error,
+        cancel=cancel,
+    )
+    if is_fragment():
+        response.headers["HX-Retarget"] = "#dlg-body"
+        response.headers["HX-Reswap"] = "innerHTML"
+    return response
+
+
+def _prove_first(why: str) -> Response:
+    target = request.full_path.rstrip("?")
+    if is_fragment():
+        fields = {"why": why, "action": url_for("sign_in.reauth"), "carried": [("next", target)], "error": None}
+        return make_response(render_template("sign_in/_reauth.html", cancel=None, **fields))
+    return make_response(redirect(url_for("sign_in.reauth", next=target), 303))
+
+
+def _ask_to_sign_in() -> Response:
+    """Send a page to /login and back; tell HTMX with 401 and HX-Redirect, never with a page inside a fragment."""
+    if not is_fragment():
+        target = request.full_path.rstrip("?") if request.method == "GET" else None
+        return make_response(redirect(url_for("sign_in.login", next=target), 303))
+    response = go_to(url_for("sign_in.login", next=_page_of_fragment()))
+    response.status_code = 401
+    return response
+
+
+def _page_of_fragment() -> str | None:
+    """Name the page that a fragment was asked for on: its path, on this site."""
+    current = request.headers.get("HX-Current-URL", "")
+    start = f"{request.scheme}://{request.host}/"
+    return current[len(start) - 1 :] if current.startswith(start) else None
+
+
+def _declare(view: View, caller: Caller) -> View:
+    view.declared_caller = caller  # type: ignore[attr-defined]
+    return view
+
+
+def declared_caller(app: Flask, endpoint: str) -> Caller | None:
+    """Say whom an endpoint is for; None when nobody said."""
+    if endpoint == "static":
+        return Caller.ANYBODY
+    return getattr(app.view_functions[endpoint], "declared_caller", None)
+
+
+def register(app: Flask) -> None:
+    """Close every view that does not say who may call it, and sign people in by their session's token."""
+    login_manager.init_app(app)
+    login_manager.session_protection = None  # addresses change; the token is what counts
+    app.config["REMEMBER_COOKIE_DURATION"] = timedelta()
+
+    @app.before_request
+    def deny_by_default() -> None:
+        if request.endpoint and declared_caller(app, request.endpoint) is None:
+            raise NotFound()
+
+    @app.context_processor
+    def who() -> dict[str, Any]:
+        found: Seat | None = g.get("seat")
+        if is_api(request):
+            return {}
+        return {
+            "viewer": g.get("account"),
+            "member": {"name": found.member.name, "role": found.role, "role_text": role_text(found)} if found else None,
+            "workspace": found.workspace if found else None,
+            "workspaces": g.get("workspaces", []),
+            "section": (request.endpoint or "").partition(".")[0],
+            "now": g.get("now"),
+        }
+
+
+def role_text(found: Seat) -> str:
+    """Name a seat's part in words."""
+    return "Administrator" if found.is_admin else "Team lead" if found.is_lead else "Member"

@@ -1,0 +1,99 @@
+"""A workspace's first page: its solutions, apps and records, and the sandbox of an app."""
+
+from typing import NamedTuple
+
+from flask import Blueprint, Response, make_response, render_template, request, url_for
+
+from portal.rules.access import AccessLevel, Environment
+from portal.rules.errors import NotFound
+from portal.services import members, records
+from portal.services.members import Shelf
+from portal.store.models import App, Record
+from portal.web.guards import actor, in_workspace, seat
+from portal.web.http import fragment_or_redirect, page_number, page_or_fragment, reading, transaction
+
+pages = Blueprint("home", __name__, url_prefix="/w/<slug:ws>")
+
+PAGE_SIZE = 20
+LEVELS = {
+    AccessLevel.NONE: "no access",
+    AccessLevel.READ: "read-only",
+    AccessLevel.FULL: "full",
+    AccessLevel.MANAGE: "manage",
+}
+
+
+@pages.get("")
+@in_workspace
+def index() -> Response:
+    """Show what the member can see: solutions, apps, and the records of the chosen app in one environment."""
+    here = seat()
+    env = request.args.get("env", "")
+    env = env if env in list(Environment) else str(Environment.LIVE)
+    number = page_number()
+    with reading() as session:
+        shelves = [shelf for shelf in members.shelves_for(session, here) if shelf.level is not AccessLevel.NONE]
+        chosen = _chosen(shelves, request.args.get("app"))
+        found: list[Record] = []
+        total = 0
+        if chosen:
+            place = records.Place(here.workspace.id, chosen.app.slug, env)
+            found, total = records.list_for(session, place, limit=PAGE_SIZE, offset=(number - 1) * PAGE_SIZE)
+    return page_or_fragment(
+        "home/index.html",
+        "home/_records.html",
+        solutions=[_solution(each) for each in shelves],
+        app=chosen.app if chosen else None,
+        may_manage=chosen is not None and chosen.shelf.level is AccessLevel.MANAGE,
+        env=env,
+        columns=list(chosen.app.schema.get("properties", {})) if chosen else [],
+        records=found,
+        total=total,
+        page=number,
+        pages=max(1, -(-total // PAGE_SIZE)),
+    )
+
+
+class _Chosen(NamedTuple):
+    shelf: Shelf
+    app: App
+
+
+def _chosen(shelves: list[Shelf], slug: str | None) -> _Chosen | None:
+    """Find the app that the address names, else the first; NotFound for one that the member cannot see."""
+    apps = [_Chosen(shelf, app) for shelf in shelves for app in shelf.apps]
+    if slug is None:
+        return apps[0] if apps else None
+    found = next((each for each in apps if each.app.slug == slug), None)
+    if found is None:
+        raise NotFound()
+    return found
+
+
+def _solution(shelf: Shelf) -> dict[str, object]:
+    return {
+        "name": shelf.solution.name,
+        "slug": shelf.solution.slug,
+        "level_text": LEVELS[shelf.level],
+        "may_manage": shelf.level is AccessLevel.MANAGE,
+        "apps": shelf.apps,
+    }
+
+
+@pages.route("/apps/<slug:app>/sandbox", methods=["GET", "POST"])
+@in_workspace
+def sandbox(app: str) -> Response:
+    """Fill or reset an app's sandbox from its live records."""
+    if request.method == "GET":
+        with reading() as session:
+            found = records.sandbox_of(session, actor(), app)
+        context = {"app": found.app, "live_count": found.live, "sandbox_count": found.test}
+        return make_response(render_template("home/sandbox.html", **context))
+    with transaction() as session:
+        filled = records.fill_sandbox(session, actor(), app)
+    plural = "" if filled.test == 1 else "s"
+    return fragment_or_redirect(
+        None,
+        url_for("home.index", ws=seat().workspace.slug, app=app, env=Environment.TEST),
+        message=f"The sandbox of {filled.app.name} holds {filled.test} record{plural}, copied from live.",
+    )

@@ -1,0 +1,377 @@
+"""What every page and every API answer shares: the transaction, fragments, headers, and the one error table."""
+
+import json
+import logging
+import secrets
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import urlencode
+
+from flask import Flask, Request, Response, current_app, flash, g, make_response, redirect, render_template, request
+from flask import session as browser_session
+from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
+from flask_wtf.csrf import CSRFError
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+
+from portal.rules.errors import (
+    AlreadyShown,
+    Conflict,
+    DoesNotFit,
+    Forbidden,
+    Invalid,
+    KeyRefused,
+    NotFound,
+    PortalError,
+    PreconditionFailed,
+    Refusal,
+    TooLarge,
+    TooManyAttempts,
+    Unavailable,
+    Unreadable,
+    UnsupportedType,
+)
+from portal.services import audit
+from portal.services.key_check import KeyCheck
+from portal.services.usage import Usage
+from portal.settings import Settings
+from portal.store.database import TROUBLE, Database, Session
+from portal.web import display
+
+_log = logging.getLogger(__name__)
+
+PRODUCT = "Latchkey"
+FORM_LIMIT = 16 * 1024  # bytes of a form
+SIGN_IN_LIMIT = 4 * 1024
+JSON_LIMIT = 1024 * 1024
+UNSAFE = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+
+
+@dataclass(frozen=True, slots=True)
+class Portal:
+    """What a running portal is made of; one per application."""
+
+    settings: Settings
+    database: Database
+    key_check: KeyCheck
+    usage: Usage
+
+
+def portal() -> Portal:
+    """Give the portal of the current application."""
+    found: Portal = current_app.extensions["portal"]
+    return found
+
+
+def transaction() -> AbstractContextManager[Session]:
+    """Open the request's writing transaction; a refused change is told in the audit log after the rollback."""
+    return audit.transaction(portal().database, g.get("actor"))
+
+
+def reading() -> AbstractContextManager[Session]:
+    """Open a session that only reads."""
+    return portal().database.reading()
+
+
+# --- Requests -------------------------------------------------------------------------------------------------------
+
+
+class PortalSessions(SecureCookieSessionInterface):
+    """Flask's signed cookie for pages; nothing at all under /api/, where only a key says who asks."""
+
+    def open_session(self, app: Flask, request: Request) -> SecureCookieSession | None:
+        """Read the cookie of a page's request."""
+        return self.make_null_session(app) if is_api(request) else super().open_session(app, request)
+
+
+def is_api(a_request: Request) -> bool:
+    """Say whether a request is an integration's: those get JSON, keys and no cookies."""
+    return a_request.path.startswith("/api/")
+
+
+def is_fragment() -> bool:
+    """Say whether HTMX asks for a part of a page. A hint for the layout only: it decides nothing else."""
+    headers = request.headers
+    return headers.get("HX-Request") == "true" and "HX-History-Restore-Request" not in headers
+
+
+def is_from_dialog() -> bool:
+    """Say whether the answer of this HTMX request goes into the dialog."""
+    return request.headers.get("HX-Target", "").endswith("#dlg-body")
+
+
+def answer(name: str, default: str = "") -> str:
+    """Read a form field that is due once; Unreadable when it is sent twice, for neither is the one meant."""
+    values = request.form.getlist(name)
+    if len(values) > 1:
+        raise Unreadable(f"The form sent {name} more than once.")
+    return values[0] if values else default
+
+
+def page_number() -> int:
+    """Read `?page=`; anything that is no page is the first one."""
+    text = request.args.get("page", "")
+    return int(text) if text.isascii() and text.isdigit() and 0 < len(text) < 7 and int(text) else 1
+
+
+def client_label(a_request: Request) -> str:
+    """Give the product that a client says it is, such as `python-requests/2.32`: its first word, made printable."""
+    agent = a_request.headers.get("User-Agent", "")[:200].strip()
+    word = agent.split(" ")[0] if agent else ""
+    return "".join(character for character in word if character.isprintable() and character.isascii())[:60]
+
+
+# --- Answers --------------------------------------------------------------------------------------------------------
+
+
+def page_or_fragment(page: str, fragment: str, status: int = 200, /, **context: Any) -> Response:
+    """Render a whole page, or for HTMX only the fragment that the page includes."""
+    return make_response(render_template(fragment if is_fragment() else page, **context), status)
+
+
+def fragment_or_redirect(
+    fragment: str | None,
+    url: str,
+    *,
+    message: str,
+    focus: Sequence[str] = (),
+    close: bool = False,
+    reload: bool = False,
+    **context: Any,
+) -> Response:
+    """Answer a change: for HTMX with a fragment (None: nothing to swap) and what the script does next; else 303."""
+    if not is_fragment():
+        flash(message)
+        return make_response(redirect(url, 303))
+    response = make_response(render_template(fragment, **context) if fragment else "")
+    if not fragment:
+        response.headers["HX-Reswap"] = "none"
+    done = {"message": message, "focus": list(focus), "close": close, "reload": reload}
+    response.headers["HX-Trigger"] = json.dumps({"portal:done": done})
+    return response
+
+
+def go_to(url: str) -> Response:
+    """Send the browser to another page of ours, whether HTMX asked or the browser itself."""
+    if not is_fragment():
+        return make_response(redirect(url, 303))
+    response = make_response("", 204)
+    response.headers["HX-Redirect"] = url
+    return response
+
+
+_SECURITY_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        "font-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
+}
+
+
+def _finish(response: Response) -> Response:
+    headers = response.headers
+    headers.update(_SECURITY_HEADERS)
+    headers["X-Request-Id"] = g.get("request_id", "")
+    if request.endpoint != "static" or response.status_code != 200:
+        headers["Cache-Control"] = "no-store"
+        if not is_api(request):
+            response.vary.update(("Cookie", "HX-Request"))
+    if portal().settings.is_https:
+        headers["Strict-Transport-Security"] = "max-age=31536000"
+    caller = g.get("caller")
+    if caller:
+        headers["X-Environment"] = caller.environment
+        if caller.expires_at:
+            headers["X-Key-Expires-At"] = display.iso(caller.expires_at)
+            headers["Sunset"] = caller.expires_at.strftime("%a, %d %b %Y %H:%M:%S GMT")
+    return response
+
+
+def _begin() -> None:
+    g.now = datetime.now(UTC)
+    g.request_id = "req_" + secrets.token_hex(12)
+    if is_api(request):
+        request.max_content_length = JSON_LIMIT
+    elif request.method in UNSAFE:
+        request.max_content_length = SIGN_IN_LIMIT if request.endpoint == "sign_in.login" else FORM_LIMIT
+        _check_origin()
+
+
+def _check_origin() -> None:
+    """Refuse a form that another site sends (Fetch metadata, RFC 6454); without both headers the token decides."""
+    origin = request.headers.get("Origin")
+    settings = portal().settings
+    own = f"http://{request.host}" if settings.is_local else settings.base_url
+    foreign = origin is not None and origin.lower() != own.lower()
+    if foreign or request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
+        raise Forbidden("This form was sent from another site. Open the page here and try again.")
+
+
+# --- Errors ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """How one class of error looks from outside."""
+
+    status: int
+    type: str
+    heading: str
+
+
+_TABLE: dict[type[PortalError], _Row] = {
+    Unreadable: _Row(400, "validation_error", "We could not read that"),
+    Forbidden: _Row(403, "authorization_error", "You cannot do that here"),
+    NotFound: _Row(404, "not_found_error", "We cannot find that page"),
+    Conflict: _Row(409, "conflict_error", "Something changed in the meantime"),
+    AlreadyShown: _Row(410, "conflict_error", "That key has already been shown"),
+    PreconditionFailed: _Row(412, "conflict_error", "Something changed in the meantime"),
+    TooLarge: _Row(413, "validation_error", "That is too long"),
+    UnsupportedType: _Row(415, "validation_error", "We could not read that"),
+    Invalid: _Row(422, "validation_error", "Check these answers"),
+    DoesNotFit: _Row(422, "validation_error", "Check these answers"),
+    TooManyAttempts: _Row(429, "rate_limit_error", "Too many tries"),
+    Unavailable: _Row(503, "api_error", "Back soon"),
+}
+_BROKEN = _Row(500, "api_error", "Something broke on our side")
+_HTTP = {row.status: kind for kind, row in _TABLE.items() if kind not in (DoesNotFit,)}
+_WORDS = {
+    404: "It may have been deleted, or you may not be allowed to see it.",
+    405: "This address does not take that kind of request.",
+}
+
+
+def _on_portal_error(error: PortalError) -> Response:
+    if isinstance(error, KeyRefused):
+        return _refuse_key(error)
+    row = _TABLE[type(error)]
+    extra: dict[str, Any] = {}
+    if isinstance(error, DoesNotFit):
+        extra["details"] = error.details
+    elif isinstance(error, Invalid):
+        extra["details"] = [{"path": path, "message": message} for path, message in error.problems.items()]
+    response = _error(row, error.code, error.message, **extra)
+    if isinstance(error, TooManyAttempts):
+        response.headers["Retry-After"] = str(max(1, round((error.retry_at - g.now).total_seconds())))
+    if isinstance(error, Unavailable):
+        response.headers["Retry-After"] = "5"
+    return response
+
+
+def _on_http_exception(error: HTTPException) -> Response:
+    """Give werkzeug's own errors (no route, method, size, Host) the same shape."""
+    if isinstance(error, CSRFError):
+        return _form_expired()
+    status = error.code or 500
+    if status < 400:
+        return error.get_response()  # type: ignore[return-value]
+    if isinstance(error, RequestEntityTooLarge):
+        limit = request.max_content_length or 0
+        message, code = f"Send at most {display.thousands(limit)} bytes.", "too_large"
+    else:
+        message = _WORDS.get(status, error.description or "")
+        code = {404: "not_found", 405: "method_not_allowed", 500: "internal_error"}.get(status, "bad_request")
+    row = _TABLE[_HTTP[status]] if status in _HTTP else _BROKEN if status >= 500 else _TABLE[Unreadable]
+    response = _error(_Row(status, row.type, row.heading), code, message)
+    allowed = getattr(error, "valid_methods", None)
+    if allowed:
+        response.headers["Allow"] = ", ".join(sorted(allowed))
+    return response
+
+
+def _on_trouble(error: Exception) -> Response:
+    _log.error("the database cannot be asked", exc_info=error)
+    return _on_portal_error(Unavailable("We cannot reach our records right now. Try again in a few seconds."))
+
+
+def _on_bug(error: Exception) -> Response:
+    _log.error("a request failed", exc_info=error, extra={"path": request.path, "method": request.method})
+    return _error(_BROKEN, "internal_error", "Nothing of this request was kept. Keys keep working.")
+
+
+def _error(row: _Row, code: str, message: str, **extra: Any) -> Response:
+    if is_api(request):
+        return api_error(row.status, row.type, code, message, **extra)
+    context = {
+        "code": row.status,
+        "heading": row.heading,
+        "body": message,
+        "request_id": g.get("request_id", ""),
+    }
+    if not is_fragment():
+        return make_response(render_template("errors/error.html", **context), row.status)
+    response = make_response(render_template("errors/_error.html", **context), row.status)
+    response.headers["HX-Retarget"] = "#dlg-alert" if is_from_dialog() else "#alert"
+    response.headers["HX-Reswap"] = "innerHTML"
+    return response
+
+
+def _form_expired() -> Response:
+    """Keep what was typed when a form outlived its session's token: it is shown again, to be sent with a new one."""
+    carried = [pair for pair in request.form.items(multi=True) if pair[0] not in ("csrf_token", "password")]
+    browser_session.modified = True
+    context = {"action": request.path, "carried": carried, "request_id": g.request_id}
+    response = make_response(render_template("errors/expired.html", **context), 400)
+    if is_fragment():
+        response = _error(_Row(400, "validation_error", ""), "csrf", "This form was open too long. Reload the page.")
+    return response
+
+
+def api_reply(data: Any, status: int = 200, meta: dict[str, Any] | None = None) -> Response:
+    """Answer an integration: `{"data": …, "meta": {"requestId": …}}`."""
+    body = {"data": data, "meta": {"requestId": g.request_id, **(meta or {})}}
+    return Response(json.dumps(body, separators=(",", ":")), status, mimetype="application/json")
+
+
+def api_error(status: int, kind: str, code: str, message: str, **extra: Any) -> Response:
+    """Refuse an integration: `{"error": {"type", "code", "message", …}, "meta": {"requestId": …}}`."""
+    body = {"error": {"type": kind, "code": code, "message": message, **extra}, "meta": {"requestId": g.request_id}}
+    return Response(json.dumps(body, separators=(",", ":")), status, mimetype="application/json")
+
+
+_KEY_WORDS = {
+    "missing_key": "Send your key as: Authorization: Bearer <key>.",
+    "malformed_key": "The Authorization header does not hold one key of our format.",
+    "invalid_key": "This key cannot be used.",
+    "missing_scope": "The key lacks the scope that this needs. Scopes cannot be added: generate a replacement.",
+    "access_withdrawn": "The key has the scope, but its member no longer has that access. Ask an administrator.",
+}
+
+
+def _refuse_key(error: KeyRefused) -> Response:
+    """Answer 401 or 403 with the challenge of RFC 6750; the exact reason goes to the log, under the request id."""
+    _log.info("a key was refused", extra={"reason": str(error.refusal), "key_id": error.key_id or ""})
+    challenge = f'Bearer realm="{PRODUCT}"'
+    if error.required is None:
+        if error.refusal is not Refusal.MISSING:
+            challenge += ', error="invalid_token"'
+        response = api_error(401, "authentication_error", error.code, _KEY_WORDS[error.code])
+    else:
+        challenge += f', error="insufficient_scope", scope="{error.required}"'
+        extra: dict[str, Any] = {"requiredScope": error.required, "heldScopes": error.held}
+        if error.refusal is Refusal.MISSING_SCOPE:
+            query = urlencode({"from": error.key_id, "add": error.required}, safe=":")
+            extra["fixUrl"] = f"{portal().settings.base_url}/w/{error.workspace}/api/keys/new?{query}"
+        response = api_error(403, "authorization_error", error.code, _KEY_WORDS[error.code], **extra)
+    response.headers["WWW-Authenticate"] = challenge
+    return response
+
+
+def register(app: Flask) -> None:
+    """Put the shared parts on an application; before anything else that looks at requests."""
+    app.session_interface = PortalSessions()
+    app.before_request(_begin)
+    app.after_request(_finish)
+    app.register_error_handler(PortalError, _on_portal_error)
+    app.register_error_handler(HTTPException, _on_http_exception)
+    app.register_error_handler(Exception, _on_bug)
+    for trouble in TROUBLE:
+        app.register_error_handler(trouble, _on_trouble)

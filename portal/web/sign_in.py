@@ -1,0 +1,178 @@
+"""Signing in and out, choosing a workspace, proving that it is still you, accepting an invitation."""
+
+from typing import Any
+
+from flask import Blueprint, Response, flash, g, make_response, redirect, render_template, request, url_for
+from flask import session as browser_session
+from flask_login import current_user, logout_user
+
+from portal.rules.errors import Invalid, NotFound, TooManyAttempts
+from portal.rules.text import local_path
+from portal.services import accounts, members
+from portal.web.display import absolute
+from portal.web.guards import anybody, prompt, prove_again, signed_in, start_browser_session, visitor
+from portal.web.http import answer, client_label, page_or_fragment, reading, transaction
+
+pages = Blueprint("sign_in", __name__)
+
+_NO_MATCH = "That email and password do not match. Try again."
+
+
+@pages.get("/")
+@anybody
+def start() -> Response:
+    """Go where this browser was last, or to the sign-in page."""
+    if not current_user.is_authenticated:
+        return make_response(redirect(url_for("sign_in.login"), 303))
+    return make_response(redirect(_home(), 303))
+
+
+@pages.route("/login", methods=["GET", "POST"])
+@anybody
+def login() -> Response:
+    """Sign in with email and password."""
+    target = local_path(request.args.get("next") if request.method == "GET" else answer("next"))
+    if current_user.is_authenticated:
+        return make_response(redirect(target or _home(), 303))
+    if request.method == "GET":
+        return _login_page(target)
+    email = answer("email")
+    try:
+        found = _sign_in(email, answer("password"))
+    except TooManyAttempts as error:
+        response = _login_page(target, email, f"Too many attempts. Try again at {absolute(error.retry_at)}.", 429)
+        response.headers["Retry-After"] = str(max(1, round((error.retry_at - g.now).total_seconds())))
+        return response
+    if not found:
+        return _login_page(target, email, _NO_MATCH, 422)
+    return make_response(redirect(target or url_for("sign_in.start"), 303))
+
+
+def _sign_in(email: str, password: str) -> bool:
+    actor = visitor()
+    with transaction() as session:
+        attempt = accounts.begin_attempt(session, actor, email)
+    if not attempt.verify(password):
+        return False
+    with transaction() as session:
+        user_session, token = accounts.sign_in(session, actor, attempt, password, client_label(request))
+    browser_session.clear()  # nothing of the time before, its CSRF token included, goes on
+    start_browser_session(user_session, token)
+    return True
+
+
+def _login_page(target: str | None, email: str = "", error: str | None = None, status: int = 200) -> Response:
+    context = {"next": target or "", "email": email[:254], "error": error}
+    return make_response(render_template("sign_in/login.html", **context), status)
+
+
+@pages.post("/logout")
+@anybody
+def logout() -> Response:
+    """End the session on the server and in the browser; works when it was over already."""
+    if current_user.is_authenticated:
+        with transaction() as session:
+            accounts.sign_out(session, visitor(), current_user.user_session)
+    logout_user()
+    browser_session.clear()
+    response = make_response(redirect(url_for("sign_in.login"), 303))
+    response.headers["Clear-Site-Data"] = '"cache", "storage"'
+    return response
+
+
+@pages.route("/reauth", methods=["GET", "POST"])
+@signed_in
+def reauth() -> Response:
+    """Ask for the password again, then go on to `next`."""
+    sent = request.args.get("next") if request.method == "GET" else answer("next")
+    target = local_path(sent) or url_for("sign_in.start")
+    error = None
+    if request.method == "POST":
+        try:
+            error = prove_again(answer("password"))
+        except TooManyAttempts as limit:
+            error = f"Too many attempts. Try again at {absolute(limit.retry_at)}."
+        if error is None:
+            return make_response(redirect(target, 303))
+    response = prompt("to go on", url_for("sign_in.reauth"), [("next", target)], error)
+    if error is None:
+        response.status_code = 200
+    return response
+
+
+@pages.get("/w")
+@signed_in
+def choose() -> Response:
+    """Choose a workspace; whoever has only one is taken there."""
+    with reading() as session:
+        mine = members.workspaces_of(session, current_user.account.id)
+    if len(mine) == 1:
+        return make_response(redirect(url_for("home.index", ws=mine[0].workspace.slug), 303))
+    listed = [{"slug": each.workspace.slug, "name": each.workspace.name, "role": each.role} for each in mine]
+    return make_response(render_template("sign_in/choose.html", workspaces=listed))
+
+
+def _home() -> str:
+    """Name the page of the workspace that this session was last in, if it may still go there."""
+    user_session = current_user.user_session
+    with reading() as session:
+        mine = members.workspaces_of(session, user_session.account_id)
+    last = next((each for each in mine if each.workspace_id == user_session.workspace_id), None)
+    if last or len(mine) == 1:
+        return url_for("home.index", ws=(last or mine[0]).workspace.slug)
+    return url_for("sign_in.choose")
+
+
+@pages.route("/invite/<token:token>", methods=["GET", "POST"])
+@anybody
+def invitation(token: str) -> Response:
+    """Join a workspace over a one-time link: with a new account, or with the password of the one there is."""
+    actor = visitor()
+    try:
+        with reading() as session:
+            found = members.open_invitation(session, token, actor)
+    except NotFound:
+        return make_response(render_template("sign_in/invitation_gone.html"), 404)
+    if request.method == "GET":
+        return _invitation_page(found)
+    name, password = answer("name"), answer("password")
+    try:
+        _join(found, token, name, password)
+    except Invalid as error:
+        return _invitation_page(found, name, error.problems, 422)
+    slug = found.invitation.workspace.slug
+    flash(f"Welcome to {found.invitation.workspace.name}.")
+    return make_response(redirect(url_for("home.index", ws=slug), 303))
+
+
+def _join(found: members.OpenInvitation, token: str, name: str, password: str) -> None:
+    actor = visitor()
+    email = found.invitation.email
+    if found.account:
+        with transaction() as session:
+            attempt = accounts.begin_attempt(session, actor, email)
+        # An account whose memberships all ended cannot sign in, but may be invited again.
+        if not accounts.verify_account(found.account, password):
+            raise Invalid({"password": "That password is not right. Use the one you sign in with."})
+        with transaction() as session:
+            accounts.take_back(session, attempt, actor.at)
+    elif password != answer("password_again"):
+        raise Invalid({"password_again": "Type the same password twice."})
+    with transaction() as session:
+        members.accept_invitation(session, actor, token, name=name, password=password)
+    _sign_in(email, password)
+
+
+def _invitation_page(
+    found: members.OpenInvitation, name: str = "", errors: dict[str, str] | None = None, status: int = 200
+) -> Response:
+    role = "an administrator" if found.invitation.role == "admin" else "a member"
+    context: dict[str, Any] = {
+        "workspace_name": found.invitation.workspace.name,
+        "email": found.invitation.email,
+        "role_text": role,
+        "has_account": found.account is not None,
+        "name": name[:60],
+        "errors": errors or {},
+    }
+    return page_or_fragment("sign_in/invitation.html", "sign_in/invitation.html", status, **context)

@@ -1,0 +1,250 @@
+// What every page shares: message regions, the meaning of HTMX answers, strips under rows, focus, small enhancements.
+// Loaded before htmx, so that the listeners stand when it starts; all of it also runs, harmlessly, when htmx is missing.
+"use strict";
+const portal = {};
+{
+  const root = document.documentElement;
+  const byId = (id) => document.getElementById(id);
+  const on = (name, handler) => document.addEventListener(name, handler);
+
+  // --- small tools, shared with the other scripts ---
+  portal.el = (tag, props = {}, ...children) => {
+    const made = Object.assign(document.createElement(tag), props);
+    made.append(...children);
+    return made;
+  };
+  portal.icon = (name) => {
+    const ns = "http://www.w3.org/2000/svg";
+    const svg = document.createElementNS(ns, "svg");
+    svg.setAttribute("class", "i");
+    svg.setAttribute("aria-hidden", "true");
+    const use = document.createElementNS(ns, "use");
+    use.setAttribute("href", `${root.dataset.icons}#${name}`);
+    svg.append(use);
+    return svg;
+  };
+  portal.button = (label, onclick, className = "btn btn-small") =>
+    portal.el("button", { type: "button", className, onclick }, label);
+  portal.visible = (node) => Boolean(node && node.getClientRects().length);
+  portal.focusFirst = (ids) => {
+    for (const node of ids.map(byId).filter(portal.visible)) {
+      node.focus();
+      if (document.activeElement === node) return;
+    }
+  };
+  // Runs now for the page and again for whatever htmx brings in.
+  portal.enhance = (work) => {
+    on("DOMContentLoaded", () => work(document));
+    on("htmx:after:swap", () => work(document));
+  };
+
+  // --- message regions: the nodes stay, only their text changes (a region that is replaced is not announced) ---
+  const { el, button } = portal;
+  const dialogOpen = () => Boolean(byId("dlg")?.open);
+  for (const region of document.querySelectorAll(".notice-text")) {
+    const more = el("div", { className: "notice-more" });
+    const dismiss = button("Dismiss", () => {
+      region.textContent = "";
+      (byId(dialogOpen() ? "dlg-title" : "main") ?? byId("main")).focus({ preventScroll: true });
+    });
+    dismiss.setAttribute("aria-label", "Dismiss message");
+    more.append(dismiss);
+    region.after(more);
+    new MutationObserver(() => {
+      region.parentElement.classList.toggle("on", region.textContent.trim() !== "");
+      while (more.children.length > 1) more.firstChild.remove();
+    }).observe(region, { childList: true, characterData: true, subtree: true });
+  }
+  portal.say = (kind, text, ...extra) => {
+    const layer = dialogOpen() ? "dlg-" : "";
+    byId(layer + (kind === "alert" ? "status" : "alert")).textContent = "";
+    const region = byId(layer + kind);
+    region.textContent = text;
+    // After the observer has run: the buttons are siblings of the announced node, never part of it.
+    setTimeout(() => region.nextElementSibling.prepend(...extra));
+  };
+
+  // --- htmx: which elements it may take over ---
+  // A form that stands on a page of its own posts as a page; only inside the dialog or a strip does it swap.
+  on("htmx:before:init", (event) => {
+    const node = event.target;
+    const target = node.getAttribute("hx-target") ?? "";
+    const alone = node.matches("form") && !node.closest("#dlg, .strip");
+    if (alone || (target.startsWith("#") && !document.querySelector(target))) event.preventDefault();
+  });
+
+  // --- htmx: while a request runs ---
+  let slow;
+  const quiet = (ctx) => ctx.sourceElement.id === "review";
+  const submitOf = (ctx) => ctx.request.submitter ?? ctx.sourceElement.querySelector?.("[type=submit]:not(.vh)");
+  on("htmx:before:request", ({ detail: { ctx } }) => {
+    ctx.target?.setAttribute?.("aria-busy", "true");
+    if (quiet(ctx)) return;
+    clearTimeout(slow);
+    slow = setTimeout(() => (root.dataset.busy = ""), 300);
+    const submit = ctx.sourceElement.matches("form") && submitOf(ctx);
+    if (!submit) return;
+    // Not `disabled`: that would drop the focus.
+    submit.setAttribute("aria-disabled", "true");
+    if (ctx.sourceElement.dataset.mints) {
+      submit.dataset.label = submit.textContent;
+      submit.textContent = "Generating…";
+    }
+  });
+  on("htmx:finally:request", ({ detail: { ctx } }) => {
+    ctx.target?.removeAttribute?.("aria-busy");
+    if (quiet(ctx)) return;
+    clearTimeout(slow);
+    delete root.dataset.busy;
+    for (const submit of document.querySelectorAll("[aria-disabled=true]")) {
+      submit.removeAttribute("aria-disabled");
+      if (submit.dataset.label) submit.textContent = submit.dataset.label;
+    }
+  });
+
+  // --- htmx: failure ---
+  const SWAPPED = [400, 403, 404, 409, 410, 422, 429];
+  const fail = (ctx) => {
+    if (!ctx || quiet(ctx)) return;
+    const source = ctx.sourceElement;
+    if (source.dataset?.mints) {
+      const link = el("a", { href: source.dataset.mints, className: "btn btn-small" }, "Go to the list");
+      portal.say("alert", "We could not confirm the result. Check the list before trying again.", link);
+      return;
+    }
+    const again = button("Try again", () => {
+      byId(dialogOpen() ? "dlg-alert" : "alert").textContent = "";
+      source.matches("form") ? source.requestSubmit() : source.click();
+    });
+    const text = "That did not go through. Nothing was changed as far as we know. Try again.";
+    portal.say("alert", text, ...(source.isConnected && source.matches("form, a, button") ? [again] : []));
+  };
+  on("htmx:error", ({ detail }) => fail(detail.ctx));
+  on("htmx:response:error", ({ detail: { ctx } }) => {
+    if (!SWAPPED.includes(ctx.response.status) && !ctx.hx.redirect && !ctx.hx.refresh) fail(ctx);
+  });
+
+  // --- htmx: swaps ---
+  on("htmx:before:swap", (event) => {
+    const { ctx, tasks } = event.detail;
+    // A whole document is never put into a page: follow where the server went, or say that it failed.
+    if (/^\s*<!doctype/i.test(ctx.text ?? "")) {
+      event.preventDefault();
+      if (ctx.response.status < 400) location.assign(ctx.response.raw.url);
+      else fail(ctx);
+      return;
+    }
+    // A row always replaces its own row, whoever asked for it: its strip, the dialog, or a password prompt in between.
+    const row = tasks[0]?.fragment?.firstElementChild;
+    const old = row?.tagName === "TBODY" && byId(row.id);
+    if (old) {
+      tasks[0].target = old;
+      tasks[0].swapSpec = { ...tasks[0].swapSpec, style: "outerHTML" };
+      portal.dialog.close();
+    }
+  });
+  const openers = new WeakMap();
+  const closeStrip = (strip) => {
+    strip.replaceChildren();
+    strip.closest("tr").hidden = true;
+  };
+  on("htmx:after:swap", ({ detail: { ctx } }) => {
+    if (ctx.swap === "none") return;
+    const target = typeof ctx.target === "string" ? document.querySelector(ctx.target) : ctx.target;
+    if (!target?.isConnected || !target.matches(".strip") || !target.childElementCount) return;
+    // One strip at a time: ids stay unique and the page calm.
+    for (const other of document.querySelectorAll(".strip")) if (other !== target) closeStrip(other);
+    const opener = ctx.sourceElement.closest("a[id]");
+    if (opener) openers.set(target, opener.id);
+    target.closest("tr").hidden = false;
+    (target.querySelector("[data-focus]") ?? target).focus();
+  });
+  on("click", (event) => {
+    const cancel = event.target.closest?.("[data-cancel]");
+    const strip = cancel?.closest(".strip");
+    if (strip) {
+      event.preventDefault();
+      closeStrip(strip);
+      portal.focusFirst([openers.get(strip), "keys-h"].filter(Boolean));
+    }
+  });
+
+  // --- the server's word that something is done ---
+  portal.reloadPanel = async () => {
+    const panel = byId("keys-panel");
+    if (panel && window.htmx) {
+      await window.htmx.ajax("GET", location.pathname + location.search, { source: panel, target: panel, swap: "outerHTML" });
+    }
+  };
+  portal.done = async ({ message, focus = [], close, reload }) => {
+    if (close) portal.dialog.close();
+    if (reload) await portal.reloadPanel();
+    if (message) portal.say("status", message);
+    portal.focusFirst(dialogOpen() ? focus : [...focus, "keys-h"]);
+  };
+  on("portal:done", ({ detail }) => portal.done(detail));
+
+  // --- plain pages ---
+  on("click", (event) => {
+    const link = event.target.closest?.(".error-summary a");
+    const field = link && byId(link.hash.slice(1));
+    if (!field) return;
+    event.preventDefault(); // the address bar keeps no trace of an open dialog
+    field.closest("details:not([open])")?.setAttribute("open", "");
+    field.focus();
+  });
+  on("submit", (event) => {
+    const form = event.target;
+    const typed = form.querySelector("[data-must-match]");
+    // Enter in the name field does nothing until the name matches; the button always asks the server.
+    const same = (a, b) => a.trim().toLowerCase() === b.trim().toLowerCase();
+    if (typed && document.activeElement === typed && !same(typed.value, typed.dataset.mustMatch)) {
+      event.preventDefault();
+      event.stopImmediatePropagation();
+      return;
+    }
+    // A page that is already being sent is not sent twice. htmx has its own guard (hx-sync).
+    if (event.defaultPrevented || form.method !== "post") return;
+    if (form.dataset.sent) event.preventDefault();
+    form.dataset.sent = "1";
+    setTimeout(() => delete form.dataset.sent, 10000);
+  });
+  on("keydown", (event) => {
+    if (event.key !== "Escape" || dialogOpen()) return;
+    const open = event.target.closest?.("details.more[open]");
+    if (open) {
+      open.open = false;
+      open.querySelector("summary").focus();
+    }
+  });
+  portal.enhance((scope) => {
+    for (const field of scope.querySelectorAll("input[type=password]:not([data-shown])")) {
+      field.dataset.shown = "no";
+      const box = el("div", { className: "with-btn" });
+      const show = button("Show", () => {
+        const hide = field.type === "text";
+        field.type = hide ? "password" : "text";
+        show.textContent = hide ? "Show" : "Hide";
+        show.setAttribute("aria-label", hide ? "Show password" : "Hide password");
+      }, "btn");
+      show.setAttribute("aria-label", "Show password");
+      field.before(box);
+      box.append(field, show);
+    }
+  });
+
+  // --- "3 min ago" stays true; nothing is announced ---
+  const words = (seconds) => {
+    const past = seconds <= 0;
+    const size = Math.abs(seconds);
+    if (size < 60) return past ? "just now" : "in less than a minute";
+    const text = size < 3570 ? `${Math.round(size / 60)} min` : `${Math.round(size / 3600)} h`;
+    return past ? `${text} ago` : `in ${text}`;
+  };
+  setInterval(() => {
+    for (const time of document.querySelectorAll("time:not([data-fixed])")) {
+      const seconds = (Date.parse(time.dateTime) - Date.now()) / 1000;
+      if (Math.abs(seconds) < 84600) time.textContent = words(seconds);
+    }
+  }, 60000);
+}

@@ -1,0 +1,124 @@
+// The generate form. Everything here is comfort: the server renders, checks and answers the same form without it.
+"use strict";
+{
+  const { button, el } = portal;
+  const dlg = document.getElementById("dlg");
+  let spoken;
+
+  const relabel = (form) => {
+    const submit = form.querySelector("#new-submit");
+    const live = form.elements.environment.value === "live";
+    // Without htmx there is no live review sentence, so the check page stays the next step.
+    if (!window.htmx) return;
+    for (const node of form.querySelectorAll("#new-submit, [data-enter]")) node.removeAttribute("formaction");
+    submit.textContent = live ? "Generate live key" : "Generate sandbox key";
+  };
+
+  const count = (form) => {
+    const boxes = [...form.querySelectorAll("[name=scopes]")];
+    const ticked = boxes.filter((box) => box.checked).length;
+    for (const solution of form.querySelectorAll(".solution")) {
+      const here = solution.querySelectorAll("[name=scopes]:checked").length;
+      solution.querySelector(".solution-count").textContent = `${here} chosen`;
+    }
+    const output = form.querySelector("#scope-count");
+    clearTimeout(spoken);
+    // An output is announced: wait until the hand rests.
+    if (output) spoken = setTimeout(() => (output.textContent = `${ticked} of ${boxes.length} scopes chosen`), 500);
+  };
+
+  const tick = (form, boxes, checked) => {
+    for (const box of boxes) box.checked = checked;
+    form.dispatchEvent(new Event("change", { bubbles: true }));
+  };
+
+  const tools = (form, scopes) => {
+    const bar = scopes.querySelector(".scope-bar");
+    if (!bar || scopes.dataset.ready) return;
+    scopes.dataset.ready = "1";
+    const apps = [...scopes.querySelectorAll(".app")];
+    if (apps.length > 8) {
+      const filter = el("input", { type: "search", placeholder: "Filter apps", autocomplete: "off" });
+      filter.setAttribute("aria-label", "Filter apps");
+      filter.addEventListener("keydown", (event) => event.key === "Enter" && event.preventDefault());
+      // The filter hides rows and keeps their boxes; its own typing is no answer of the form.
+      filter.addEventListener("input", (event) => {
+        event.stopPropagation();
+        const wanted = filter.value.trim().toLowerCase();
+        for (const app of apps) app.hidden = !app.textContent.toLowerCase().includes(wanted);
+        for (const solution of scopes.querySelectorAll(".solution")) {
+          solution.hidden = !solution.querySelector(".app:not([hidden])");
+          if (wanted) solution.open = true;
+        }
+        const left = apps.filter((app) => !app.hidden).length;
+        clearTimeout(spoken);
+        spoken = setTimeout(() => portal.say("status", `${left} ${left === 1 ? "app matches" : "apps match"}`), 500);
+      });
+      filter.addEventListener("change", (event) => event.stopPropagation());
+      bar.prepend(filter);
+    }
+    bar.append(button("Clear all", () => tick(form, scopes.querySelectorAll("[name=scopes]:checked"), false), "btn btn-ghost"));
+    for (const solution of scopes.querySelectorAll(".solution")) {
+      const row = el("div", { className: "matrix-tools" }, el("span"));
+      for (const [kind, label] of [["is-read", "Read all"], ["is-write", "Write all"]]) {
+        const boxes = solution.querySelectorAll(`.${kind}`);
+        const all = boxes.length > 1 && button(label, () => tick(form, boxes, true), "btn btn-ghost");
+        if (all) all.append(el("span", { className: "vh" }, ` in ${solution.querySelector(".solution-name").textContent.trim()}`));
+        row.append(all || el("span"));
+      }
+      if (row.querySelector("button")) solution.querySelector(".matrix").prepend(row);
+    }
+  };
+
+  const setUp = (form) => {
+    form.dataset.ready = "1";
+    if (form.querySelector(".error-summary")) form.dataset.dirty = "1";
+    form.addEventListener("input", () => (form.dataset.dirty = "1"));
+    form.addEventListener("change", () => {
+      relabel(form);
+      count(form);
+    });
+    relabel(form);
+    const owners = form.querySelector("#owner-scopes");
+    if (owners && window.htmx) owners.hidden = true;
+  };
+
+  portal.enhance(() => {
+    const form = document.getElementById("new-key-form");
+    if (!form) return;
+    if (!form.dataset.ready) setUp(form);
+    const scopes = form.querySelector("#scopes");
+    if (scopes) tools(form, scopes);
+  });
+
+  // Another owner: what went is said once, and the review sentence asks again with the ticks that are left.
+  document.addEventListener("htmx:after:swap", ({ detail: { ctx } }) => {
+    if (ctx.sourceElement.id !== "owner-scopes") return;
+    const form = document.getElementById("new-key-form");
+    const lost = form?.querySelector("#scopes-lost");
+    if (lost) portal.say("status", lost.textContent.trim().replace(/\s+/g, " "));
+    form?.querySelector("#scopes")?.dispatchEvent(new Event("change", { bubbles: true }));
+  });
+
+  // Closing with answers typed in asks first, inside the dialog.
+  dlg.addEventListener("portal:closing", (event) => {
+    const form = dlg.querySelector("#new-key-form");
+    if (!form?.dataset.dirty) return;
+    event.preventDefault();
+    let question = form.querySelector(".discard");
+    if (!question) {
+      const keep = button("Keep editing", () => {
+        question.remove();
+        form.querySelector("#new-name").focus();
+      });
+      const discard = button("Discard", () => portal.dialog.close({ refocus: true }), "btn btn-small btn-danger");
+      question = el("div", { className: "discard" },
+        el("p", { id: "discard-q", tabIndex: -1 }, el("strong", {}, "Discard this new key?")),
+        el("div", { className: "actions" }, keep, discard));
+      question.setAttribute("role", "group");
+      question.setAttribute("aria-labelledby", "discard-q");
+      form.querySelector(".panel-foot").prepend(question);
+    }
+    question.querySelector("p").focus();
+  });
+}

@@ -1,0 +1,205 @@
+// The reveal: copying that is checked, a guard against closing too early, and wiping. The text of the key lives in the
+// visible field and nowhere else: not in storage, not in a variable that outlives a press, not in a message.
+"use strict";
+{
+  const { button, el, icon } = portal;
+  const dlg = document.getElementById("dlg");
+  const part = (root, name) => root.querySelector(name);
+  const unsaved = () => [...document.querySelectorAll("#reveal")].find((root) => !root.dataset.saved);
+  const warn = (event) => event.preventDefault();
+
+  const say = (root, text, saved) => {
+    const region = part(root, "#reveal-msg");
+    region.classList.toggle("is-saved", saved);
+    region.replaceChildren(icon(saved ? "circle-check" : "circle-alert"), el("span", {}, text));
+  };
+
+  const save = (root, text) => {
+    root.dataset.saved = "1";
+    window.removeEventListener("beforeunload", warn);
+    dlg.removeAttribute("closedby");
+    say(root, text, true);
+    if (part(root, ".guard")) {
+      part(root, ".guard").remove();
+      part(root, "[data-done]").focus();
+    }
+  };
+
+  const copied = (root) => {
+    const kind = root.dataset.env === "live" ? "Live" : "Sandbox";
+    const at = new Date().toTimeString().slice(0, 8);
+    save(root, `${kind} key copied at ${at}. Paste it into your secret store now.`);
+  };
+
+  const hide = (root, hidden) => {
+    part(root, "#secret").classList.toggle("is-hidden", hidden);
+    part(root, ".hide-key").replaceChildren(icon(hidden ? "eye" : "eye-off"), hidden ? "Show" : "Hide");
+  };
+
+  // 1. the clipboard API, 2. the visible field (already inside the dialog, so not inert), 3. leave it selected and say so.
+  const copy = async (root) => {
+    const field = part(root, "#secret");
+    if (window.isSecureContext && navigator.clipboard) {
+      try {
+        await navigator.clipboard.writeText(field.value);
+        return copied(root);
+      } catch { /* denied: go on */ }
+    }
+    field.focus();
+    field.select();
+    const ready = document.activeElement === field && field.selectionEnd - field.selectionStart === field.value.length;
+    let done = false;
+    try { done = ready && document.execCommand("copy"); } catch { /* stays false */ }
+    if (done) return copied(root);
+    hide(root, false);
+    say(root, "Your browser blocked copying. The key is selected: press Ctrl+C, or ⌘C on a Mac.", false);
+  };
+
+  const download = (root) => {
+    const slug = root.dataset.name.normalize("NFKD").toLowerCase().replace(/[^a-z0-9]+/g, "-").replace(/^-|-$/g, "") || "key";
+    const url = URL.createObjectURL(new Blob([`${root.dataset.lines}${part(root, "#secret").value}\n`], { type: "text/plain" }));
+    const name = `${root.dataset.file}-${slug}.env`;
+    el("a", { href: url, download: name }).click();
+    setTimeout(() => URL.revokeObjectURL(url), 1000);
+    save(root, `Saved as ${name}. Move it to where the program runs.`);
+  };
+
+  // Leaving for real: the text goes first.
+  const leave = (root, link) => {
+    const { key, name } = root.dataset;
+    root.dataset.saved = "1";
+    window.removeEventListener("beforeunload", warn);
+    dlg.removeAttribute("closedby");
+    const inDialog = dlg.contains(root);
+    const docked = root.closest("#reveal-dock");
+    if (link && !link.matches("[data-done]")) {
+      portal.stale = inDialog;
+      link.click();
+      return;
+    }
+    if (!inDialog && !docked) {
+      location.assign(part(root, "[data-done]").href);
+      return;
+    }
+    part(root, "#secret").value = "";
+    (docked ?? root).remove();
+    portal.stale = false;
+    portal.dialog.close();
+    portal.done({ message: `“${name}” was generated.`, focus: [`key-${key}-name`], reload: true }).then(() => {
+      const row = document.getElementById(`key-${key}`);
+      row?.classList.add("is-new");
+      row?.querySelector(".tags")?.append(el("span", { className: "tag tag-new" }, "New"));
+    });
+  };
+
+  const guard = (root, link) => {
+    let box = part(root, ".guard");
+    if (!box) {
+      box = el("div", { className: "guard" },
+        el("h3", { id: "guard-h", tabIndex: -1 }, "You have not saved this key"),
+        el("p", {}, "After closing it cannot be shown again."),
+        el("div", { className: "actions" },
+          button("Copy key", () => copy(root), "btn btn-primary"),
+          button("Close without saving", () => leave(root, box.link), "btn")));
+      box.setAttribute("role", "group");
+      box.setAttribute("aria-labelledby", "guard-h");
+      part(root, ".panel-foot").before(box);
+    }
+    box.link = link;
+    part(box, "h3").focus();
+  };
+
+  // The same node moves to the top of the page: the person is never trapped and the key is never lost.
+  const dock = (root) => {
+    const section = el("section", { id: "reveal-dock" });
+    section.setAttribute("aria-label", "Unsaved key");
+    section.append(root);
+    document.getElementById("main").prepend(section);
+    part(root, ".guard")?.remove();
+    const heading = part(root, ".title");
+    heading.id = "dock-title";
+    portal.dialog.close();
+    heading.focus();
+    heading.scrollIntoView();
+  };
+
+  const wipe = () => {
+    for (const root of document.querySelectorAll("#reveal")) {
+      const list = part(root, "[data-done]").href;
+      part(root, "#secret").value = "";
+      root.replaceWith(el("div", { className: "empty" },
+        el("h2", {}, "This key was shown once."),
+        el("p", {}, "Its text was removed when you left the page."),
+        el("a", { href: list, className: "btn" }, "Go to API keys")));
+    }
+  };
+
+  const setUp = (root) => {
+    root.dataset.ready = "1";
+    part(root, ".no-script")?.remove();
+    const field = part(root, "#secret");
+    const withIcon = (name, label, act, look) => {
+      const made = button(label, act, `btn ${look}`);
+      made.prepend(icon(name));
+      return made;
+    };
+    part(root, ".secret-actions").append(
+      withIcon("copy", "Copy key", () => copy(root), "btn-primary"),
+      withIcon("download", "Download .env", () => download(root), ""),
+      withIcon("eye-off", "Hide", () => hide(root, !field.classList.contains("is-hidden")), "hide-key"));
+    const stored = el("input", { type: "checkbox" });
+    stored.addEventListener("change", () => {
+      if (stored.checked) save(root, "Stored by you. It cannot be shown again.");
+    });
+    part(root, ".secret-box").append(el("label", { className: "stored" }, stored, "I have stored this key"));
+    for (const code of root.querySelectorAll(".snippet pre")) {
+      const act = button("Copy example", async () => {
+        try {
+          await navigator.clipboard.writeText(code.textContent);
+          act.textContent = "Copied";
+        } catch {
+          getSelection().selectAllChildren(code);
+          act.textContent = document.execCommand("copy") ? "Copied" : "Selected: press Ctrl+C";
+        }
+      });
+      code.after(act);
+    }
+    field.addEventListener("copy", () => {
+      if (field.selectionEnd - field.selectionStart === field.value.length) copied(root);
+    });
+    // Capture: asked before htmx or the browser follows the link.
+    root.addEventListener("click", (event) => {
+      const link = event.target.closest("[data-leave]");
+      if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
+      const done = link.matches("[data-done]");
+      if (root.dataset.saved && !done) {
+        portal.stale = dlg.contains(root);
+        return;
+      }
+      event.preventDefault();
+      event.stopImmediatePropagation();
+      if (root.dataset.saved) leave(root, link);
+      else guard(root, link);
+    }, true);
+    say(root, "Not saved yet", false);
+    window.addEventListener("beforeunload", warn);
+    if (dlg.contains(root)) dlg.setAttribute("closedby", "none");
+  };
+
+  portal.enhance(() => {
+    for (const root of document.querySelectorAll("#reveal:not([data-ready])")) setUp(root);
+  });
+  dlg.addEventListener("portal:closing", (event) => {
+    const root = part(dlg, "#reveal");
+    if (!root) return;
+    event.preventDefault();
+    if (root.dataset.saved) leave(root);
+    else if (event.detail.how === "escape" && part(root, ".guard")) dock(root);
+    else guard(root);
+  });
+  dlg.addEventListener("portal:forced", () => {
+    const root = part(dlg, "#reveal");
+    if (root && unsaved()) dock(root);
+  });
+  window.addEventListener("pagehide", wipe);
+}

@@ -1,0 +1,61 @@
+"""Databases and servers for all tests. One run uses one kind of database; `make test` runs once with each."""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any, NoReturn
+
+import pytest
+
+from tests.databases import KINDS, Template, migrated_template
+from tests.servers import Server, serving
+
+TEMPLATE = pytest.StashKey[Template]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--database", choices=KINDS, default="sqlite", help="kind of database for this run")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Hand the controller's template to an xdist worker, so that all workers share one server and one migration."""
+    node.workerinput["template_url"] = template_of(node.config).url
+
+
+def template_of(config: pytest.Config) -> Template:
+    """Return the run's template database; in the process that leads the run, make it at the first call."""
+    if hasattr(config, "workerinput"):
+        return Template(config.workerinput["template_url"])
+    if TEMPLATE not in config.stash:
+        until_the_end = ExitStack()
+        config.add_cleanup(until_the_end.close)
+        config.stash[TEMPLATE] = until_the_end.enter_context(migrated_template(config.getoption("--database")))
+    return config.stash[TEMPLATE]
+
+
+@pytest.fixture(scope="session")
+def template(pytestconfig: pytest.Config) -> Template:
+    """The migrated, empty database; for fixtures that want a copy for longer than one test."""
+    return template_of(pytestconfig)
+
+
+@pytest.fixture
+def database_url(template: Template) -> Iterator[str]:
+    """A migrated, empty database that this test alone has."""
+    with template.copy() as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def live_server(template: Template, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The shipped server on a database of its own, shared by the tests of one module."""
+    with template.copy() as url, serving(url, tmp_path_factory.mktemp("instance")) as server:
+        yield server
+
+
+def lacking(what: str) -> NoReturn:
+    """Skip a test whose outside part this machine lacks; with CI=true fail instead."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"{what} (CI=true: a missing part is a failure)")
+    pytest.skip(what)

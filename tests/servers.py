@@ -1,0 +1,83 @@
+"""Starts the server that `make run` starts, as a process of its own, for tests that come in through HTTP."""
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+START_SECONDS = 30
+STOP_SECONDS = 10
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running portal: where it listens, what it stores in, what it printed."""
+
+    url: str
+    database_url: str
+    instance: Path
+    log: Path
+
+
+@contextmanager
+def serving(database_url: str, instance: Path, **settings: str) -> Iterator[Server]:
+    """Serve the database on a free loopback port, stop by SIGTERM; `settings` are further environment variables."""
+    port = free_port()
+    server = Server(f"http://127.0.0.1:{port}", database_url, instance, instance / "server.log")
+    ours = {"PORT": str(port), "PORTAL_DATABASE_URL": database_url, "PORTAL_INSTANCE": str(instance)}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PORTAL_")}
+    with server.log.open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "flask", "serve"],
+            cwd=ROOT,
+            env=inherited | ours | settings,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # its workers can then be ended with it, should it not stop by itself
+        )
+    try:
+        wait_until_healthy(server, process)
+        yield server
+    finally:
+        stop(process)
+
+
+def wait_until_healthy(server: Server, process: subprocess.Popen[bytes]) -> None:
+    """Return once GET /healthz answers 200; raise with the server's output when it ends or takes too long."""
+    give_up = time.monotonic() + START_SECONDS
+    while process.poll() is None and time.monotonic() < give_up:
+        with suppress(OSError), urllib.request.urlopen(f"{server.url}/healthz", timeout=2) as answer:
+            if answer.status == 200:
+                return
+        time.sleep(0.05)
+    state = "did not answer /healthz" if process.poll() is None else f"ended with status {process.returncode}"
+    raise RuntimeError(f"The server {state}. It printed:\n{server.log.read_text(errors='replace')}")
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Ask the server to stop; end its whole process group when it does not."""
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(STOP_SECONDS)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def free_port() -> int:
+    """Find a free port below 32768, where the kernel hands out none for outgoing connections."""
+    while True:
+        port = random.randint(20_000, 32_000)
+        with suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
