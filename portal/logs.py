@@ -48,9 +48,10 @@ class JsonLines(logging.Formatter):
 
 def configure() -> None:
     """Send every logger's lines, ours and the libraries', through the one redacting handler."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
     root = logging.getLogger()
-    root.handlers[:] = [handler]
+    if not any(isinstance(handler.formatter, JsonLines) for handler in root.handlers):
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(JsonLines())
+        root.addHandler(handler)
     root.setLevel(logging.INFO)
     logging.getLogger("alembic").setLevel(logging.WARNING)

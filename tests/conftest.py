@@ -3,10 +3,15 @@
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from flask import Flask
 
+from app import create_app
+from portal.store.database import Database
+from tests.cast import Cast
 from tests.databases import KINDS, Template, migrated_template
 from tests.servers import Server, serving
 
@@ -36,15 +41,44 @@ def template_of(config: pytest.Config) -> Template:
 
 @pytest.fixture(scope="session")
 def template(pytestconfig: pytest.Config) -> Template:
-    """The migrated, empty database; for fixtures that want a copy for longer than one test."""
+    """The database with the demo; for fixtures that want a copy for longer than one test."""
     return template_of(pytestconfig)
 
 
 @pytest.fixture
 def database_url(template: Template) -> Iterator[str]:
-    """A migrated, empty database that this test alone has."""
+    """A database with the demo's people, apps and records that this test alone has."""
     with template.copy() as url:
         yield url
+
+
+@pytest.fixture
+def blank_url(template: Template) -> Iterator[str]:
+    """A database without a table."""
+    with template.blank() as url:
+        yield url
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    """The test's database, for services that are called directly and for looking at what was stored."""
+    database = Database(database_url)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def app(database_url: str, tmp_path: Path) -> Iterator[Flask]:
+    """The portal on the test's database, asked in process. Its secrets lie in `tmp_path`."""
+    app = create_app({"PORTAL_DATABASE_URL": database_url, "PORTAL_INSTANCE": str(tmp_path)})
+    yield app
+    app.extensions["portal"].close()
+
+
+@pytest.fixture
+def cast(app: Flask) -> Cast:
+    """The demo's people, each with a browser of their own, and integrations with keys."""
+    return Cast(app)
 
 
 @pytest.fixture(scope="module")

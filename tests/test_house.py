@@ -22,8 +22,10 @@ FLOORS = {
     "portal.mail": 3,
     "portal.services": 5,
     "portal.web": 6,
-    "portal.cli": 6,
-    "app": 7,
+    "portal.demo": 6,
+    "portal.logs": 6,
+    "portal.cli": 7,
+    "app": 8,
 }
 # The bottom of the services: what the others stand on.
 FLOORS |= {f"portal.services.{name}": 4 for name in ("actor", "audit", "key_check", "rate_limit", "usage")}

@@ -82,6 +82,12 @@ class KeyCheck:
             raise KeyRefused(Refusal.UNKNOWN)
         return self._decide(row, digests, account_id, str(plain.environment), now)
 
+    def close(self) -> None:
+        """Close this thread's connection; the next check opens another."""
+        if getattr(self._kept, "pid", None) == os.getpid():
+            self._kept.pid = None
+            self._kept.connection.close()
+
     def _decide(
         self, row: Sequence[Any], digests: Sequence[KeyDigest], account_id: str | None, environment: str, now: datetime
     ) -> Caller:

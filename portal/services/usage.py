@@ -8,7 +8,6 @@ import atexit
 import json
 import logging
 import threading
-import time
 from datetime import datetime, timedelta
 from multiprocessing import util as multiprocessing_util
 
@@ -51,6 +50,8 @@ class Usage:
         self._written: dict[int, datetime] = {}
         self._digests: dict[int, tuple[KeyDigest, str]] = {}
         self._thread: threading.Thread | None = None
+        self._closing = threading.Event()
+        self._at_exit: multiprocessing_util.Finalize | None = None
 
     def note(self, caller: Caller, at: datetime, address: str | None, client: str) -> None:
         """Remember that a key was used; cheap, and never fails a request."""
@@ -113,9 +114,18 @@ class Usage:
                 self._thread.start()
                 # Both, because servers differ: granian's workers run Finalize and no atexit, others the reverse.
                 atexit.register(self.flush)
-                multiprocessing_util.Finalize(None, self.flush, exitpriority=100)
+                self._at_exit = multiprocessing_util.Finalize(None, self.flush, exitpriority=100)
 
     def _run(self) -> None:
-        while True:
-            time.sleep(FLUSH_EVERY)
+        while not self._closing.wait(FLUSH_EVERY):
             self.flush(everything=False)
+
+    def close(self) -> None:
+        """Write everything down and stop the thread."""
+        if self._thread is not None:
+            self._closing.set()
+            self._thread.join()
+            atexit.unregister(self.flush)
+        if self._at_exit is not None:
+            self._at_exit.cancel()
+        self.flush()

@@ -58,6 +58,12 @@ class Portal:
     key_check: KeyCheck
     usage: Usage
 
+    def close(self) -> None:
+        """Write down what is still only in memory and give the connections back."""
+        self.usage.close()
+        self.key_check.close()
+        self.database.close()
+
 
 def portal() -> Portal:
     """Give the portal of the current application."""
