@@ -74,7 +74,7 @@ def create_app(environ: Mapping[str, str] | None = None) -> Flask:
     app.url_map.merge_slashes = False
     app.url_map.converters.update(slug=Slug, public_id=PublicId, app=AppName, token=Token)
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
-    app.wsgi_app = Front(app.wsgi_app, settings.hosts, settings.trusted_proxies)  # type: ignore[method-assign]
+    app.wsgi_app = Front(app.wsgi_app, settings)  # type: ignore[method-assign]
 
     http.register(app)
     display.register(app)

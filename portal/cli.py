@@ -46,7 +46,7 @@ def register(app: Flask, settings: Settings, database: Database) -> None:
             has_demo = True
         database.close()
         _welcome(settings, has_demo=has_demo)
-        _serve(settings)
+        run_server(settings)
 
     @command("migrate")
     def migrate_command() -> None:
@@ -153,10 +153,10 @@ def _welcome(settings: Settings, *, has_demo: bool) -> None:
     sys.stdout.flush()
 
 
-def _serve(settings: Settings) -> None:
+def run_server(settings: Settings, target: str = "app:create_app") -> None:
     """Serve with one blocking thread a process: one more costs each request more than it gains. Scale by processes."""
     server: Any = Granian(
-        "app:create_app",
+        target,
         factory=True,
         address=settings.bind,
         port=settings.port,

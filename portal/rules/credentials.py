@@ -36,9 +36,18 @@ def base62(number: int, width: int) -> str:
     return "".join(reversed(digits)).rjust(width, "0")
 
 
+def random_base62(length: int) -> str:
+    """Draw base62 digits uniformly from the operating system's randomness."""
+    digits = ""
+    while len(digits) < length:
+        # 248 is 4 × 62: larger bytes would favour the low digits, so they are dropped.
+        digits += "".join(BASE62[byte % 62] for byte in secrets.token_bytes(64) if byte < 248)
+    return digits[:length]
+
+
 def new_id(kind: str) -> str:
-    """Make a public id, such as `key_…`: 128 random bits in base 62."""
-    return f"{kind}_{base62(secrets.randbits(128), 22)}"
+    """Make a public id, such as `key_…`: 22 random base62 digits, 131 bits."""
+    return f"{kind}_{random_base62(22)}"
 
 
 def checksum(text: str) -> str:
@@ -96,8 +105,7 @@ class KeyFormat:
 
     def mint(self, environment: Environment) -> PlainKey:
         """Make a new key from 256 bits of the operating system's randomness."""
-        secret = "".join(secrets.choice(BASE62) for _ in range(SECRET_LENGTH))
-        body = f"{self.prefix}_{environment}_{secret}"
+        body = f"{self.prefix}_{environment}_{random_base62(SECRET_LENGTH)}"
         return PlainKey(f"{body}_{checksum(body)}", environment)
 
     def parse(self, text: str) -> PlainKey | None:

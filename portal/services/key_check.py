@@ -37,8 +37,7 @@ class Caller(NamedTuple):
     last_four: str
     environment: str
     expires_at: datetime | None
-    scopes: tuple[Scope, ...]
-    effective: frozenset[Scope]
+    reach: "Reach"
     member_id: str
     member_name: str
     is_api_member: bool
@@ -50,11 +49,20 @@ class Caller(NamedTuple):
 
     def require(self, scope: Scope) -> None:
         """Raise KeyRefused unless the key has this scope and its member may still hold it."""
-        if scope in self.effective:
+        if scope in self.reach.effective:
             return
-        refusal = Refusal.ACCESS_WITHDRAWN if scope in self.scopes else Refusal.MISSING_SCOPE
-        held = sorted(str(each) for each in self.effective)
+        refusal = Refusal.ACCESS_WITHDRAWN if scope in self.reach.scopes else Refusal.MISSING_SCOPE
+        held = self.reach.effective_texts
         raise KeyRefused(refusal, key_id=self.key_id, required=str(scope), held=held, workspace=self.workspace_slug)
+
+
+class Reach(NamedTuple):
+    """A key's scopes and those of them that work now, each also as sorted text."""
+
+    scopes: frozenset[Scope]
+    effective: frozenset[Scope]
+    texts: tuple[str, ...]
+    effective_texts: tuple[str, ...]
 
 
 class KeyCheck:
@@ -112,11 +120,10 @@ class KeyCheck:
             refusal = Refusal.UNKNOWN  # the text says its environment; a row that says another was tampered with
         if refusal is not None:
             raise KeyRefused(refusal, key_id=key_id)
-        scopes, effective = _reach(scope_levels or "", role)
         newest = self._keyring.peppers[0].id
         return Caller(
             key_pk, key_id, key_name, last_four, kept_environment, expires_at,
-            scopes, effective,
+            _reach(scope_levels or "", role),
             member_id, member_name, account_pk is None,
             workspace_pk, workspace_id, workspace_slug, workspace_name,
             None if pepper_id == newest else (digests[0], newest),
@@ -159,15 +166,16 @@ def _moment(value: Any) -> datetime | None:
 
 
 @lru_cache(maxsize=4096)  # a pure function of its text: members with equal access share one answer
-def _reach(scope_levels: str, role: str) -> tuple[tuple[Scope, ...], frozenset[Scope]]:
-    """Read `app:action=level …` into the key's scopes and those that work now."""
-    scopes, access = [], {}
+def _reach(scope_levels: str, role: str) -> Reach:
+    """Read `app:action=level …` into what the key has and what of it works now."""
+    scopes, access = set(), {}
     for written in scope_levels.split():
         name, _, level = written.partition("=")
         if scope := Scope.parse(name):
-            scopes.append(scope)
+            scopes.add(scope)
             access[scope.app] = level_of(Role(role), AccessLevel(level))
-    return tuple(sorted(scopes)), effective_scopes(scopes, access)
+    effective = effective_scopes(scopes, access)
+    return Reach(frozenset(scopes), effective, tuple(map(str, sorted(scopes))), tuple(map(str, sorted(effective))))
 
 
 def _statement(database: Database, peppers: int) -> str:

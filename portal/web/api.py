@@ -30,7 +30,6 @@ _ETAG = re.compile(r'\*|(?:W/)?"[^"]*"')
 def me(caller: Caller) -> Response:
     """Say who the key is."""
     read_query()
-    effective = caller.effective
     return api_reply(
         {
             "workspace": {
@@ -48,8 +47,8 @@ def me(caller: Caller) -> Response:
                 "name": caller.key_name,
                 "hint": portal().settings.keyring.format.hint(caller.environment, caller.last_four),
                 "environment": caller.environment,
-                "scopes": [str(scope) for scope in caller.scopes],
-                "effectiveScopes": [str(scope) for scope in caller.scopes if scope in effective],
+                "scopes": caller.reach.texts,
+                "effectiveScopes": caller.reach.effective_texts,
                 "expiresAt": _moment(caller.expires_at) if caller.expires_at else None,
             },
         }
@@ -62,7 +61,7 @@ def solutions(caller: Caller) -> Response:
     """List the solutions and apps that the key can reach, with the scopes it holds there."""
     limit, offset = read_page()
     held: dict[str, list[str]] = {}
-    for scope in sorted(caller.effective):
+    for scope in sorted(caller.reach.effective):
         held.setdefault(scope.app, []).append(str(scope))
     with reading() as session:
         found = workspaces.reachable(session, caller.workspace_pk, held)

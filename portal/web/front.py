@@ -1,4 +1,5 @@
-"""What stands before Flask: only our own Host names, the client's true address, and a last answer when all fails.
+"""What stands before Flask: security headers on every answer, only our own Host names, the client's true address,
+and a last answer when all else fails.
 
 Forwarded headers count only from a configured proxy (PORTAL_TRUSTED_PROXIES), else from nobody. Such a proxy must drop
 client headers whose names have underscores (nginx does by default): WSGI cannot tell `X_Forwarded_For` from
@@ -7,14 +8,29 @@ client headers whose names have underscores (nginx does by default): WSGI cannot
 
 import ipaddress
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from portal.settings import Network
+from portal.settings import Settings
 
 _log = logging.getLogger(__name__)
+SECURITY_HEADERS = [
+    (
+        "Content-Security-Policy",
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        "font-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    ),
+    ("X-Content-Type-Options", "nosniff"),
+    ("X-Frame-Options", "DENY"),
+    ("Referrer-Policy", "same-origin"),
+    ("Cross-Origin-Opener-Policy", "same-origin"),
+    ("Cross-Origin-Resource-Policy", "same-origin"),
+    ("Permissions-Policy", "camera=(), geolocation=(), microphone=(), payment=(), usb=()"),
+]
+_HTTPS_HEADERS = [("Strict-Transport-Security", "max-age=31536000")]
 _FORWARDED = ("HTTP_X_FORWARDED_FOR", "HTTP_X_FORWARDED_PROTO", "HTTP_X_FORWARDED_HOST", "HTTP_X_FORWARDED_PORT")
 
+Headers = list[tuple[str, str]]
 StartResponse = Callable[..., Any]
 Wsgi = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
 
@@ -22,21 +38,26 @@ Wsgi = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
 class Front:
     """WSGI middleware, the outermost."""
 
-    def __init__(self, app: Wsgi, hosts: Sequence[str], trusted: Sequence[Network]) -> None:
+    def __init__(self, app: Wsgi, settings: Settings) -> None:
         self._app = app
-        self._hosts = frozenset(hosts)
-        self._trusted = trusted
+        self._hosts = frozenset(settings.hosts)
+        self._trusted = settings.trusted_proxies
+        self._headers = SECURITY_HEADERS + (_HTTPS_HEADERS if settings.is_https else [])
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         """Pass a request on."""
+
+        def start_safely(status: str, headers: Headers, exc_info: Any = None) -> Any:
+            return start_response(status, headers + self._headers, exc_info)
+
         if _host_name(environ.get("HTTP_HOST", "")) not in self._hosts:
-            return _plain(start_response, "400 Bad Request", b"This address is not served here.\n")
+            return _plain(start_safely, "400 Bad Request", b"This address is not served here.\n")
         self._find_client(environ)
         try:
-            return self._app(environ, start_response)
+            return self._app(environ, start_safely)
         except Exception:
             _log.exception("a request failed, and so did telling of it")
-            return _plain(start_response, "500 Internal Server Error", b"Something broke on our side.\n")
+            return _plain(start_safely, "500 Internal Server Error", b"Something broke on our side.\n")
 
     def _find_client(self, environ: dict[str, Any]) -> None:
         peer = environ.get("REMOTE_ADDR", "")
@@ -82,8 +103,6 @@ def _plain(start_response: StartResponse, status: str, body: bytes) -> list[byte
     headers = [
         ("Content-Type", "text/plain; charset=utf-8"),
         ("Content-Length", str(len(body))),
-        ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"),
-        ("X-Content-Type-Options", "nosniff"),
         ("Cache-Control", "no-store"),
     ]
     start_response(status, headers)

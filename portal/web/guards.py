@@ -147,16 +147,15 @@ def with_key(action: Action | None = None) -> Callable[[View], View]:
     def decorate(view: View) -> View:
         @wraps(view)
         def guarded(**values: Any) -> Any:
-            here = portal()
-            environ = request.environ
+            here, now, environ = portal(), g.now, request.environ
             caller = here.key_check.check(
                 environ.get("HTTP_AUTHORIZATION"),
                 account_id=environ.get("HTTP_ACCOUNT_ID"),
                 query=environ.get("QUERY_STRING", ""),
-                now=g.now,
+                now=now,
             )
             g.caller = caller
-            here.usage.note(caller, g.now, request.remote_addr, client_label(request))
+            here.usage.note(caller, now, environ["REMOTE_ADDR"], client_label(environ))
             if action is not None:
                 caller.require(Scope(values["app"], action))
             return view(caller, **values)

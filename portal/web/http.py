@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from email.utils import format_datetime
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlencode
 
@@ -122,11 +124,10 @@ def page_number() -> int:
     return int(text) if text.isascii() and text.isdigit() and 0 < len(text) < 7 and int(text) else 1
 
 
-def client_label(a_request: Request) -> str:
-    """Give the product that a client says it is, such as `python-requests/2.32`: its first word, made printable."""
-    agent = a_request.headers.get("User-Agent", "")[:200].strip()
-    word = agent.split(" ")[0] if agent else ""
-    return "".join(character for character in word if character.isprintable() and character.isascii())[:60]
+def client_label(environ: dict[str, Any]) -> str:
+    """Give the product that a client says it is, such as `python-requests/2.32`: the first word, if it is plain."""
+    word = environ.get("HTTP_USER_AGENT", "")[:61].partition(" ")[0]
+    return word if word.isascii() and word.isprintable() and len(word) <= 60 else ""
 
 
 # --- Answers --------------------------------------------------------------------------------------------------------
@@ -168,37 +169,25 @@ def go_to(url: str) -> Response:
     return response
 
 
-_SECURITY_HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
-        "font-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-    ),
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "same-origin",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
-}
-
-
 def _finish(response: Response) -> Response:
     headers = response.headers
-    headers.update(_SECURITY_HEADERS)
     headers["X-Request-Id"] = g.get("request_id", "")
-    if request.endpoint != "static" or response.status_code != 200:
+    if is_api(request):
         headers["Cache-Control"] = "no-store"
-        if not is_api(request):
-            response.vary.update(("Cookie", "HX-Request"))
-    if portal().settings.is_https:
-        headers["Strict-Transport-Security"] = "max-age=31536000"
-    caller = g.get("caller")
-    if caller:
-        headers["X-Environment"] = caller.environment
-        if caller.expires_at:
-            headers["X-Key-Expires-At"] = display.iso(caller.expires_at)
-            headers["Sunset"] = caller.expires_at.strftime("%a, %d %b %Y %H:%M:%S GMT")
+        if caller := g.get("caller"):
+            headers["X-Environment"] = caller.environment
+            if caller.expires_at:
+                headers["X-Key-Expires-At"], headers["Sunset"] = _expiry(caller.expires_at)
+    elif request.endpoint != "static" or response.status_code != 200:
+        headers["Cache-Control"] = "no-store"
+        response.vary.update(("Cookie", "HX-Request"))
     return response
+
+
+@lru_cache(maxsize=4096)
+def _expiry(moment: datetime) -> tuple[str, str]:
+    """Write when a key stops, for `X-Key-Expires-At` and for `Sunset` (RFC 8594)."""
+    return display.iso(moment), format_datetime(moment, usegmt=True)
 
 
 def _begin() -> None:
@@ -331,16 +320,19 @@ def _form_expired() -> Response:
     return response
 
 
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
+
+
 def api_reply(data: Any, status: int = 200, meta: dict[str, Any] | None = None) -> Response:
     """Answer an integration: `{"data": …, "meta": {"requestId": …}}`."""
     body = {"data": data, "meta": {"requestId": g.request_id, **(meta or {})}}
-    return Response(json.dumps(body, separators=(",", ":")), status, mimetype="application/json")
+    return Response(_to_json(body), status, mimetype="application/json")
 
 
 def api_error(status: int, kind: str, code: str, message: str, **extra: Any) -> Response:
     """Refuse an integration: `{"error": {"type", "code", "message", …}, "meta": {"requestId": …}}`."""
     body = {"error": {"type": kind, "code": code, "message": message, **extra}, "meta": {"requestId": g.request_id}}
-    return Response(json.dumps(body, separators=(",", ":")), status, mimetype="application/json")
+    return Response(_to_json(body), status, mimetype="application/json")
 
 
 _KEY_WORDS = {
@@ -353,8 +345,9 @@ _KEY_WORDS = {
 
 
 def _refuse_key(error: KeyRefused) -> Response:
-    """Answer 401 or 403 with the challenge of RFC 6750; the exact reason goes to the log, under the request id."""
-    _log.info("a key was refused", extra={"reason": str(error.refusal), "key_id": error.key_id or ""})
+    """Answer 401 or 403 with the challenge of RFC 6750; a known key's exact reason goes to the log."""
+    if error.key_id:  # a flood of garbage must not fill the disk, and its answers say all there is to know
+        _log.info("a key was refused", extra={"reason": str(error.refusal), "key_id": error.key_id})
     challenge = f'Bearer realm="{PRODUCT}"'
     if error.required is None:
         if error.refusal is not Refusal.MISSING:

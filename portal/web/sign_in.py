@@ -55,7 +55,7 @@ def _sign_in(email: str, password: str) -> bool:
     if not attempt.verify(password):
         return False
     with transaction() as session:
-        user_session, token = accounts.sign_in(session, actor, attempt, password, client_label(request))
+        user_session, token = accounts.sign_in(session, actor, attempt, password, client_label(request.environ))
     browser_session.clear()  # nothing of the time before, its CSRF token included, goes on
     start_browser_session(user_session, token)
     return True

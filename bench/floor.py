@@ -1,0 +1,47 @@
+"""The portal with one route more: GET /api/v1/floor, the answer of /api/v1/me without a check. For bench/me.py only."""
+
+import os
+import sys
+from pathlib import Path
+
+from flask import Flask, Response
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from app import create_app  # noqa: E402
+from portal.cli import run_server  # noqa: E402
+from portal.settings import Settings  # noqa: E402
+from portal.web.guards import anybody  # noqa: E402
+from portal.web.http import api_reply  # noqa: E402
+
+_ANSWER = {
+    "workspace": {"id": "ws_0123456789abcdefghijkl", "slug": "bench-0123456789ab", "name": "Bench 0123456789ab"},
+    "member": {"id": "mem_0123456789abcdefghijkl", "name": "Integration 12", "type": "api"},
+    "key": {
+        "id": "key_0123456789abcdefghijkl",
+        "name": "Key 12",
+        "hint": "sk_live_…abcd",
+        "environment": "live",
+        "scopes": ["accounts:read", "leads:write"],
+        "effectiveScopes": ["accounts:read"],
+        "expiresAt": "2026-02-10T13:05:00.000Z",
+    },
+}
+
+
+def create_floor() -> Flask:
+    """Put the portal together, with the floor route."""
+    app = create_app()
+
+    @anybody
+    def floor() -> Response:
+        return api_reply(_ANSWER)
+
+    app.add_url_rule("/api/v1/floor", "floor", floor)
+    return app
+
+
+if __name__ == "__main__":
+    environ = os.environ
+    run_server(Settings.from_environ(environ, Path(environ["PORTAL_INSTANCE"])), "bench.floor:create_floor")
