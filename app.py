@@ -30,7 +30,7 @@ class Slug(BaseConverter):
 class PublicId(BaseConverter):
     """A public id in a path."""
 
-    regex = "[a-z]{2,8}_[0-9A-Za-z]{1,40}"
+    regex = http.PUBLIC_ID
 
 
 class AppName(BaseConverter):
@@ -57,7 +57,7 @@ def create_app(environ: Mapping[str, str] | None = None) -> Flask:
         sys.exit(f"Cannot start: {error}")
     portal = http.Portal(settings, database, KeyCheck(database, settings.keyring), Usage(database))
 
-    app = Flask(__name__, root_path=str(ROOT), instance_path=str(instance.resolve()))
+    app = Flask(__name__, root_path=str(ROOT), instance_path=str(instance.resolve()), static_folder=None)
     app.extensions["portal"] = portal
     app.config.update(
         SECRET_KEY=settings.secret_key,
@@ -73,8 +73,10 @@ def create_app(environ: Mapping[str, str] | None = None) -> Flask:
     )
     app.url_map.merge_slashes = False
     app.url_map.converters.update(slug=Slug, public_id=PublicId, app=AppName, token=Token)
-    app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
     app.wsgi_app = Front(app.wsgi_app, settings)  # type: ignore[method-assign]
+
+    app.static_folder = "static"
+    app.add_url_rule("/static/<path:filename>", "static", app.send_static_file)  # now that OPTIONS is off
 
     http.register(app)
     display.register(app)

@@ -77,11 +77,11 @@
       link.click();
       return;
     }
+    part(root, "#secret").value = "";
     if (!inDialog && !docked) {
       location.assign(part(root, "[data-done]").href);
       return;
     }
-    part(root, "#secret").value = "";
     (docked ?? root).remove();
     portal.stale = false;
     portal.dialog.close();

@@ -89,8 +89,13 @@ def _write(
             means=actor.means,
             address=actor.address,
             request_id=actor.request_id,
-            target_id=target_id or None,
-            target_name=target_name,
+            target_id=_written(target_id or "", 40) or None,
+            target_name=_written(target_name, 254),
             details=details,
         )
     )
+
+
+def _written(name: str, longest: int) -> str:
+    """Make a name that somebody sent storable: a refused attempt may hold anything."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in name[:longest])

@@ -22,7 +22,7 @@ api = Blueprint("api", __name__, url_prefix="/api/v1")
 
 _DIGITS = re.compile(r"[0-9]{1,10}", re.ASCII)
 _MAX_OFFSET = 2**31 - 1
-_ETAG = re.compile(r'\*|(?:W/)?"[^"]*"')
+_ETAG = re.compile(r'(?:W/)?"[^",]*"')
 
 
 @api.get("/me")
@@ -195,7 +195,12 @@ def read_id(record_id: str) -> str:
 def read_if_match() -> set[str] | None:
     """Read `If-Match` (RFC 9110, section 13.1.1); None when it is absent. A weak tag never matches."""
     header = request.headers.get("If-Match")
-    return None if header is None else set(_ETAG.findall(header))
+    if header is None:
+        return None
+    tags = {tag.strip() for tag in header.split(",")}
+    if tags != {"*"} and not all(_ETAG.fullmatch(tag) for tag in tags):
+        raise Unreadable("If-Match must be * or a list of entity tags in double quotes.", code="invalid_if_match")
+    return tags
 
 
 # --- Writing answers ------------------------------------------------------------------------------------------------

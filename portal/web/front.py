@@ -8,6 +8,7 @@ client headers whose names have underscores (nginx does by default): WSGI cannot
 
 import ipaddress
 import logging
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -28,6 +29,7 @@ SECURITY_HEADERS = [
     ("Permissions-Policy", "camera=(), geolocation=(), microphone=(), payment=(), usb=()"),
 ]
 _HTTPS_HEADERS = [("Strict-Transport-Security", "max-age=31536000")]
+_HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9A-Za-z._-]+))(?::[0-9]{1,5})?")
 _FORWARDED = ("HTTP_X_FORWARDED_FOR", "HTTP_X_FORWARDED_PROTO", "HTTP_X_FORWARDED_HOST", "HTTP_X_FORWARDED_PORT")
 
 Headers = list[tuple[str, str]]
@@ -83,11 +85,9 @@ class Front:
 
 
 def _host_name(host: str) -> str:
-    """Give the name in a Host header, without its port and the brackets of IPv6."""
-    name, colon, port = host.rpartition(":")
-    if colon and port.isascii() and port.isdigit():
-        host = name
-    return host.lower().removeprefix("[").removesuffix("]")
+    """Give the name in a Host header, without its port and the brackets of IPv6; '' for what is none."""
+    match = _HOST.fullmatch(host)
+    return (match[1] or match[2]).lower() if match else ""
 
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -43,11 +43,14 @@ def index() -> Response:
         "home/index.html",
         "home/_records.html",
         solutions=[_solution(each) for each in shelves],
-        app=chosen.app if chosen else None,
+        app={"slug": chosen.app.slug, "name": chosen.app.name, "may_read": True} if chosen else None,
         may_manage=chosen is not None and chosen.shelf.level is AccessLevel.MANAGE,
         env=env,
         columns=list(chosen.app.schema.get("properties", {})) if chosen else [],
-        records=found,
+        records=[
+            {"id": each.public_id, "fields": each.fields, "created_at": each.created_at, "updated_at": each.updated_at}
+            for each in found
+        ],
         total=total,
         page=number,
         pages=max(1, -(-total // PAGE_SIZE)),

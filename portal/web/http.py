@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import secrets
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -45,9 +46,11 @@ from portal.web import display
 _log = logging.getLogger(__name__)
 
 PRODUCT = "Latchkey"
+PUBLIC_ID = "[a-z]{2,8}_[0-9A-Za-z]{1,31}"
 FORM_LIMIT = 16 * 1024  # bytes of a form
 SIGN_IN_LIMIT = 4 * 1024
 JSON_LIMIT = 1024 * 1024
+_PUBLIC_ID = re.compile(PUBLIC_ID)
 UNSAFE = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
 
@@ -116,6 +119,11 @@ def answer(name: str, default: str = "") -> str:
     if len(values) > 1:
         raise Unreadable(f"The form sent {name} more than once.")
     return values[0] if values else default
+
+
+def public_id(text: str) -> str:
+    """Give a public id back when it can be one; '' for anything else, which is nobody's."""
+    return text if _PUBLIC_ID.fullmatch(text) else ""
 
 
 def page_number() -> int:

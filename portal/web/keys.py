@@ -21,6 +21,7 @@ from portal.web.http import (
     page_number,
     page_or_fragment,
     portal,
+    public_id,
     reading,
     transaction,
 )
@@ -96,7 +97,7 @@ def _draft() -> Draft:
     return Draft(
         name=answer("name"),
         note=answer("note"),
-        owner=answer("owner") or seat().member.public_id,
+        owner=public_id(answer("owner", seat().member.public_id)),
         environment=answer("environment"),
         scopes=request.form.getlist("scopes"),
         expires=answer("expires"),
@@ -109,12 +110,11 @@ def _draft() -> Draft:
 @recently_proved("to generate an API key")
 def new() -> Response:
     """Show the form; `?from=<key>&add=<scope>` fills it from a key that lacked a scope."""
+    similar_to, add = public_id(request.args.get("from", "")), request.args.get("add", "")
     with reading() as session:
-        draft = keys.first_draft(
-            session, actor(), seat(), similar_to=request.args.get("from", ""), add=request.args.get("add", "")
-        )
+        draft = keys.first_draft(session, actor(), seat(), similar_to=similar_to, add=add)
         planned = keys.plan(session, actor(), draft)
-    added = {request.args.get("add", "")} & set(draft.scopes)
+    added = {add} & set(draft.scopes)
     return _form(planned, added=added)
 
 

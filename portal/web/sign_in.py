@@ -6,6 +6,7 @@ from flask import Blueprint, Response, flash, g, make_response, redirect, render
 from flask import session as browser_session
 from flask_login import current_user, logout_user
 
+from portal.rules.access import Role
 from portal.rules.errors import Invalid, NotFound, TooManyAttempts
 from portal.rules.text import local_path
 from portal.services import accounts, members
@@ -15,6 +16,7 @@ from portal.web.http import answer, client_label, page_or_fragment, reading, tra
 
 pages = Blueprint("sign_in", __name__)
 
+_ROLES = {Role.ADMIN: "Administrator", Role.MEMBER: "Member"}
 _NO_MATCH = "That email and password do not match. Try again."
 
 
@@ -108,7 +110,10 @@ def choose() -> Response:
         mine = members.workspaces_of(session, current_user.account.id)
     if len(mine) == 1:
         return make_response(redirect(url_for("home.index", ws=mine[0].workspace.slug), 303))
-    listed = [{"slug": each.workspace.slug, "name": each.workspace.name, "role": each.role} for each in mine]
+    listed = [
+        {"slug": each.workspace.slug, "name": each.workspace.name, "role_text": _ROLES[Role(each.role)]}
+        for each in mine
+    ]
     return make_response(render_template("sign_in/choose.html", workspaces=listed))
 
 
@@ -134,12 +139,12 @@ def invitation(token: str) -> Response:
     except NotFound:
         return make_response(render_template("sign_in/invitation_gone.html"), 404)
     if request.method == "GET":
-        return _invitation_page(found)
+        return _invitation_page(found, token)
     name, password = answer("name"), answer("password")
     try:
         _join(found, token, name, password)
     except Invalid as error:
-        return _invitation_page(found, name, error.problems, 422)
+        return _invitation_page(found, token, name, error.problems, 422)
     slug = found.invitation.workspace.slug
     flash(f"Welcome to {found.invitation.workspace.name}.")
     return make_response(redirect(url_for("home.index", ws=slug), 303))
@@ -164,10 +169,11 @@ def _join(found: members.OpenInvitation, token: str, name: str, password: str) -
 
 
 def _invitation_page(
-    found: members.OpenInvitation, name: str = "", errors: dict[str, str] | None = None, status: int = 200
+    found: members.OpenInvitation, token: str, name: str = "", errors: dict[str, str] | None = None, status: int = 200
 ) -> Response:
     role = "an administrator" if found.invitation.role == "admin" else "a member"
     context: dict[str, Any] = {
+        "token": token,
         "workspace_name": found.invitation.workspace.name,
         "email": found.invitation.email,
         "role_text": role,

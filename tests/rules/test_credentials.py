@@ -8,12 +8,17 @@ import logging
 import pickle
 import re
 import string
+import sys
 import traceback
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
+from types import FrameType
 
 import pytest
-from argon2 import PasswordHasher
+from argon2 import Parameters, PasswordHasher, extract_parameters
+from argon2.exceptions import InvalidHashError
+from argon2.low_level import verify_secret
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -260,12 +265,21 @@ def test_a_keyring_shows_no_pepper() -> None:
 HASH = credentials.hash_password("correct horse battery staple")
 
 
-class CountingHasher(PasswordHasher):
-    """The real hasher, telling how often it worked and for how long a text."""
+def work_of(call: Callable[[], object]) -> list[Parameters]:
+    """Watch which password hashes a call computes, and with which parameters; nothing is replaced for it."""
+    done: list[Parameters] = []
 
-    def __init__(self, like: PasswordHasher) -> None:
-        super().__init__(time_cost=like.time_cost, memory_cost=like.memory_cost, parallelism=like.parallelism)
-        self.verified: list[str] = []
+    def watch(frame: FrameType, event: str, result: object) -> None:
+        if event == "return" and frame.f_code is verify_secret.__code__:
+            with suppress(InvalidHashError):  # what cannot be read costs nothing
+                done.append(extract_parameters(frame.f_locals["hash"].decode()))
+
+    sys.setprofile(watch)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    return done
 
 
 def test_a_password_is_known_again_and_no_other_is() -> None:
@@ -288,10 +302,21 @@ def test_any_text_can_be_a_password(password: str) -> None:
     assert credentials.verify_password(stored, password)
 
 
-@pytest.mark.parametrize("stored", [None, "", "x", "!", "$argon2id$broken", "$2b$12$" + "x" * 53])
+ODD_HASHES = [None, "", "x", "!", "$argon2id$broken", "$2b$12$" + "x" * 53]
+
+
+@pytest.mark.parametrize("stored", ODD_HASHES)
 @pytest.mark.parametrize("password", ["", "correct horse battery staple", "a" * 300])
 def test_nobodys_or_an_unreadable_hash_lets_nobody_in(stored: str | None, password: str) -> None:
     assert not credentials.verify_password(stored, password)
+
+
+@pytest.mark.parametrize("stored", [HASH, *ODD_HASHES])
+@pytest.mark.parametrize("length", [0, 12, 256, 257, 1_000_000])
+def test_every_refusal_takes_the_work_of_one_verification(stored: str | None, length: int) -> None:
+    usual = work_of(lambda: credentials.verify_password(HASH, "a wrong password"))
+    assert len(usual) == 1
+    assert work_of(lambda: credentials.verify_password(stored, "a" * length)) == usual
 
 
 def test_a_password_that_is_too_long_is_never_right() -> None:
