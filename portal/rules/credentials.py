@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import NewType, NoReturn
 
 from argon2 import PasswordHasher
-from argon2.exceptions import InvalidHashError, VerificationError
+from argon2.exceptions import InvalidHashError, VerificationError, VerifyMismatchError
 
 from portal.rules.access import Environment
 
@@ -181,10 +181,10 @@ def verify_password(stored: str | None, password: str) -> bool:
         stored, password = None, ""
     try:
         return _hasher.verify(stored or _NOBODY, password.encode("utf-8", "surrogatepass")) and stored is not None
-    except InvalidHashError:
-        return verify_password(None, password)
-    except VerificationError:
+    except VerifyMismatchError:
         return False
+    except (InvalidHashError, VerificationError):  # an unreadable hash
+        return verify_password(None, password)
 
 
 def needs_rehash(stored: str) -> bool:

@@ -17,6 +17,7 @@ from portal.services.members import Seat
 from portal.store.models import Account, UserSession
 from portal.web.http import (
     answer,
+    carried_answers,
     client_label,
     go_to,
     is_api,
@@ -183,8 +184,7 @@ def recently_proved(why: str) -> Callable[[View], View]:
                 error = prove_again(answer("password"))
                 if error is None:
                     return view(**values)
-            carried = [pair for pair in request.form.items(multi=True) if pair[0] not in ("csrf_token", "password")]
-            return prompt(why, request.path, carried, error)
+            return prompt(why, request.path, carried_answers(), error)
 
         return guarded
 

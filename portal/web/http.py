@@ -14,7 +14,6 @@ from typing import Any
 from urllib.parse import urlencode
 
 from flask import Flask, Request, Response, current_app, flash, g, make_response, redirect, render_template, request
-from flask import session as browser_session
 from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
 from flask_wtf.csrf import CSRFError
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
@@ -319,13 +318,21 @@ def _error(row: _Row, code: str, message: str, **extra: Any) -> Response:
 
 def _form_expired() -> Response:
     """Keep what was typed when a form outlived its session's token: it is shown again, to be sent with a new one."""
-    carried = [pair for pair in request.form.items(multi=True) if pair[0] not in ("csrf_token", "password")]
-    browser_session.modified = True
-    context = {"action": request.path, "carried": carried, "request_id": g.request_id}
-    response = make_response(render_template("errors/expired.html", **context), 400)
     if is_fragment():
-        response = _error(_Row(400, "validation_error", ""), "csrf", "This form was open too long. Reload the page.")
-    return response
+        return _error(_Row(400, "validation_error", ""), "csrf", "This form was open too long. Reload the page.")
+    context = {
+        "action": request.path,
+        "carried": carried_answers(),
+        "asks_password": "password" in request.form,
+        "request_id": g.request_id,
+    }
+    return make_response(render_template("errors/expired.html", **context), 400)
+
+
+def carried_answers() -> list[tuple[str, str]]:
+    """Give what a form sent, to be sent again by another one: all but secrets and what that form adds itself."""
+    own = ("csrf_token", "password", "password_again", "account")
+    return [(name, value) for name, value in request.form.items(multi=True) if name not in own]
 
 
 _to_json = json.JSONEncoder(separators=(",", ":")).encode

@@ -1,0 +1,280 @@
+"""Who gets what: one table, route × visitor → status. A route that is missing from it fails."""
+
+import re
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+
+from portal.store.database import Database
+from portal.store.models import Member
+from tests.cast import HTMX, Cast, MadeKey, Person
+from tests.web.looking import everything, kept
+
+# seatless: signed in, but no longer a member of any workspace. Keys are lea's, in the Authorization header and nowhere
+# else, with tasks:read and tasks:write; the paths name acme, its app tasks, a key of rio's and a live record.
+VISITORS = ("nobody", "seatless", "rio", "lea", "ana", "zoe", "live-key", "test-key")
+TABLE = """
+GET    /healthz                                           200 200 200 200 200 200 200 200
+GET    /static/<path:filename>                            200 200 200 200 200 200 200 200
+GET    /                                                  303 303 303 303 303 303 303 303
+GET    /login                                             200 303 303 303 303 303 200 200
+POST   /login                                             422 303 303 303 303 303 400 400
+POST   /logout                                            303 303 303 303 303 303 400 400
+GET    /reauth                                            303 200 200 200 200 200 303 303
+POST   /reauth                                            303 403 403 403 403 403 400 400
+GET    /w                                                 303 200 303 303 303 303 303 303
+GET    /invite/<token:token>                              404 404 404 404 404 404 404 404
+POST   /invite/<token:token>                              404 404 404 404 404 404 400 400
+GET    /w/<slug:ws>                                       303 404 200 200 200 404 303 303
+GET    /w/<slug:ws>/apps/<slug:app>/sandbox               303 404 403 200 200 404 303 303
+POST   /w/<slug:ws>/apps/<slug:app>/sandbox               303 404 403 303 303 404 400 400
+GET    /w/<slug:ws>/api                                   303 404 302 302 302 404 303 303
+GET    /w/<slug:ws>/api/keys                              303 404 200 200 200 404 303 303
+POST   /w/<slug:ws>/api/keys                              303 404 422 422 422 404 400 400
+GET    /w/<slug:ws>/api/keys/new                          303 404 200 200 200 404 303 303
+POST   /w/<slug:ws>/api/keys/new/scopes                   303 404 200 200 200 404 400 400
+POST   /w/<slug:ws>/api/keys/new/review                   303 404 422 422 422 404 400 400
+GET    /w/<slug:ws>/api/keys/<public_id:key_id>/deactivate  303 404 200 404 200 404 303 303
+POST   /w/<slug:ws>/api/keys/<public_id:key_id>/deactivate  303 404 303 404 303 404 400 400
+GET    /w/<slug:ws>/api/keys/<public_id:key_id>/reactivate  303 404 200 404 403 404 303 303
+POST   /w/<slug:ws>/api/keys/<public_id:key_id>/reactivate  303 404 303 404 403 404 400 400
+GET    /w/<slug:ws>/api/keys/<public_id:key_id>/delete      303 404 200 404 200 404 303 303
+POST   /w/<slug:ws>/api/keys/<public_id:key_id>/delete      303 404 303 404 303 404 400 400
+GET    /api/v1/me                                         401 401 401 401 401 401 200 200
+GET    /api/v1/solutions                                  401 401 401 401 401 401 200 200
+GET    /api/v1/apps/<app:app>/records                     401 401 401 401 401 401 200 200
+POST   /api/v1/apps/<app:app>/records                     401 401 401 401 401 401 201 201
+GET    /api/v1/apps/<app:app>/records/<record_id>         401 401 401 401 401 401 200 404
+PATCH  /api/v1/apps/<app:app>/records/<record_id>         401 401 401 401 401 401 200 404
+DELETE /api/v1/apps/<app:app>/records/<record_id>         401 401 401 401 401 401 204 404
+"""
+PLACEHOLDER = re.compile(r"<(?:\w+:)?(\w+)>")
+
+
+class Row(NamedTuple):
+    """One line of the table."""
+
+    method: str
+    rule: str
+    statuses: dict[str, int]
+
+
+def rows() -> Iterator[Row]:
+    for line in TABLE.split("\n"):
+        if line:
+            method, rule, *statuses = line.split()
+            yield Row(method, rule, dict(zip(VISITORS, map(int, statuses), strict=True)))
+
+
+def differences(app: Flask) -> set[tuple[str, str]]:
+    """Compare the table with the application: what only one of them has."""
+    declared = {(row.method, row.rule) for row in rows()}
+    return declared ^ {
+        (method, rule.rule)
+        for rule in app.url_map.iter_rules()
+        for method in (rule.methods or ())
+        if method != "HEAD"  # it obeys GET; see below
+    }
+
+
+class Addresses:
+    """Makes the path of a rule, with a key and a record to act on that nobody else acts on."""
+
+    def __init__(self, cast: Cast, live: MadeKey) -> None:
+        self._cast, self._live = cast, live
+
+    def __call__(self, row: Row) -> str:
+        found = {"ws": "acme", "app": "tasks", "token": "x" * 43, "filename": "app.js"}
+        if "key_id" in row.rule:
+            key = self._cast.rio.generate(name=f"{row.method} {row.rule[-12:]}")
+            if row.rule.endswith("/reactivate"):
+                self._cast.rio.post(f"keys/{key.id}/deactivate")
+            found["key_id"] = key.id
+        if "record_id" in row.rule:
+            made = self._cast.call("POST", "/apps/tasks/records", self._live, json={"fields": {"title": "A task"}})
+            found["record_id"] = made.get_json()["data"]["id"]
+        return PLACEHOLDER.sub(lambda match: found[match[1]], row.rule)
+
+
+@pytest.fixture
+def live(cast: Cast) -> MadeKey:
+    return cast.lea.generate(["tasks:read", "tasks:write"], name="Live")
+
+
+@pytest.fixture
+def address(cast: Cast, live: MadeKey) -> Addresses:
+    return Addresses(cast, live)
+
+
+@pytest.fixture
+def visit(cast: Cast, live: MadeKey, database: Database) -> Callable[[str], Person]:
+    """Sends a visitor."""
+
+    def send(visitor: str) -> Person:
+        person = cast.stranger()
+        if visitor == "seatless":
+            person = cast.max
+            with database.transaction() as session:
+                seat = session.query(Member).filter_by(name="Max Brandt").one()
+                seat.removed_at = seat.created_at
+        elif visitor.endswith("-key"):
+            key = (
+                live if visitor == "live-key" else cast.lea.generate(["tasks:read", "tasks:write"], environment="test")
+            )
+            person.browser = cast.app.test_client(use_cookies=False)
+            person.browser.environ_base["HTTP_AUTHORIZATION"] = key.bearer["Authorization"]
+        elif visitor != "nobody":
+            person = cast.stranger(visitor)  # with a session that this test may end
+            person.sign_in()
+        return person
+
+    return send
+
+
+def knock(person: Person, row: Row, path: str, method: str | None = None) -> int:
+    """Send a request as a page of ours would, with the token that the visitor's own pages carry."""
+    token = {}
+    if row.method == "POST" and (page := person.get("/login")).status_code == 303:
+        token = {"csrf_token": _token(person.get(page.location).text) or _token(person.get("/reauth").text)}
+    elif row.method == "POST":
+        token = {"csrf_token": _token(page.text)}
+    body = {"json": {"fields": {"title": "Another"}}} if path.startswith("/api/") else {"data": token}
+    reply = person.browser.open(path, method=method or row.method, **(body if row.method != "GET" else {}))
+    assert not (method == "HEAD" and reply.data)
+    return reply.status_code
+
+
+def _token(page: str) -> str:
+    found = re.search(r'name="csrf_token" value="([^"]+)"', page)
+    return found[1] if found else ""
+
+
+@pytest.mark.parametrize("visitor", VISITORS)
+def test_each_route_answers_each_visitor_as_the_table_says(
+    visitor: str, visit: Callable[[str], Person], address: Addresses
+) -> None:
+    person = visit(visitor)
+    last = [row for row in rows() if row.rule == "/logout"]  # it ends the visitor's session
+    asked = [row for row in rows() if row not in last] + last
+    answered = {(row.method, row.rule): knock(person, row, address(row)) for row in asked}
+    assert answered == {(row.method, row.rule): row.statuses[visitor] for row in asked}
+
+
+@pytest.mark.parametrize("visitor", ["nobody", "rio", "zoe", "live-key"])
+def test_head_obeys_the_rule_of_get(visitor: str, visit: Callable[[str], Person], address: Addresses) -> None:
+    person = visit(visitor)
+    asked = [row for row in rows() if row.method == "GET"]
+    answered = {row.rule: knock(person, row, address(row), "HEAD") for row in asked}
+    assert answered == {row.rule: row.statuses[visitor] for row in asked}
+
+
+def test_the_table_names_every_route_and_no_other(app: Flask) -> None:
+    assert differences(app) == set()
+
+
+def test_a_route_that_declares_nobody_is_out_of_reach_and_missed_in_the_table(launch: Callable[[], Flask]) -> None:
+    careless = launch()
+    careless.add_url_rule("/w/<slug:ws>/secrets", "secrets", lambda ws: f"secrets of {ws}", methods=["GET", "POST"])
+    careless.add_url_rule("/api/v1/secrets", "api.secrets", lambda: "secrets")
+    cast = Cast(careless)
+    for reply in (cast.ana.get("/w/acme/secrets"), cast.ana.post("/w/acme/secrets"), cast.call("GET", "/secrets")):
+        assert reply.status_code == 404
+        assert "secrets of" not in reply.text
+    assert differences(careless) == {
+        ("GET", "/w/<slug:ws>/secrets"),
+        ("POST", "/w/<slug:ws>/secrets"),
+        ("GET", "/api/v1/secrets"),
+    }
+
+
+def allowed_at(rule: str) -> set[str]:
+    methods = {row.method for row in rows() if row.rule == rule}
+    return methods | ({"HEAD"} if "GET" in methods else set())
+
+
+def plain_path(rule: str) -> str:
+    """Make the path of a rule for requests that never come to look at what it names."""
+    names = {
+        "ws": "acme",
+        "app": "tasks",
+        "token": "x" * 43,
+        "filename": "app.js",
+        "key_id": "key_1",
+        "record_id": "rec_1",
+    }
+    return PLACEHOLDER.sub(lambda match: names[match[1]], rule)
+
+
+def test_methods_that_a_route_does_not_take_are_refused_with_those_that_it_takes(cast: Cast) -> None:
+    for rule in {row.rule for row in rows()}:
+        for method in {"OPTIONS", "TRACE", "PUT", "GET", "POST", "PATCH", "DELETE", "BREW"} - allowed_at(rule):
+            reply = cast.ana.browser.open(plain_path(rule), method=method)
+            assert (reply.status_code, method) == (405, method), rule
+            assert set(reply.headers["Allow"].split(", ")) == allowed_at(rule)
+
+
+@pytest.mark.parametrize("override", ["DELETE", "PATCH", "GET"])
+def test_a_method_in_a_header_or_field_overrides_nothing(
+    cast: Cast, live: MadeKey, database: Database, override: str
+) -> None:
+    key = cast.rio.generate()
+    listed = cast.call("GET", "/apps/tasks/records", live).get_json()["data"]
+    headers = {name: override for name in ("X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override")}
+    path = f"/apps/tasks/records/{listed[0]['id']}?"
+    before = kept(database)
+    assert cast.call("GET", path, live, headers=headers).get_json()["data"] == listed[0]
+    assert cast.call("POST", path, live, headers=headers, json={"fields": {}, "_method": override}).status_code == 405
+    assert cast.rio.get(f"keys/{key.id}/delete?_method=POST", headers=headers).status_code == 200
+    assert kept(database) == before
+    assert cast.rio.post(f"keys/{key.id}/delete", {"_method": override}, headers=headers).status_code == 303
+
+
+def variants(path: str) -> Iterator[str]:
+    """Write a path in ways that some routers take for the same one."""
+    yield path + "/"
+    yield "/" + path
+    yield path.replace("/", "//", 2)
+    yield path + ";x=1"
+    yield path.replace("/", ";/", 2)
+    yield path + ".json"
+    yield path + "%20"
+    yield path + "%00"
+    yield path.upper()
+    yield path.replace("/", "/./", 2)
+    yield path.replace("/", "/x/../", 2)
+    yield path.replace("/", "\\")
+
+
+def test_other_ways_to_write_a_path_lead_nowhere(cast: Cast, live: MadeKey) -> None:
+    integration = cast.app.test_client(use_cookies=False)
+    integration.environ_base["HTTP_AUTHORIZATION"] = live.bearer["Authorization"]
+    guarded = [row for row in rows() if row.method == "GET" and row.statuses["nobody"] != 200 and row.rule != "/"]
+    for row in guarded:
+        client: FlaskClient = integration if row.rule.startswith("/api/") else cast.ana.browser
+        found = {path: client.get(path).status_code for path in variants(plain_path(row.rule))}
+        assert set(found.values()) <= {400, 404}, found
+
+
+def test_an_encoded_slash_takes_no_rule_away(cast: Cast) -> None:
+    for row in rows():
+        if row.method == "GET" and row.statuses["nobody"] != 200:
+            path = "/" + plain_path(row.rule)[1:].replace("/", "%2f")
+            assert cast.stranger().browser.get(path).status_code in {row.statuses["nobody"], 404}
+            assert cast.zoe.browser.get(path).status_code in {row.statuses["zoe"], 404}
+
+
+def test_htmx_headers_open_no_door(cast: Cast, database: Database) -> None:
+    before = kept(database)
+    hints = HTMX | {"HX-Boosted": "true", "HX-Target": "form#dlg-body", "HX-Current-URL": "http://localhost/w/acme"}
+    for row in rows():
+        guarded = row.rule.startswith("/w/")
+        if guarded and row.method == "GET":
+            assert cast.stranger().browser.get(plain_path(row.rule), headers=hints).status_code == 401
+            assert cast.zoe.browser.get(plain_path(row.rule), headers=hints).status_code == 404
+        elif guarded:
+            assert cast.zoe.post(plain_path(row.rule), headers=hints).status_code == 404
+    assert kept(database) == before
+    assert set(everything(database)) > set(before)
