@@ -193,16 +193,16 @@ const portal = {};
     field.closest("details:not([open])")?.setAttribute("open", "");
     field.focus();
   });
+  // Enter in the name field does nothing until the name matches; the button always asks the server. Captured: before htmx.
+  document.addEventListener("submit", (event) => {
+    const typed = event.target.querySelector("[data-must-match]");
+    const same = (a, b) => a.trim().toLowerCase() === b.trim().toLowerCase();
+    if (!typed || document.activeElement !== typed || same(typed.value, typed.dataset.mustMatch)) return;
+    event.preventDefault();
+    event.stopImmediatePropagation();
+  }, true);
   on("submit", (event) => {
     const form = event.target;
-    const typed = form.querySelector("[data-must-match]");
-    // Enter in the name field does nothing until the name matches; the button always asks the server.
-    const same = (a, b) => a.trim().toLowerCase() === b.trim().toLowerCase();
-    if (typed && document.activeElement === typed && !same(typed.value, typed.dataset.mustMatch)) {
-      event.preventDefault();
-      event.stopImmediatePropagation();
-      return;
-    }
     // A page that is already being sent is not sent twice. htmx has its own guard (hx-sync).
     if (event.defaultPrevented || form.method !== "post") return;
     if (form.dataset.sent) event.preventDefault();

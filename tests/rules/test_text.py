@@ -103,6 +103,12 @@ def test_a_clean_address_stays_as_it_is_and_fits_its_column(text: str) -> None:
         assert email.count("@") == 1
 
 
+def test_an_address_is_composed_after_its_case_is_folded() -> None:
+    email = clean_email("ß\u0301@acme.test")  # folds to ss, and the second s then takes the accent
+    assert email is not None
+    assert clean_email(email) == email
+
+
 @pytest.mark.parametrize("typed", ["ana@acme.test", "Ana@ACME.test", "  ana@acme.test ", "ANA@acme.TEST\n"])
 def test_one_person_has_one_address_however_it_is_typed(typed: str) -> None:
     assert clean_email(typed) == "ana@acme.test"

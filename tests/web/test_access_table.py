@@ -89,7 +89,7 @@ class Addresses:
     def __call__(self, row: Row) -> str:
         found = {"ws": "acme", "app": "tasks", "token": "x" * 43, "filename": "app.js"}
         if "key_id" in row.rule:
-            key = self._cast.rio.generate(name=f"{row.method} {row.rule[-12:]}")
+            key = self._cast.rio.generate(name=f"{row.method} {row.rule.rpartition('/')[2]}")
             if row.rule.endswith("/reactivate"):
                 self._cast.rio.post(f"keys/{key.id}/deactivate")
             found["key_id"] = key.id
@@ -222,7 +222,7 @@ def test_a_method_in_a_header_or_field_overrides_nothing(
 ) -> None:
     key = cast.rio.generate()
     listed = cast.call("GET", "/apps/tasks/records", live).get_json()["data"]
-    headers = {name: override for name in ("X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override")}
+    headers = dict.fromkeys(("X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override"), override)
     path = f"/apps/tasks/records/{listed[0]['id']}?"
     before = kept(database)
     assert cast.call("GET", path, live, headers=headers).get_json()["data"] == listed[0]

@@ -1,0 +1,174 @@
+"""What is written to the log: one JSON line an event, from which every secret is taken first (T-73, T-74)."""
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from portal.logs import JsonLines, redact
+from portal.rules.access import Environment
+from portal.rules.credentials import BASE62, KeyFormat
+
+texts = st.text(max_size=30)
+minted = st.builds(lambda environment: KeyFormat().mint(environment).reveal(), st.sampled_from(Environment))
+mistyped = st.builds(
+    "{}_{}_{}_{}".format,
+    st.from_regex(r"[A-Za-z][A-Za-z0-9]{0,9}", fullmatch=True),
+    st.sampled_from(["live", "test", "LIVE", "Test"]),
+    st.text(BASE62, min_size=43, max_size=43),
+    st.text(BASE62, max_size=8),
+)
+
+
+class Log:
+    """A logger that writes as the portal's own do, into memory."""
+
+    def __init__(self) -> None:
+        self._written = io.StringIO()
+        handler = logging.StreamHandler(self._written)
+        handler.setFormatter(JsonLines())
+        self.logger = logging.Logger("test")
+        self.logger.addHandler(handler)
+
+    @property
+    def text(self) -> str:
+        return self._written.getvalue()
+
+    @property
+    def last(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.text.splitlines()[-1])
+        return found
+
+
+@pytest.fixture
+def log() -> Iterator[Log]:
+    yield Log()
+
+
+@given(texts, minted | mistyped, texts)
+@settings(deadline=None)
+def test_a_key_disappears_wherever_it_stands_in_a_text(before: str, key: str, after: str) -> None:
+    secret = key.split("_")[2]
+    assert secret not in redact(f"{before}{key}{after}")
+
+
+@given(st.lists(minted, min_size=2, max_size=4), texts)
+@settings(deadline=None)
+def test_every_key_of_a_text_disappears(keys: list[str], between: str) -> None:
+    kept = redact(between.join(keys))
+    assert not [key for key in keys if key.split("_")[2] in kept]
+
+
+@given(minted, st.integers(20, 57))
+@settings(deadline=None)
+def test_a_key_that_was_cut_short_disappears_too(key: str, length: int) -> None:
+    assert key[8:20] not in redact(f"GET /?key={key[:length]}")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a member signed in",
+        "Latchkey serves on http://127.0.0.1:5000",
+        "GET /w/acme/api/keys/key_1a2B3c 200",
+        "sk_live_…abcd was deactivated",
+        "sk_live_ and sk_test_ are the two prefixes",
+    ],
+)
+def test_what_is_no_secret_stays(text: str) -> None:
+    assert redact(text) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Authorization: Bearer hunter2hunter2",
+        "authorization: Basic hunter2hunter2",
+        "AUTHORIZATION=hunter2hunter2",
+        "{'Authorization': 'Bearer hunter2hunter2'}",
+        '{"authorization": "Bearer hunter2hunter2"}',
+        "('Authorization', 'Bearer hunter2hunter2')",
+        "HTTP_AUTHORIZATION='Bearer hunter2hunter2'",
+        "Cookie: portal=hunter2hunter2",
+        "Cookie: theme=dark; portal=hunter2hunter2",
+        "Set-Cookie: portal=hunter2hunter2; HttpOnly; Path=/",
+        "{'HTTP_COOKIE': 'theme=dark; portal=hunter2hunter2'}",
+        "password=hunter2hunter2",
+        "email=ana@acme.test&password=hunter2hunter2&next=/",
+        "password: hunter2hunter2",
+        "{'password': 'hunter2hunter2'}",
+        '{"password": "hunter2hunter2"}',
+        "password_again=hunter2hunter2",
+        "password=correct horse battery hunter2hunter2",
+        """{'password': "it's hunter2hunter2"}""",
+        '{"password": "a \\" hunter2hunter2"}',
+        "csrf_token=hunter2hunter2",
+        "X-CSRFToken: hunter2hunter2",
+        "access_token=hunter2hunter2",
+        "PORTAL_SECRET_KEY=hunter2hunter2",
+        "PORTAL_KEY_PEPPERS=local:hunter2hunter2",
+        "postgresql://portal:hunter2hunter2@db/portal",
+    ],
+)
+def test_what_follows_the_name_of_a_secret_disappears(text: str) -> None:
+    assert "hunter2" not in redact(text)
+
+
+@pytest.mark.parametrize("way", ["message", "argument", "extra", "exception", "chained exception", "object"])
+def test_a_key_disappears_from_every_part_of_a_line(log: Log, way: str) -> None:
+    key = KeyFormat().mint(Environment.LIVE).reveal()
+    if way == "message":
+        log.logger.warning(f"refused {key}")  # noqa: G004 - as a library might
+    elif way == "argument":
+        log.logger.warning("refused %s of %r", key, {"headers": [key]})
+    elif way == "extra":
+        log.logger.warning("refused", extra={"path": f"/api/v1/me?key={key}", "headers": {"authorization": key}})
+    elif way == "object":
+        log.logger.warning({"key": key})
+    else:
+        try:
+            try:
+                raise LookupError(key)
+            except LookupError as error:
+                if way == "exception":
+                    raise
+                raise ValueError("while looking") from error
+        except (LookupError, ValueError):
+            log.logger.exception("it broke")
+        assert "LookupError" in log.last["exception"]
+    assert key[8:51] not in log.text
+    assert "[redacted]" in log.text
+
+
+@pytest.mark.parametrize("name", ["authorization", "cookie", "password", "csrf_token", "secret"])
+def test_an_extra_field_with_the_name_of_a_secret_is_not_written(log: Log, name: str) -> None:
+    log.logger.warning("a request came", extra={name: "hunter2hunter2"})
+    assert "hunter2" not in log.text
+
+
+@given(st.text())
+@settings(deadline=None)
+def test_whatever_a_user_sends_stays_on_one_line_of_plain_characters(text: str) -> None:
+    log = Log()
+    log.logger.warning("a client said %s", text, extra={"agent": text})
+    assert log.text.count("\n") == 1
+    assert log.text.rstrip("\n").isprintable()
+    assert log.last["level"] == "warning"
+
+
+@pytest.mark.parametrize("control", ["\r\n", "\n", "\r", "\x1b[2J", "\x00", "\x85", "\u2028", "\x7f"])
+def test_control_characters_come_out_escaped(log: Log, control: str) -> None:
+    log.logger.warning("before%safter", control, extra={"agent": control})
+    assert control not in log.text.removesuffix("\n")
+    assert log.last["message"] == f"before{control}after"
+
+
+def test_a_line_says_when_how_grave_and_who(log: Log) -> None:
+    log.logger.error("it broke", extra={"key_id": "key_1"})
+    assert log.last.keys() == {"at", "level", "logger", "message", "key_id"}
+    assert log.last["at"].endswith("+00:00")
