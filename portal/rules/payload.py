@@ -61,27 +61,24 @@ def _constant(name: str) -> NoReturn:
     raise Unreadable(f"{name} is not a JSON number.", code="invalid_json")
 
 
-def _check_shape(value: Any) -> None:
-    level = [value]
+def _check_shape(value: dict[str, Any]) -> None:
+    """Hold the whole value to the limits, level by level: recursion would meet the depth that it is to refuse."""
+    level: list[Any] = [value]
     for _ in range(MAX_DEPTH):
-        level = [child for item in level for child in _children(item)]
+        level = [child for container in level for child in _containers_in(container)]
         if not level:
             return
     raise _too_deep()
 
 
-def _children(item: Any) -> list[Any]:
-    if isinstance(item, dict):
-        for name in item:
-            _check_text(name)
-        return list(item.values())
-    if isinstance(item, list):
-        if len(item) > MAX_ITEMS:
-            raise Invalid({"fields": f"An array may hold at most {MAX_ITEMS} items."})
-        return item
-    if isinstance(item, str):
-        _check_text(item)
-    return []
+def _containers_in(container: dict[str, Any] | list[Any]) -> list[Any]:
+    if isinstance(container, list) and len(container) > MAX_ITEMS:
+        raise Invalid({"fields": f"An array may hold at most {MAX_ITEMS} items."})
+    children = [*container, *container.values()] if isinstance(container, dict) else container
+    for child in children:
+        if isinstance(child, str):
+            _check_text(child)
+    return [child for child in children if isinstance(child, dict | list)]
 
 
 def _check_text(text: str) -> None:

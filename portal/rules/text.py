@@ -35,8 +35,9 @@ def fold(name: str) -> str:
 
 def clean_email(text: str) -> str | None:
     """Give the form in which an address is stored and looked up, or None for what cannot be one."""
-    email = clean_line(text)
-    return email.casefold() if email and len(email) <= 254 and _EMAIL.fullmatch(email) else None
+    line = clean_line(text[:255])
+    email = fold(line) if line else ""
+    return email if len(email) <= 254 and _EMAIL.fullmatch(email) else None
 
 
 def local_path(text: str | None) -> str | None:

@@ -157,7 +157,7 @@ class ApiKey(Base):
     member_id: Mapped[int] = mapped_column(ForeignKey("member.id"))
     environment: Mapped[str] = mapped_column(String(4))
     name: Mapped[str] = mapped_column(String(60))
-    name_folded: Mapped[str] = mapped_column(String(120))
+    name_folded: Mapped[str] = mapped_column(String(180))  # folding makes up to three of one
     note: Mapped[str] = mapped_column(String(140), default="")
     digest: Mapped[bytes] = mapped_column(LargeBinary(32), unique=True)
     pepper_id: Mapped[str] = mapped_column(String(20))

@@ -142,7 +142,9 @@ def knock(person: Person, row: Row, path: str, method: str | None = None) -> int
     elif row.method == "POST":
         token = {"csrf_token": _token(page.text)}
     body = {"json": {"fields": {"title": "Another"}}} if path.startswith("/api/") else {"data": token}
-    reply = person.browser.open(path, method=method or row.method, **(body if row.method != "GET" else {}))
+    reply = person.browser.open(
+        path, method=method or row.method, buffered=True, **(body if row.method != "GET" else {})
+    )
     assert not (method == "HEAD" and reply.data)
     return reply.status_code
 

@@ -178,7 +178,7 @@ def upgrade() -> None:
         sa.Column("member_id", sa.Integer(), nullable=False),
         sa.Column("environment", sa.String(length=4), nullable=False),
         sa.Column("name", sa.String(length=60), nullable=False),
-        sa.Column("name_folded", sa.String(length=120), nullable=False),
+        sa.Column("name_folded", sa.String(length=180), nullable=False),
         sa.Column("note", sa.String(length=140), nullable=False),
         sa.Column("digest", sa.LargeBinary(length=32), nullable=False),
         sa.Column("pepper_id", sa.String(length=20), nullable=False),
