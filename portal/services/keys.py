@@ -36,6 +36,7 @@ KEYS_PER_MEMBER = 20
 PAGE_SIZE = 25
 BUSY = timedelta(hours=24)  # a key used this recently is in use: ending it asks for its name
 EXPIRING = timedelta(days=14)
+ONLY_ITS_OWNER = "Only its owner can reactivate this key."
 _MAX_SCOPES = 100
 _FORM_ID = re.compile(r"[0-9A-Za-z_-]{8,40}")
 
@@ -495,7 +496,7 @@ def reactivate(session: Session, actor: Actor, keyring: Keyring, key_id: str) ->
     seat, key = _hold(session, actor, key_id, Event.KEY_REACTIVATED)
     if key.member_id != seat.member.id and not key.member.is_api:
         attempt = Attempt(Event.KEY_REACTIVATED, key.public_id, key.name)
-        raise Forbidden("Only its owner can reactivate this key.", attempt=attempt)
+        raise Forbidden(ONLY_ITS_OWNER, attempt=attempt)
     if key.state_at(actor.at) is not KeyState.DEACTIVATED:
         raise _changed_meanwhile(session, key, actor.at)
     key.deactivated_at = key.deactivated_by_id = None

@@ -87,7 +87,7 @@ def _solution(shelf: Shelf) -> dict[str, object]:
 @in_workspace
 def sandbox(app: str) -> Response:
     """Fill or reset an app's sandbox from its live records."""
-    if request.method == "GET":
+    if request.method != "POST":  # HEAD is a GET
         with reading() as session:
             found = records.sandbox_of(session, actor(), app)
         context = {"app": found.app, "live_count": found.live, "sandbox_count": found.test}

@@ -7,10 +7,11 @@ from typing import Any
 from flask import Blueprint, Response, make_response, redirect, render_template, request, url_for
 
 from portal.rules.access import AccessLevel, Action, Scope
-from portal.rules.errors import AlreadyShown, Invalid
+from portal.rules.errors import AlreadyShown, Forbidden, Invalid, NotFound
 from portal.rules.lifetimes import Lifetime
 from portal.services import keys, members
 from portal.services.keys import Draft, KeyView, Plan
+from portal.store.models import KeyState
 from portal.web.guards import actor, in_workspace, recently_proved, seat
 from portal.web.home import LEVELS
 from portal.web.http import (
@@ -278,14 +279,17 @@ def _review(planned: Plan) -> dict[str, Any] | None:
 
 def _look(key_id: str) -> KeyView:
     with reading() as session:
-        return keys.get(session, actor(), seat(), _keyring(), key_id)
+        key = keys.get(session, actor(), seat(), _keyring(), key_id)
+    if key.state is KeyState.REVOKED:
+        raise NotFound()
+    return key
 
 
 @pages.route("/keys/<public_id:key_id>/deactivate", methods=["GET", "POST"])
 @in_workspace
 def deactivate(key_id: str) -> Response:
     """Stop a key at once. Never asks for the password: an emergency stop must be quick."""
-    if request.method == "GET":
+    if request.method != "POST":  # HEAD is a GET
         return page_or_fragment("keys/deactivate.html", "keys/_deactivate.html", key=_look(key_id))
     with transaction() as session:
         key = keys.deactivate(session, actor(), _keyring(), key_id)
@@ -299,8 +303,11 @@ def deactivate(key_id: str) -> Response:
 @recently_proved("to reactivate an API key")
 def reactivate(key_id: str) -> Response:
     """Let a deactivated key work again."""
-    if request.method == "GET":
-        return page_or_fragment("keys/reactivate.html", "keys/_reactivate.html", key=_look(key_id))
+    if request.method != "POST":  # HEAD is a GET
+        key = _look(key_id)
+        if key.owner.kind == "human":
+            raise Forbidden(keys.ONLY_ITS_OWNER)
+        return page_or_fragment("keys/reactivate.html", "keys/_reactivate.html", key=key)
     with transaction() as session:
         key = keys.reactivate(session, actor(), _keyring(), key_id)
     return _row_changed(
@@ -326,7 +333,7 @@ def _row_changed(key: KeyView, message: str, *, focus: str) -> Response:
 @in_workspace
 def delete(key_id: str) -> Response:
     """Stop a key for ever. The form's `name` is asked for when the key is in use."""
-    if request.method == "GET":
+    if request.method != "POST":  # HEAD is a GET
         return page_or_fragment("keys/delete.html", "keys/_delete.html", key=_look(key_id), error=None, typed="")
     typed = answer("name")
     try:

@@ -33,10 +33,10 @@ def start() -> Response:
 @anybody
 def login() -> Response:
     """Sign in with email and password."""
-    target = local_path(request.args.get("next") if request.method == "GET" else answer("next"))
+    target = local_path(request.args.get("next") if request.method != "POST" else answer("next"))
     if current_user.is_authenticated:
         return make_response(redirect(target or _home(), 303))
-    if request.method == "GET":
+    if request.method != "POST":  # HEAD is a GET
         return _login_page(target)
     email = answer("email")
     try:
@@ -86,7 +86,7 @@ def logout() -> Response:
 @signed_in
 def reauth() -> Response:
     """Ask for the password again, then go on to `next`."""
-    sent = request.args.get("next") if request.method == "GET" else answer("next")
+    sent = request.args.get("next") if request.method != "POST" else answer("next")
     target = local_path(sent) or url_for("sign_in.start")
     error = None
     if request.method == "POST":
@@ -138,7 +138,7 @@ def invitation(token: str) -> Response:
             found = members.open_invitation(session, token, actor)
     except NotFound:
         return make_response(render_template("sign_in/invitation_gone.html"), 404)
-    if request.method == "GET":
+    if request.method != "POST":  # HEAD is a GET
         return _invitation_page(found, token)
     name, password = answer("name"), answer("password")
     try:
