@@ -11,18 +11,22 @@ from flask import g, has_request_context
 from portal.rules.credentials import KEY_SHAPED
 
 _REDACTED = "[redacted]"
+_NAMES = "authorization|cookie|passw|token|secret|pepper"
 _SECRETS = re.compile(
-    rf"(?P<key>{KEY_SHAPED.pattern})"
-    r"|(?P<name>(?:authorization|cookie|password|csrf_token|token|secret)[\"']?\s*[:=]\s*)"
-    r"(?P<value>[\"'][^\"']*[\"']|[^\s,&;]+(?: [^\s,&;\"']+)?)",
+    rf"{KEY_SHAPED.pattern}"
+    # What stands behind a secret's name: a quoted text, or all up to the next form field or the end of the line.
+    rf"|(?P<name>[\w-]{{0,40}}(?:{_NAMES})[\w-]{{0,40}}(?:[\"']?\s*[:=]|[\"']\s*,)\s*)"
+    r"(?:\"(?:\\.|[^\"\\])*\"?|'(?:\\.|[^'\\])*'?|[^&\r\n]*)"
+    r"|(?P<user>://[^:/\s@]*:)[^@\s]+(?=@)",
     re.IGNORECASE,
 )
+_SECRET_NAME = re.compile(_NAMES, re.IGNORECASE)
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
 
 
 def redact(text: str) -> str:
     """Replace everything shaped like a key, and what follows a secret's name."""
-    return _SECRETS.sub(lambda match: (match["name"] or "") + _REDACTED, text)
+    return _SECRETS.sub(lambda match: (match["name"] or match["user"] or "") + _REDACTED, text)
 
 
 class JsonLines(logging.Formatter):
@@ -40,7 +44,7 @@ class JsonLines(logging.Formatter):
             facts["request_id"] = g.request_id
         for name, value in vars(record).items():
             if name not in _STANDARD:
-                facts[name] = redact(str(value))
+                facts[name] = _REDACTED if _SECRET_NAME.search(name) else redact(str(value))
         if record.exc_info:
             facts["exception"] = redact(self.formatException(record.exc_info))
         return json.dumps(facts)

@@ -88,7 +88,7 @@
     portal.done({ message: `“${name}” was generated.`, focus: [`key-${key}-name`], reload: true }).then(() => {
       const row = document.getElementById(`key-${key}`);
       row?.classList.add("is-new");
-      row?.querySelector(".tags")?.append(el("span", { className: "tag tag-new" }, "New"));
+      row?.querySelector(".st")?.after(" ", el("span", { className: "tag tag-new" }, "New"));
     });
   };
 

@@ -21,8 +21,11 @@ BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 SECRET_LENGTH = 43  # 43 base62 digits hold 256 bits
 CHECKSUM_LENGTH = 6  # 6 base62 digits hold the 32 bits of a CRC-32
 
-# Anything that looks like one of our keys whatever its prefix word, good or mistyped, whole or cut: what logs redact.
-KEY_SHAPED = re.compile(r"[A-Za-z][A-Za-z0-9]{0,9}_(?:live|test)_[0-9A-Za-z]{8,}(?:_[0-9A-Za-z]*)?")
+# Anything that looks like one of our keys whatever its prefix word, good or mistyped, whole or cut, and several in a
+# row: what logs redact.
+KEY_SHAPED = re.compile(
+    r"[A-Za-z][A-Za-z0-9]{0,9}(?:_(?:live|test)_[0-9A-Za-z]{8,}(?:_(?!(?:live|test)_)[0-9A-Za-z]*)?)+"
+)
 
 KeyDigest = NewType("KeyDigest", bytes)
 

@@ -1,0 +1,218 @@
+"""The engine: pragmas, writers that lock at their start, aware moments, and which databases are taken (T-63)."""
+
+import os
+import sqlite3
+import stat
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import Connection, func, insert, literal, select, text, update
+from sqlalchemy.exc import IntegrityError, StatementError
+
+from portal.store.database import Database, Moment, checked_url
+from portal.store.models import Access, Account, Workspace
+
+NOON = datetime(2025, 11, 12, 12, 0, tzinfo=UTC)
+
+
+def only_on(database: Database, kind: str) -> None:
+    """End the test where it speaks of the other kind of database; it is run on both kinds anyway."""
+    if database.is_sqlite != (kind == "sqlite"):
+        pytest.skip(f"speaks of {kind}")
+
+
+@pytest.fixture(params=["session", "driver"])
+def connection(request: pytest.FixtureRequest, database: Database) -> Iterator[Any]:
+    """A connection as pages get it, and one as the hot path gets it."""
+    if request.param == "driver":
+        connection = database.driver_connection()
+        yield connection
+        connection.close()
+    else:
+        with database.reading() as session:
+            yield session.connection().connection.driver_connection
+
+
+@pytest.mark.parametrize(
+    ("pragma", "expected"), [("journal_mode", "wal"), ("foreign_keys", 1), ("busy_timeout", 5000), ("synchronous", 1)]
+)
+def test_sqlite_is_set_up_for_several_processes(
+    database: Database, connection: Any, pragma: str, expected: object
+) -> None:
+    only_on(database, "sqlite")
+    assert connection.execute(f"PRAGMA {pragma}").fetchone() == (expected,)
+
+
+def test_postgresql_gives_up_on_what_hangs(database: Database, connection: Any) -> None:
+    only_on(database, "postgresql")
+    for setting in ("statement_timeout", "lock_timeout"):
+        seconds = connection.execute(f"SELECT extract(epoch FROM current_setting('{setting}')::interval)").fetchone()[0]
+        assert 0 < seconds <= 30
+
+
+def test_a_row_that_points_nowhere_is_refused(database: Database) -> None:
+    with pytest.raises(IntegrityError), database.transaction() as session:
+        session.execute(insert(Access).values(member_id=999_999, solution_id=999_999, level="read"))
+
+
+def test_a_new_sqlite_file_is_for_its_owner_alone(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        database = Database(f"sqlite:///{tmp_path}/new.db")
+        with database.transaction() as session:
+            session.execute(text("CREATE TABLE t (n INTEGER)"))
+            files = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+        database.close()
+    finally:
+        os.umask(before)
+    assert "new.db" in files
+    assert set(files.values()) == {0o600}  # the write-ahead log beside it as well
+
+
+# --- Transactions ---------------------------------------------------------------------------------------------------
+
+
+def test_what_a_transaction_did_is_there_after_it_and_gone_after_an_error(database: Database) -> None:
+    def rename(to: str) -> None:
+        session.execute(update(Workspace).where(Workspace.slug == "acme").values(name=to))
+
+    with database.transaction() as session:
+        rename("Acme Inc.")
+    with pytest.raises(RuntimeError), database.transaction() as session:
+        rename("Never")
+        raise RuntimeError
+    with database.reading() as session:
+        assert session.scalar(select(Workspace.name).where(Workspace.slug == "acme")) == "Acme Inc."
+
+
+def test_a_session_that_reads_writes_nothing(database: Database) -> None:
+    with database.reading() as session:
+        session.execute(update(Workspace).values(name="Never"))
+    with database.reading() as session:
+        assert "Never" not in session.scalars(select(Workspace.name)).all()
+
+
+def test_a_writer_holds_the_database_from_its_start(database: Database) -> None:
+    only_on(database, "sqlite")
+    other = sqlite3.connect(str(database.url.database), timeout=0, isolation_level=None)
+    with database.transaction(), pytest.raises(sqlite3.OperationalError, match="locked"):
+        other.execute("BEGIN IMMEDIATE")
+    with database.reading() as session:
+        session.execute(select(Workspace)).all()
+        other.execute("BEGIN IMMEDIATE")  # a reader holds nobody up
+    other.close()
+
+
+def test_readers_see_the_last_commit_while_somebody_writes(database: Database) -> None:
+    with database.transaction() as writing:
+        writing.execute(update(Workspace).where(Workspace.slug == "acme").values(name="Acme Inc."))
+        with database.reading() as session:
+            assert session.scalar(select(Workspace.name).where(Workspace.slug == "acme")) == "Acme"
+
+
+def test_threads_that_read_and_then_write_are_never_told_that_the_database_is_locked(database_url: str) -> None:
+    """Twice the deposits in one account from many threads: no error, and none of them lost."""
+    threads, rounds = 8, 25
+    start = threading.Barrier(threads)
+
+    def deposit(name: str) -> None:
+        own = Database(database_url)  # as another process would have it
+        start.wait()
+        for n in range(rounds):
+            with own.transaction() as session:
+                count = session.scalar(select(func.count()).select_from(Account)) or 0
+                session.execute(
+                    insert(Account).values(
+                        public_id=f"acc_{name}{n}",
+                        email=f"{name}{n}@acme.test",
+                        name=str(count),
+                        password_hash="!",
+                        created_at=NOON,
+                    )
+                )
+        own.close()
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(deposit, [f"t{n}x" for n in range(threads)]))
+    database = Database(database_url)
+    with database.reading() as session:
+        added = session.scalar(select(func.count()).where(Account.password_hash == "!"))
+    database.close()
+    assert added == threads * rounds
+
+
+# --- Moments --------------------------------------------------------------------------------------------------------
+
+zones = st.sampled_from([UTC, timezone(timedelta(hours=-9.5)), ZoneInfo("Europe/Berlin"), ZoneInfo("Asia/Kathmandu")])
+
+
+@pytest.fixture
+def kept(database: Database) -> Iterator[Connection]:
+    """A connection with a table of moments that goes with it."""
+    with database.engine.begin() as connection:
+        column = "TIMESTAMP WITH TIME ZONE" if not database.is_sqlite else "DATETIME"
+        connection.execute(text(f"CREATE TEMPORARY TABLE kept (id INTEGER, at {column})"))
+        yield connection
+
+
+@given(st.lists(st.datetimes(datetime(1990, 1, 1), datetime(2120, 1, 1), timezones=zones), min_size=1, max_size=8))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
+def test_moments_come_back_the_same_in_utc_and_in_order(kept: Connection, moments: list[datetime]) -> None:
+    table = text("at").columns(at=Moment())
+    assert table is not None
+    kept.execute(text("DELETE FROM kept"))
+    for n, moment in enumerate(moments):
+        kept.execute(text("INSERT INTO kept VALUES (:id, :at)").bindparams(id=n).columns(), {"at": _bound(kept, moment)})
+    found = kept.execute(text("SELECT id, at FROM kept ORDER BY at, id").columns(at=Moment())).all()
+    assert [at for _, at in found] == sorted(moments)
+    assert all(at.utcoffset() == timedelta() for _, at in found)
+
+
+def _bound(connection: Connection, moment: datetime) -> object:
+    return connection.scalar(select(literal(moment, Moment())))
+
+
+def test_a_moment_without_a_zone_is_refused(database: Database) -> None:
+    naive = NOON.replace(tzinfo=None)
+    with pytest.raises(StatementError, match="time zone"), database.transaction() as session:
+        session.execute(update(Account).values(created_at=naive))
+
+
+def test_no_moment_stays_none(database: Database) -> None:
+    with database.reading() as session:
+        assert session.scalars(select(Account.deactivated_at)).all() == [None] * 5
+
+
+# --- Addresses ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("written", "driver"),
+    [
+        ("sqlite:///portal.db", "sqlite+pysqlite"),
+        ("sqlite:////var/lib/portal/portal.db", "sqlite+pysqlite"),
+        ("postgresql://portal:pw@db.internal:5433/portal", "postgresql+psycopg"),
+        ("postgresql+psycopg://db.internal/portal", "postgresql+psycopg"),
+        ("postgresql+psycopg2://db.internal/portal", "postgresql+psycopg"),
+        ("postgresql:///portal?host=/run/postgresql", "postgresql+psycopg"),
+    ],
+)
+def test_sqlite_files_and_postgresql_are_taken(written: str, driver: str) -> None:
+    assert checked_url(written).drivername == driver
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["", "portal.db", "sqlite://", "sqlite:///", "sqlite:///:memory:", "mysql://db/portal", "oracle://db", "://", "x:y"],
+)
+def test_any_other_database_is_refused(written: str) -> None:
+    with pytest.raises(ValueError, match="it "):
+        checked_url(written)

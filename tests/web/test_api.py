@@ -1,0 +1,488 @@
+"""The REST API for those whose key is good: every route, header and refusal of contract section 3."""
+
+import json
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from portal.services import workspaces
+from portal.services.actor import operator
+from portal.store.database import Database
+from tests.cast import Cast, MadeKey
+from tests.web.looking import data, error, kept
+
+LEADS = "/apps/leads/records"
+MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
+RECORD_ID = re.compile(r"rec_[0-9A-Za-z]+")
+BOTH = ("leads:read", "leads:write")
+
+
+@pytest.fixture
+def key(cast: Cast) -> MadeKey:
+    """A live key of max that reads and writes leads."""
+    return cast.max.generate(BOTH, name="CRM sync")
+
+
+@pytest.fixture
+def add_app(database: Database) -> Callable[..., None]:
+    """Give a solution an app whose records may be any object."""
+
+    def add(workspace: str, solution: str, slug: str) -> None:
+        with database.transaction() as session:
+            found = workspaces.get_solution(session, workspaces.get(session, workspace), solution)
+            workspaces.add_app(session, operator(), found, slug, slug.capitalize(), {"type": "object"})
+
+    return add
+
+
+def make(cast: Cast, key: MadeKey, fields: dict[str, Any], app: str = "leads") -> dict[str, Any]:
+    made: dict[str, Any] = data(cast.call("POST", f"/apps/{app}/records", key, json={"fields": fields}), 201)
+    return made
+
+
+# --- Who am I, what can I reach -------------------------------------------------------------------------------------
+
+
+def test_me_tells_workspace_member_and_key_and_no_more(cast: Cast, key: MadeKey) -> None:
+    me = data(cast.call("GET", "/me", key))
+    assert me["workspace"] == {"id": me["workspace"]["id"], "slug": "acme", "name": "Acme"}
+    assert me["member"] == {"id": me["member"]["id"], "name": "Max Brandt", "type": "human"}
+    assert re.fullmatch(r"ws_[0-9A-Za-z]+", me["workspace"]["id"])
+    assert re.fullmatch(r"mem_[0-9A-Za-z]+", me["member"]["id"])
+    expires_at = datetime.fromisoformat(me["key"].pop("expiresAt"))
+    assert me["key"] == {
+        "id": key.id,
+        "name": "CRM sync",
+        "hint": f"sk_live_…{key.text[47:51]}",
+        "environment": "live",
+        "scopes": list(BOTH),
+        "effectiveScopes": list(BOTH),
+    }
+    assert timedelta(days=89) < expires_at - datetime.now(UTC) < timedelta(days=90)
+
+
+def test_a_key_of_an_api_member_says_so(cast: Cast) -> None:
+    owner = re.search(r'value="(mem_\w+)"(?:(?!</label>).)*Nightly sync', cast.lea.get("keys/new").text, re.DOTALL)
+    assert owner
+    key = cast.lea.generate(name="For the sync", owner=owner[1])
+    assert data(cast.call("GET", "/me", key))["member"] == {"id": owner[1], "name": "Nightly sync", "type": "api"}
+
+
+def test_solutions_lists_only_what_the_key_reaches(cast: Cast, key: MadeKey) -> None:
+    (sales,) = data(cast.call("GET", "/solutions", key))
+    assert (sales["slug"], sales["name"]) == ("sales", "Sales")
+    (leads,) = sales["apps"]
+    assert (leads["slug"], leads["name"], leads["scopes"]) == ("leads", "Leads", list(BOTH))
+    wide = cast.max.generate(["accounts:read", "leads:write", "tasks:read"], name="Wide")
+    found = data(cast.call("GET", "/solutions", wide))
+    reached = {app["slug"]: app["scopes"] for solution in found for app in solution["apps"]}
+    assert reached == {"accounts": ["accounts:read"], "leads": ["leads:write"], "tasks": ["tasks:read"]}
+    second = cast.call("GET", "/solutions?limit=1&offset=1", wide)
+    assert data(second) == found[1:]
+    assert second.get_json()["meta"]["pagination"] == {"total": 2, "limit": 1, "offset": 1}
+
+
+@pytest.mark.parametrize("environment", ["live", "test"])
+def test_answers_say_which_world_they_are_from_and_when_the_key_ends(cast: Cast, environment: str) -> None:
+    ending = cast.rio.generate(name="Ending", environment=environment, expires="30d")
+    for path, status in (("/me", 200), ("/apps/tasks/records", 200), ("/apps/leads/records", 403), ("/me?x=1", 400)):
+        reply = cast.call("GET", path, ending)
+        assert reply.status_code == status
+        assert reply.headers["X-Environment"] == environment
+        expires_at = datetime.fromisoformat(reply.headers["X-Key-Expires-At"])
+        assert parsedate_to_datetime(reply.headers["Sunset"]) == expires_at
+        assert timedelta(days=29) < expires_at - datetime.now(UTC) <= timedelta(days=30)
+    endless = cast.call("GET", "/me", cast.rio.generate(name="Endless", environment=environment, expires="never"))
+    assert data(endless)["key"]["expiresAt"] is None
+    assert not {"X-Key-Expires-At", "Sunset"} & set(endless.headers.keys())
+
+
+# --- Lists ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_list_gives_the_newest_first_a_page_at_a_time(cast: Cast, key: MadeKey) -> None:
+    first = cast.call("GET", LEADS, key)
+    total = first.get_json()["meta"]["pagination"]["total"]
+    assert first.get_json()["meta"]["pagination"] == {"total": total, "limit": 20, "offset": 0}
+    assert len(data(first)) == 20 < total
+    made = make(cast, key, {"name": "Newest"})
+    everybody = data(cast.call("GET", f"{LEADS}?limit=100", key))
+    assert everybody[0] == made
+    assert len(everybody) == total + 1
+    assert data(cast.call("GET", f"{LEADS}?limit=7&offset=7", key)) == everybody[7:14]
+    assert [each["createdAt"] for each in everybody] == sorted((each["createdAt"] for each in everybody), reverse=True)
+
+
+@pytest.mark.parametrize("query", ["limit=1", "limit=100", "offset=2147483647", "offset=0", "limit=007"])
+def test_pages_may_be_as_large_and_as_far_as_the_contract_says(cast: Cast, key: MadeKey, query: str) -> None:
+    reply = cast.call("GET", f"{LEADS}?{query}", key)
+    assert len(data(reply)) == (1 if query == "limit=1" else 0 if "2147483647" in query else len(data(reply)))
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        *(
+            "limit=0",
+            "limit=101",
+            "limit=-1",
+            "limit=",
+            "limit=1.0",
+            "limit=1e1",
+            "limit=ten",
+            "limit=+5",
+            "limit=%205",
+        ),
+        *("limit=NaN", "limit=true", "limit=0x10", "limit=%D9%A1", "limit=%00", "limit=1%00", f"limit={10**30}"),
+        *("offset=-1", "offset=2147483648", f"offset={2**63}", "offset=1e309", "offset=null"),
+        *("limit=5&limit=5", "limit=5&offset=1&offset=2", "page=2", "Limit=5", "limit[]=5", "limit=5;offset=1"),
+        *("limit=%FF", "%FF=1", "limit=%ED%A0%80", "=", "&".join(f"a{n}=1" for n in range(2000))),
+    ],
+)
+def test_a_parameter_that_is_odd_is_refused(cast: Cast, key: MadeKey, query: str) -> None:
+    refused = error(cast.call("GET", f"{LEADS}?{query}", key), 400)
+    assert refused["type"] == "validation_error"
+
+
+# --- Records --------------------------------------------------------------------------------------------------------
+
+
+def test_a_record_is_made_read_changed_and_deleted(cast: Cast, key: MadeKey) -> None:
+    made = cast.call("POST", LEADS, key, json={"fields": {"name": "Ines", "company": "Fabrikam"}})
+    record = data(made, 201)
+    assert RECORD_ID.fullmatch(record["id"])
+    assert list(record) == ["id", "fields", "createdAt", "updatedAt"]
+    assert MOMENT.fullmatch(record["createdAt"])
+    assert record["createdAt"] == record["updatedAt"]
+    assert made.headers["Location"].endswith(f"/api/v1{LEADS}/{record['id']}")
+
+    path = f"{LEADS}/{record['id']}"
+    read = cast.call("GET", path, key)
+    assert data(read) == record
+    assert read.headers["ETag"] == made.headers["ETag"]
+
+    changed = cast.call("PATCH", path, key, json={"fields": {"company": "Contoso", "stage": "new"}})
+    assert data(changed)["fields"] == {"name": "Ines", "company": "Contoso", "stage": "new"}
+    assert data(changed)["createdAt"] == record["createdAt"] <= data(changed)["updatedAt"]
+    assert changed.headers["ETag"] != made.headers["ETag"]
+    assert data(cast.call("GET", path, key)) == data(changed)
+
+    gone = cast.call("DELETE", path, key)
+    assert (gone.status_code, gone.data) == (204, b"")
+    for method in ("GET", "PATCH", "DELETE"):
+        assert error(cast.call(method, path, key, json={"fields": {}}), 404)["code"] == "not_found"
+
+
+def test_patch_stores_null_as_null_and_puts_new_fields_last(cast: Cast, add_app: Callable[..., None]) -> None:
+    add_app("acme", "operations", "notes")
+    key = cast.lea.generate(["notes:read", "notes:write"])
+    record = make(cast, key, {"z": 1, "a": {"deep": 1}, "m": [1]}, "notes")
+    path = f"/apps/notes/records/{record['id']}"
+    change = {"b": 2, "a": None, "z": {"new": None}}
+    changed = data(cast.call("PATCH", path, key, json={"fields": change}))
+    assert list(changed["fields"].items()) == [("z", {"new": None}), ("a", None), ("m", [1]), ("b", 2)]
+    assert data(cast.call("GET", path, key)) == changed
+
+
+WHOLE = st.integers(-(2**53) + 1, 2**53 - 1)
+FLOAT = st.floats(-(2.0**53) + 1, 2.0**53 - 1, allow_nan=False)
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
+VALUE = st.recursive(
+    st.none() | st.booleans() | WHOLE | FLOAT | TEXT,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+def test_what_is_stored_is_what_was_sent_in_value_and_order(cast: Cast, add_app: Callable[..., None]) -> None:
+    add_app("acme", "operations", "notes")
+    key = cast.lea.generate(["notes:read", "notes:write"])
+
+    @given(fields=st.dictionaries(TEXT, VALUE, max_size=5))
+    @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    def round_trip(fields: dict[str, Any]) -> None:
+        record = make(cast, key, fields, "notes")
+        read = data(cast.call("GET", f"/apps/notes/records/{record['id']}", key))
+        assert json.dumps(read["fields"]) == json.dumps(record["fields"]) == json.dumps(fields)
+
+    round_trip()
+
+
+@pytest.mark.parametrize(
+    ("if_match", "status"),
+    [
+        ('"1"', 200),
+        ("*", 200),
+        ('"0", "1"', 200),
+        ('"2"', 412),
+        ('W/"1"', 412),  # If-Match compares strongly (RFC 9110, section 13.1.1)
+        ('"0", W/"1"', 412),
+        ('""', 412),
+        ('"*"', 412),
+        ("", 400),
+        ("1", 400),
+        ('w/"1"', 400),
+        ('abc"1"', 400),
+        ("bogus*", 400),
+        ('"1', 400),
+        ('*, "1"', 400),
+    ],
+)
+@pytest.mark.parametrize("method", ["PATCH", "DELETE"])
+def test_if_match_lets_only_the_version_that_was_read_be_changed(
+    cast: Cast, key: MadeKey, database: Database, method: str, if_match: str, status: int
+) -> None:
+    record = make(cast, key, {"name": "Ines"})
+    before = kept(database)
+    headers = {"If-Match": if_match}
+    reply = cast.call(method, f"{LEADS}/{record['id']}", key, headers=headers, json={"fields": {"stage": "new"}})
+    if status == 200:
+        assert reply.status_code == (200 if method == "PATCH" else 204)
+    else:
+        refused = error(reply, status)
+        assert refused["type"] == {400: "validation_error", 412: "conflict_error"}[status]
+        assert kept(database) == before
+
+
+def test_the_tag_of_a_read_is_good_until_somebody_changes_the_record(cast: Cast, key: MadeKey) -> None:
+    path = f"{LEADS}/{make(cast, key, {'name': 'Ines'})['id']}"
+    tag = cast.call("GET", path, key).headers["ETag"]
+    first = cast.call("PATCH", path, key, json={"fields": {"stage": "new"}}, headers={"If-Match": tag})
+    assert data(first)["fields"]["stage"] == "new"
+    late = cast.call("PATCH", path, key, json={"fields": {"stage": "lost"}}, headers={"If-Match": tag})
+    assert error(late, 412)["type"] == "conflict_error"
+    assert data(cast.call("GET", path, key))["fields"]["stage"] == "new"
+    assert cast.call("DELETE", path, key, headers={"If-Match": first.headers["ETag"]}).status_code == 204
+
+
+# --- Worlds apart ---------------------------------------------------------------------------------------------------
+
+
+def test_live_and_sandbox_records_never_meet(cast: Cast, key: MadeKey, database: Database) -> None:
+    sandbox = cast.max.generate(BOTH, name="Practice", environment="test")
+    live_record, test_record = make(cast, key, {"name": "Real"}), make(cast, sandbox, {"name": "Practice"})
+    before = kept(database)
+    for other, record in ((sandbox, live_record), (key, test_record)):
+        path = f"{LEADS}/{record['id']}"
+        assert record not in data(cast.call("GET", f"{LEADS}?limit=100", other))
+        for method in ("GET", "PATCH", "DELETE"):
+            assert error(cast.call(method, path, other, json={"fields": {"name": "Mine"}}), 404)
+    assert kept(database) == before
+
+
+def test_an_app_of_the_same_name_in_another_workspace_is_another_app(
+    cast: Cast, key: MadeKey, add_app: Callable[..., None]
+) -> None:
+    add_app("globex", "support", "leads")
+    zoe = cast.zoe.generate(BOTH)
+    hers = make(cast, zoe, {"name": "Of globex"})
+    assert data(cast.call("GET", LEADS, zoe)) == [hers]
+    mine = data(cast.call("GET", f"{LEADS}?limit=100", key))
+    assert hers not in mine
+    for caller, record in ((key, hers), (zoe, mine[0])):
+        for method in ("GET", "PATCH", "DELETE"):
+            assert error(cast.call(method, f"{LEADS}/{record['id']}", caller, json={"fields": {}}), 404)
+    assert data(cast.call("GET", LEADS, zoe)) == [hers]
+
+
+def test_no_header_but_account_id_speaks_of_workspaces_and_that_one_only_asserts(cast: Cast, key: MadeKey) -> None:
+    acme = data(cast.call("GET", "/me", key))["workspace"]["id"]
+    globex = data(cast.call("GET", "/me", cast.zoe.generate(["tickets:read"])))["workspace"]["id"]
+    assert data(cast.call("GET", "/me", key, headers={"Account-Id": acme}))["workspace"]["slug"] == "acme"
+    assert error(cast.call("GET", "/me", key, headers={"Account-Id": globex}), 401)["code"] == "invalid_key"
+    others = dict.fromkeys(("X-Workspace-Id", "X-Organization-Id", "X-Account-Id", "X-Tenant"), globex)
+    assert data(cast.call("GET", "/me", key, headers=others))["workspace"]["slug"] == "acme"
+
+
+@pytest.mark.parametrize(
+    "record_id",
+    ["rec_1", "1", "0", "-1", "rec_", "rec_%00", "rec_a%00b", "%20", "null", "rec_" + "a" * 5000, "%F0%9F%98%80", "%FF"]
+    + ["..", "rec_1;drop", "rec_'or'1'='1", "mem_1", "REC_1", "%2e%2e", "*", "%ED%A0%80"],
+)
+def test_a_record_that_is_not_there_is_not_found_however_odd_its_id(
+    cast: Cast, key: MadeKey, database: Database, record_id: str
+) -> None:
+    before = kept(database)
+    for method in ("GET", "PATCH", "DELETE"):
+        reply = cast.call(method, f"{LEADS}/{record_id}", key, json={"fields": {"name": "x"}})
+        assert error(reply, 404)["type"] == "not_found_error"
+    assert kept(database) == before
+
+
+# --- Bodies ---------------------------------------------------------------------------------------------------------
+
+FINE = '{"fields": {"name": "x"}}'
+
+
+def deep(levels: int) -> str:
+    return '{"fields": {"name": ' + "[" * levels + "]" * levels + "}}"
+
+
+def named(value: str) -> str:
+    return f'{{"fields": {{"name": {value}}}}}'
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        *(
+            (body, 400)
+            for body in ("", " ", "{", "nonsense", '{"fields": {"name": "x"}', "{'fields': {}}", "{fields: {}}")
+        ),
+        *((body, 400) for body in ("[]", "null", "1", '"x"', "true", f"[{FINE}]")),  # no object
+        *((FINE + rest, 400) for rest in (FINE, ",", "x", "\0", "]")),
+        ("\ufeff" + FINE, 400),
+        *(
+            (body, 400)
+            for body in (
+                '{"fields": {"name": "x"}, "fields": {"name": "y"}}',
+                '{"fields": {"name": "x", "name": "y"}}',
+                '{"fields": {"name": "x", "\\u006eame": "y"}}',
+                '{"fields": {"name": "x"}, "id": "rec_1"}',
+                '{"fields": {"name": "x"}, "environment": "test"}',
+                '{"name": "x"}, {"Fields": {}}',
+            )
+        ),
+        *(
+            (named(number), 400)
+            for number in ("NaN", "Infinity", "-Infinity", "1e309", "-1e309", "9" * 5000, "01", "0x1")
+        ),
+        *((named(number), 400) for number in ("9007199254740992", "-9007199254740992", "1e16", str(2**63))),
+        *(
+            (named(text), 400)
+            for text in (r'"\u0000"', r'"a\u0000b"', r'"\ud800"', r'"\udc00\ud800"', '"\x01"', '"\n"')
+        ),
+        (r'{"fields": {"name": "x", "\ud800": 1}}', 400),
+        (r'{"fields": {"name": "x", "a\u0000": 1}}', 400),
+        (r'{"fields": {"name": "x"}, "\ud800": 1}', 400),
+        ("{}", 422),
+        *((f'{{"fields": {value}}}', 422) for value in ("null", "[]", '"x"', "1", "true")),
+        (deep(20), 422),
+        (deep(10_000), 422),
+        ('{"fields": ' * 10_000 + "1" + "}" * 10_000, 422),
+        (named("[" + "1," * 100 + "1]"), 422),
+        (named('"' + "x" * 1_000_000 + '"'), 422),
+        (named(r'"\u202e"') + " " * 2**20, 413),
+    ],
+    ids=lambda value: repr(value)[:40],
+)
+@pytest.mark.parametrize("method", ["POST", "PATCH"])
+def test_a_body_that_is_not_one_good_object_is_refused(
+    cast: Cast, key: MadeKey, database: Database, method: str, body: str, status: int
+) -> None:
+    listed = data(cast.call("GET", LEADS, key))
+    before = kept(database)
+    path = LEADS if method == "POST" else f"{LEADS}/{listed[0]['id']}"
+    reply = cast.call(method, path, key, data=body.encode(), content_type="application/json")
+    assert error(reply, status)["type"] == "validation_error"
+    assert kept(database) == before
+
+
+@pytest.mark.parametrize("body", [b'{"fields": {"name": "\xff"}}', b"\xff\xfe{\0}\0", FINE.encode("utf-16")])
+def test_a_body_that_is_not_utf_8_is_refused(cast: Cast, key: MadeKey, body: bytes) -> None:
+    assert error(cast.call("POST", LEADS, key, data=body, content_type="application/json"), 400)
+
+
+def test_any_bytes_for_a_body_get_a_clear_answer(cast: Cast, key: MadeKey, database: Database) -> None:
+    before = kept(database)
+
+    @given(body=st.binary(max_size=200) | st.text(alphabet='{}[]":,fields1.e-\\ ', max_size=40).map(str.encode))
+    @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    def refuse(body: bytes) -> None:
+        reply = cast.call("POST", LEADS, key, data=body, content_type="application/json")
+        assert error(reply, reply.status_code)["type"] == "validation_error"
+        assert reply.status_code in {400, 422}
+
+    refuse()
+    assert kept(database) == before
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [None, "", "text/plain", "text/json", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"]
+    + [
+        "application/jsonp",
+        "application/json; charset=latin-1",
+        "application/json; charset=utf-16",
+        "json",
+        "application",
+    ],
+)
+def test_a_body_of_another_type_is_refused(
+    cast: Cast, key: MadeKey, database: Database, content_type: str | None
+) -> None:
+    before = kept(database)
+    reply = cast.call("POST", LEADS, key, data=FINE, content_type=content_type)
+    assert error(reply, 415)["type"] == "validation_error"
+    assert kept(database) == before
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "Application/JSON", "application/json; charset=UTF-8"])
+def test_json_is_accepted_however_its_type_is_written(cast: Cast, key: MadeKey, content_type: str) -> None:
+    assert data(cast.call("POST", LEADS, key, data=FINE, content_type=content_type), 201)["fields"] == {"name": "x"}
+
+
+def test_a_record_that_does_not_fit_is_told_what_is_wrong_and_where(cast: Cast, key: MadeKey) -> None:
+    fields = {"stage": "won", "email": "nobody", "extra": 1}
+    refused = error(cast.call("POST", LEADS, key, json={"fields": fields}), 422)
+    assert refused["type"] == "validation_error"
+    details = refused["details"]
+    assert all(set(each) == {"path", "message"} for each in details)
+    told = {word for each in details for word in ("stage", "email", "extra", "name") if word in json.dumps(each)}
+    assert told == {"stage", "email", "extra", "name"}
+    record = make(cast, key, {"name": "Ines"})
+    patched = cast.call("PATCH", f"{LEADS}/{record['id']}", key, json={"fields": {"name": None}})
+    assert "name" in error(patched, 422)["details"][0]["path"]
+    assert data(cast.call("GET", f"{LEADS}/{record['id']}", key)) == record
+
+
+def test_a_body_of_a_mebibyte_is_taken_and_one_byte_more_is_not(cast: Cast, add_app: Callable[..., None]) -> None:
+    add_app("acme", "operations", "notes")
+    key = cast.lea.generate(["notes:write"])
+    filled = named('"' + "x" * (2**20 - len(named('""'))) + '"')
+    assert len(filled) == 2**20
+    for body, status in ((filled, 201), (filled + " ", 413)):
+        reply = cast.call("POST", "/apps/notes/records", key, data=body, content_type="application/json")
+        assert reply.status_code == status
+    assert error(reply, 413)["type"] == "validation_error"
+
+
+# --- What is not there ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/me/", "/ME", "/keys", "/members", "/me/keys", "/apps", "/apps/leads", "/sessions", "/audit", "/%00"]
+)
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
+def test_an_unknown_path_is_not_found_in_json(cast: Cast, key: MadeKey, path: str, method: str) -> None:
+    for caller in (key, None):
+        assert error(cast.call(method, path, caller), 404) == {
+            "type": "not_found_error",
+            "code": "not_found",
+            "message": error(cast.call("GET", "/nothing", key), 404)["message"],
+        }
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [("/solutions", "GET, HEAD"), (LEADS, "GET, HEAD, POST"), (f"{LEADS}/rec_1", "DELETE, GET, HEAD, PATCH")],
+)
+def test_a_method_that_a_path_does_not_take_is_told_which_it_takes(
+    cast: Cast, key: MadeKey, path: str, allowed: str
+) -> None:
+    for method in ("PUT", "OPTIONS", "TRACE"):
+        reply = cast.call(method, path, key)
+        assert error(reply, 405)["type"] == "validation_error"
+        assert ", ".join(sorted(reply.headers["Allow"].split(", "))) == allowed
+
+
+def test_head_tells_the_headers_of_get_without_its_body(cast: Cast, key: MadeKey) -> None:
+    read, head = (cast.call(method, LEADS, key) for method in ("GET", "HEAD"))
+    assert (head.status_code, head.data) == (200, b"")
+    assert {**head.headers, "X-Request-Id": ""} == {**read.headers, "X-Request-Id": ""}
