@@ -245,7 +245,13 @@ def test_settings_print_no_secret(instance: Path) -> None:
 
 @pytest.mark.parametrize(
     "base_url",
-    ["http://localhost", "http://localhost:5000", "http://127.0.0.1:8000", "http://[::1]:5000", "http://LOCALHOST:5000"],
+    [
+        "http://localhost",
+        "http://localhost:5000",
+        "http://127.0.0.1:8000",
+        "http://[::1]:5000",
+        "http://LOCALHOST:5000",
+    ],
 )
 def test_plain_http_on_a_loopback_name_is_local(instance: Path, base_url: str) -> None:
     settings = Settings.from_environ({"PORTAL_BASE_URL": base_url}, instance)

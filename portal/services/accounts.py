@@ -2,7 +2,7 @@
 
 A sign-in is three steps, because the password's hash takes longer than a writer may hold the database:
 `begin_attempt` counts it as a failure beforehand (so that parallel guesses cannot outrun the limit), the caller
-verifies the password, `sign_in` or `prove` takes the failure back.
+verifies the password, then `sign_in` or `prove` takes the failure back, or `fail` tells of it.
 """
 
 import hashlib
@@ -61,16 +61,17 @@ def begin_attempt(session: Session, actor: Actor, email: str) -> Attempt:
     failure = SignInFailure(email_hash=email_hash, prefix=prefix, at=actor.at)
     session.add(failure)
     account = _find_usable(session, address) if address else None
-    if account:
-        audit.record(
-            session,
-            actor,
-            Event.SIGN_IN_FAILED,
-            target_id=account.public_id,
-            target_name=account.email,
-        )
     session.flush()
     return Attempt(failure.id, email_hash, prefix, account, tries_left)
+
+
+def fail(session: Session, actor: Actor, attempt: Attempt) -> None:
+    """Tell of a password that did not match; of nobody's account too, for the two must take the same work."""
+    account = attempt.account
+    name = account.email if account else "unknown account"
+    audit.record(
+        session, actor, Event.SIGN_IN_FAILED, target_id=account.public_id if account else None, target_name=name
+    )
 
 
 def _find_usable(session: Session, email: str) -> Account | None:

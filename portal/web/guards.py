@@ -198,6 +198,8 @@ def prove_again(password: str) -> str | None:
     with transaction() as session:
         attempt = accounts.begin_attempt(session, who, user_session.account.email)
     if not attempt.verify(password):
+        with transaction() as session:
+            accounts.fail(session, who, attempt)
         tries = f"{attempt.tries_left} {'try' if attempt.tries_left == 1 else 'tries'} left"
         return f"That password is not right. {tries}."
     with transaction() as session:

@@ -55,6 +55,8 @@ def _sign_in(email: str, password: str) -> bool:
     with transaction() as session:
         attempt = accounts.begin_attempt(session, actor, email)
     if not attempt.verify(password):
+        with transaction() as session:
+            accounts.fail(session, actor, attempt)
         return False
     with transaction() as session:
         user_session, token = accounts.sign_in(session, actor, attempt, password, client_label(request.environ))
@@ -158,6 +160,8 @@ def _join(found: members.OpenInvitation, token: str, name: str, password: str) -
             attempt = accounts.begin_attempt(session, actor, email)
         # An account whose memberships all ended cannot sign in, but may be invited again.
         if not accounts.verify_account(found.account, password):
+            with transaction() as session:
+                accounts.fail(session, actor, attempt)
             raise Invalid({"password": "That password is not right. Use the one you sign in with."})
         with transaction() as session:
             accounts.take_back(session, attempt, actor.at)

@@ -74,7 +74,8 @@ def test_a_member_named_twice_is_found_though_it_is_written_in_two_ways() -> Non
 @pytest.mark.parametrize(
     "number",
     [
-        "NaN", "Infinity", "-Infinity", "nan", "1e309", "-1e309", "1e999999999", "9007199254740992", "-9007199254740992",
+        "NaN", "Infinity", "-Infinity", "nan", "1e309", "-1e309", "1e999999999", "9007199254740992",
+        "-9007199254740992",
         "9007199254740993.0", "1e16", "-1e16", "9" * 5_000, "-" + "9" * 5_000, "2" + "0" * 400 + ".5",
         "01", "+1", ".5", "1.", "0x10", "1_000", "--1", "1e", "²", "٣",
     ],
@@ -149,7 +150,8 @@ def test_a_bottomless_body_is_refused_and_nothing_overflows(levels: int, arrays:
 def test_an_array_holds_a_hundred_items_at_most() -> None:
     hundred = list(range(100))
     assert read_object(json.dumps({"a": [hundred]}).encode()) == {"a": [hundred]}
-    for longer in ([*hundred, 100], [[]] * 101, [*hundred, [1]]):
+    longers: list[list[object]] = [[*hundred, 100], [[]] * 101, [*hundred, [1]]]
+    for longer in longers:
         with pytest.raises(Invalid):
             read_object(json.dumps({"a": {"b": longer}}).encode())
 

@@ -29,19 +29,28 @@ def schema(url: str) -> dict[str, Any]:
     database = Database(url)
     found: Inspector = inspect(database.engine)
     described = {
-        name: {
-            "columns": {each["name"]: (str(each["type"]), each["nullable"]) for each in found.get_columns(name)},
-            "primary key": found.get_pk_constraint(name),
-            "unique": sorted(map(str, found.get_unique_constraints(name))),
-            "indexes": sorted(map(str, found.get_indexes(name))),
-            "foreign keys": sorted(map(str, found.get_foreign_keys(name))),
-            "checks": sorted(map(str, found.get_check_constraints(name))),
-        }
+        name: told(
+            {
+                "columns": found.get_columns(name),
+                "primary key": found.get_pk_constraint(name),
+                "unique": found.get_unique_constraints(name),
+                "indexes": found.get_indexes(name),
+                "foreign keys": found.get_foreign_keys(name),
+                "checks": found.get_check_constraints(name),
+            }
+        )
         for name in found.get_table_names()
         if name != "alembic_version"
     }
     database.close()
     return described
+
+
+def told(fact: Any) -> Any:
+    """Write a description so that two can be compared: types and conditions as text, lists in one order."""
+    if isinstance(fact, dict):
+        return {name: told(value) for name, value in fact.items()}
+    return sorted(map(str, map(told, fact))) if isinstance(fact, list) else str(fact)
 
 
 def test_migrations_make_the_tables_of_the_models(blank_url: str) -> None:
