@@ -52,9 +52,12 @@ def create_app(environ: Mapping[str, str] | None = None) -> Flask:
     instance = Path(environ.get("PORTAL_INSTANCE") or ROOT / "instance")
     try:
         settings = Settings.from_environ(environ, instance)
-        database = Database(settings.database_url)
     except BadSetting as error:
         sys.exit(f"Cannot start: {error}")
+    try:
+        database = Database(settings.database_url)
+    except ValueError as error:
+        sys.exit(f"Cannot start: PORTAL_DATABASE_URL: {error}.")
     portal = http.Portal(settings, database, KeyCheck(database, settings.keyring), Usage(database))
 
     app = Flask(__name__, root_path=str(ROOT), instance_path=str(instance.resolve()), static_folder=None)

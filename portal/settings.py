@@ -2,11 +2,13 @@
 
 import ipaddress
 import os
+import re
 import secrets
+import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from portal.rules.credentials import KeyFormat, Keyring, Pepper
 
@@ -25,7 +27,7 @@ class BadSetting(Exception):
 class Settings:
     """The settings of one portal (contract, section 6)."""
 
-    database_url: str
+    database_url: str = field(repr=False)  # may hold a password
     secret_key: str = field(repr=False)
     keyring: Keyring
     base_url: str
@@ -45,8 +47,7 @@ class Settings:
     def from_environ(cls, environ: Mapping[str, str], instance: Path) -> "Settings":
         """Read PORTAL_… variables; raise BadSetting. Locally, missing secrets are made in the instance folder."""
         port = _number(environ, "PORT", 5000, 1, 65_535)
-        base_url = environ.get("PORTAL_BASE_URL", f"http://127.0.0.1:{port}").rstrip("/")
-        scheme, host = _split_base_url(base_url)
+        base_url, scheme, host = _split_base_url(environ.get("PORTAL_BASE_URL") or f"http://127.0.0.1:{port}")
         is_local = scheme == "http" and host in _LOOPBACK
         if not is_local and environ.get("FLASK_DEBUG", "0") not in ("", "0"):
             raise BadSetting("FLASK_DEBUG must not be set in production.")
@@ -58,7 +59,7 @@ class Settings:
             base_url=base_url,
             hosts=_LOOPBACK if is_local else (host,),
             trusted_proxies=_networks(environ),
-            bind=environ.get("PORTAL_BIND", "127.0.0.1"),
+            bind=_bind(environ),
             port=port,
             workers=_number(environ, "PORTAL_WORKERS", 1, 1, 64),
             is_local=is_local,
@@ -67,20 +68,26 @@ class Settings:
 
 def _number(environ: Mapping[str, str], name: str, default: int, lowest: int, highest: int) -> int:
     text = environ.get(name) or str(default)
-    if not text.isascii() or not text.isdigit() or not lowest <= int(text) <= highest:
-        raise BadSetting(f"{name} must be a whole number from {lowest} to {highest}, not {text!r}.")
+    if not re.fullmatch(r"[0-9]{1,6}", text, re.ASCII) or not lowest <= int(text) <= highest:
+        raise BadSetting(f"{name} must be a whole number from {lowest} to {highest}, not {text[:40]!r}.")
     return int(text)
 
 
-def _split_base_url(base_url: str) -> tuple[str, str]:
+def _split_base_url(text: str) -> tuple[str, str, str]:
+    """Give the base URL in its plain form, its scheme and its host."""
+    match = re.fullmatch(r"(https?)://(\[[0-9a-f:.]+\]|[0-9a-z._-]+)(:[0-9]{1,5})?/?", text, re.ASCII | re.IGNORECASE)
+    if not match or int((match[3] or ":1")[1:]) > 65_535:
+        raise BadSetting(f"PORTAL_BASE_URL must look like https://keys.example.org, not {text[:200]!r}.")
+    scheme, host, port = match[1].lower(), match[2].lower(), match[3] or ""
+    return f"{scheme}://{host}{port}", scheme, host.strip("[]")
+
+
+def _bind(environ: Mapping[str, str]) -> str:
+    text = environ.get("PORTAL_BIND") or "127.0.0.1"
     try:
-        parts = urlsplit(base_url)
-        host, _ = parts.hostname, parts.port
+        return str(ipaddress.ip_address(text))
     except ValueError:
-        host = None
-    if not host or parts.scheme not in ("http", "https") or parts.path or parts.query or parts.fragment:
-        raise BadSetting(f"PORTAL_BASE_URL must look like https://keys.example.org, not {base_url!r}.")
-    return parts.scheme, host
+        raise BadSetting(f"PORTAL_BIND must be an address to listen on, without a port, not {text[:80]!r}.") from None
 
 
 def _secret_key(environ: Mapping[str, str], instance: Path | None) -> str:
@@ -103,8 +110,11 @@ def _peppers(environ: Mapping[str, str], instance: Path | None) -> tuple[Pepper,
 
 
 def _checked_secret(name: str, text: str | None) -> str:
-    if not text or len(text.encode()) < _MIN_SECRET:
-        raise BadSetting(f"{name} must hold a secret of at least {_MIN_SECRET} bytes: openssl rand -hex 32 makes one.")
+    if not text or not text.isascii() or len(text) < _MIN_SECRET:
+        message = (
+            f"{name} must hold a secret of at least {_MIN_SECRET} bytes, in ASCII: openssl rand -hex 32 makes one."
+        )
+        raise BadSetting(message)
     left = text.lower()
     for sample in _SAMPLES:
         left = left.replace(sample, "")
@@ -114,14 +124,15 @@ def _checked_secret(name: str, text: str | None) -> str:
 
 
 def _kept_secret(path: Path) -> str:
-    """Read a local secret, made on first need; of two processes that start at once, one makes it."""
-    try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return path.read_text().strip()
-    with os.fdopen(handle, "w") as file:
-        file.write(secrets.token_hex(32) + "\n")
-    return path.read_text().strip()
+    """Read a local secret, made on first need; of processes that start at once, all read the one that came first."""
+    if not path.exists():
+        handle, draft = tempfile.mkstemp(dir=path.parent)  # readable for nobody else
+        with os.fdopen(handle, "w") as file:
+            file.write(secrets.token_hex(32) + "\n")
+        with suppress(FileExistsError):
+            os.link(draft, path)  # whole or not at all, and never over another's
+        Path(draft).unlink()
+    return _checked_secret(str(path), path.read_text().strip())
 
 
 def _key_format(environ: Mapping[str, str]) -> KeyFormat:

@@ -138,8 +138,8 @@ def delete_record(caller: Caller, app: str, record_id: str) -> Response:
 # --- Reading requests -----------------------------------------------------------------------------------------------
 
 
-def read_query(*known: str) -> dict[str, str]:
-    """Read the query string; Unreadable for a parameter that is unknown, repeated or not UTF-8."""
+def read_query() -> dict[str, str]:
+    """Read the query string; Unreadable for a parameter that is repeated or not UTF-8. Unknown ones are let be."""
     raw = request.environ.get("QUERY_STRING", "")
     if not raw:
         return {}
@@ -150,16 +150,12 @@ def read_query(*known: str) -> dict[str, str]:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise Unreadable("A query parameter is given twice.", code="repeated_parameter")
-    if unknown := sorted(set(found) - set(known)):
-        listed = f"it takes {', '.join(known)}" if known else "it takes none"
-        message = f"This address does not know the query parameter {unknown[0][:40]!a}; {listed}."
-        raise Unreadable(message, code="unknown_parameter")
     return found
 
 
 def read_page() -> tuple[int, int]:
     """Read `limit` (1 to 100, default 20) and `offset` (0 to 2³¹−1)."""
-    query = read_query("limit", "offset")
+    query = read_query()
     return _number(query, "limit", 20, 1, 100), _number(query, "offset", 0, 0, _MAX_OFFSET)
 
 

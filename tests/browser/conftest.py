@@ -1,12 +1,14 @@
 """Chromium for the tests in this folder: one browser per worker, a context of its own for every page asked for."""
 
+import re
 import shutil
 from collections.abc import Iterator
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, ViewportSize, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, sync_playwright
 
+from tests.browser.acting import sign_in_unseen
 from tests.conftest import lacking
 from tests.servers import Server
 
@@ -21,13 +23,22 @@ ARGUMENTS = (
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
 )
 TIMEOUT_MS = 10_000
+# Chromium logs every answer of 4xx as an error; that a 422 is a 422 is no fault of the page.
+EXPECTED_ERROR = re.compile(r"Failed to load resource: (the server responded with a status of|net::)")
 
 
 class NewPage(Protocol):
-    """Opens a page in a context of its own; paths are relative to the live server."""
+    """Opens a page in a context of its own, signed in as `person`; paths are relative to the live server."""
 
     def __call__(
-        self, *, scripts: bool = True, theme: Literal["light", "dark"] = "light", width: int = 1280, height: int = 900
+        self,
+        person: str = "",
+        *,
+        scripts: bool = True,
+        theme: Literal["light", "dark"] = "light",
+        width: int = 1280,
+        height: int = 900,
+        **context_options: Any,
     ) -> Page: ...
 
 
@@ -48,39 +59,61 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
+@pytest.fixture(scope="module")
+def cookies(live_server: Server) -> dict[str, Any]:
+    """The cookies of everybody who has signed in to the module's server: hashing a password takes its time."""
+    return {}
+
+
 @pytest.fixture
-def new_page(browser: Browser, live_server: Server) -> Iterator[NewPage]:
-    """Make pages as a test needs them; an uncaught error or a breach of the content policy in one fails the test."""
-    pages: list[Page] = []
+def new_page(browser: Browser, live_server: Server, cookies: dict[str, Any]) -> Iterator[NewPage]:
+    """Make pages as a test needs them; an error in one, a breach of the content policy or a foreign request fails it."""
+    contexts: list[BrowserContext] = []
     complaints: list[str] = []
 
-    def note_violation(message: ConsoleMessage) -> None:
-        if "Content Security Policy" in message.text:
+    def note_error(message: ConsoleMessage) -> None:
+        if message.type == "error" and not EXPECTED_ERROR.match(message.text):
             complaints.append(message.text)
 
+    def note_foreign(request: Request) -> None:
+        if not request.url.startswith((f"{live_server.url}/", "blob:", "data:")):
+            complaints.append(f"request to {request.url}")
+
     def make(
-        *, scripts: bool = True, theme: Literal["light", "dark"] = "light", width: int = 1280, height: int = 900
+        person: str = "",
+        *,
+        scripts: bool = True,
+        theme: Literal["light", "dark"] = "light",
+        width: int = 1280,
+        height: int = 900,
+        **context_options: Any,
     ) -> Page:
         context = browser.new_context(
             base_url=live_server.url,
             java_script_enabled=scripts,
             color_scheme=theme,
-            viewport=ViewportSize(width=width, height=height),
-            reduced_motion="reduce",
+            viewport={"width": width, "height": height},
+            **{"reduced_motion": "reduce", **context_options},
         )
+        contexts.append(context)
         context.set_default_timeout(TIMEOUT_MS)
-        context.on("console", note_violation)
+        context.on("console", note_error)
+        context.on("request", note_foreign)
         context.on("weberror", lambda error: complaints.append(str(error.error)))
-        pages.append(context.new_page())
-        return pages[-1]
+        if person and person not in cookies:
+            sign_in_unseen(context, person)
+            cookies[person] = context.cookies()
+        elif person:
+            context.add_cookies(cookies[person])
+        return context.new_page()
 
     yield make
-    for page in pages:
-        page.context.close()
+    for context in contexts:
+        context.close()
     assert not complaints
 
 
 @pytest.fixture
 def page(new_page: NewPage) -> Page:
-    """A page with scripts, light, 1280 × 900."""
+    """A page with scripts, light, 1280 × 900; nobody is signed in."""
     return new_page()

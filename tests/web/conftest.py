@@ -1,4 +1,4 @@
-"""Further portals for the tests of pages and API: with settings of their own, on the test's database."""
+"""Further portals for the tests of pages and API: shared by a module, or with settings of their own."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -9,6 +9,8 @@ from flask import Flask
 from jinja2 import FileSystemBytecodeCache
 
 from app import create_app
+from tests.cast import Cast
+from tests.databases import Template
 
 
 @pytest.fixture
@@ -25,3 +27,15 @@ def launch(
             return app
 
         yield start
+
+
+@pytest.fixture(scope="module")
+def shared_cast(
+    template: Template, tmp_path_factory: pytest.TempPathFactory, compiled_templates: FileSystemBytecodeCache
+) -> Iterator[Cast]:
+    """Everybody, at a portal that all tests of a module use: for those that leave it as it was, or add their own."""
+    with template.copy() as url:
+        app = create_app({"PORTAL_DATABASE_URL": url, "PORTAL_INSTANCE": str(tmp_path_factory.mktemp("instance"))})
+        app.jinja_env.bytecode_cache = compiled_templates
+        yield Cast(app)
+        app.extensions["portal"].close()

@@ -1,13 +1,12 @@
 """What the tests of pages and API look at: the REST API's two kinds of answer, and all that a database holds."""
 
 import re
-from collections.abc import Collection
 from typing import Any
 
-from sqlalchemy import MetaData, select
+from sqlalchemy import select
 from werkzeug.test import TestResponse
 
-from portal.store.database import Database
+from portal.store.database import Base, Database
 
 SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
@@ -17,8 +16,6 @@ SECURITY_HEADERS = {
     "Referrer-Policy": "same-origin",
 }
 REQUEST_ID = re.compile(r"req_[0-9A-Za-z]+")
-# What any request may leave behind, also one that was refused.
-TRACES = ("audit_event", "sign_in_failure", "user_session")
 
 
 def data(reply: TestResponse, status: int = 200) -> Any:
@@ -46,18 +43,19 @@ def _body(reply: TestResponse, status: int, members: set[str]) -> dict[str, Any]
     return body
 
 
-def everything(database: Database, without: Collection[str] = ()) -> dict[str, list[tuple[Any, ...]]]:
-    """Read every row of every table but those named, as the database itself describes them."""
-    found = MetaData()
+def everything(database: Database) -> dict[str, list[dict[str, Any]]]:
+    """Read every column of every row of every table."""
     with database.engine.connect() as connection:
-        found.reflect(connection)
         return {
-            table.name: sorted((tuple(row) for row in connection.execute(select(table))), key=repr)
-            for table in found.sorted_tables
-            if table.name not in without
+            table.name: [dict(row) for row in connection.execute(select(table).order_by(*table.primary_key)).mappings()]
+            for table in Base.metadata.sorted_tables
         }
 
 
-def kept(database: Database) -> dict[str, list[tuple[Any, ...]]]:
-    """Read everything that a refused request must leave as it was."""
-    return everything(database, TRACES)
+def kept(database: Database) -> dict[str, list[dict[str, Any]]]:
+    """Read everything that a refused request must leave as it was: all but its traces and when keys were last used."""
+    return {
+        name: [{column: row[column] for column in row if not column.startswith("last_used_")} for row in rows]
+        for name, rows in everything(database).items()
+        if name not in ("audit_event", "sign_in_failure", "user_session")
+    }
