@@ -160,8 +160,10 @@ def _credential(authorization: str | None, query: str) -> str:
 
 
 def _moment(value: Any) -> datetime | None:
-    if value is None or isinstance(value, datetime):
-        return value
+    if value is None:
+        return None
+    if isinstance(value, datetime):
+        return value.astimezone(UTC)
     return datetime.fromisoformat(value).replace(tzinfo=UTC)  # SQLite keeps moments as text, in UTC
 
 

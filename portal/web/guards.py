@@ -32,7 +32,7 @@ View = Callable[..., Any]
 login_manager = LoginManager()
 
 
-class Caller(StrEnum):
+class Audience(StrEnum):
     """Who a view is for. `static` and the views below declare one of these."""
 
     ANYBODY = "anybody"
@@ -89,7 +89,7 @@ def actor() -> Actor:
 
 def anybody(view: View) -> View:
     """Open a view to everyone."""
-    return _declare(view, Caller.ANYBODY)
+    return _declare(view, Audience.ANYBODY)
 
 
 def signed_in(view: View) -> View:
@@ -106,7 +106,7 @@ def signed_in(view: View) -> View:
         )
         return view(**values)
 
-    return _declare(guarded, Caller.SIGNED_IN)
+    return _declare(guarded, Audience.SIGNED_IN)
 
 
 def in_workspace(view: View) -> View:
@@ -139,7 +139,7 @@ def in_workspace(view: View) -> View:
                 accounts.mark_seen(session, user_session, g.now, found.workspace.id)
         return view(**values)
 
-    return _declare(guarded, Caller.MEMBER)
+    return _declare(guarded, Audience.MEMBER)
 
 
 def with_key(action: Action | None = None) -> Callable[[View], View]:
@@ -161,7 +161,7 @@ def with_key(action: Action | None = None) -> Callable[[View], View]:
                 caller.require(Scope(values["app"], action))
             return view(caller, **values)
 
-        return _declare(guarded, Caller.KEY)
+        return _declare(guarded, Audience.KEY)
 
     return decorate
 
@@ -252,16 +252,16 @@ def _page_of_fragment() -> str | None:
     return current[len(start) - 1 :] if current.startswith(start) else None
 
 
-def _declare(view: View, caller: Caller) -> View:
-    view.declared_caller = caller  # type: ignore[attr-defined]
+def _declare(view: View, audience: Audience) -> View:
+    view.audience = audience  # type: ignore[attr-defined]
     return view
 
 
-def declared_caller(app: Flask, endpoint: str) -> Caller | None:
+def audience_of(app: Flask, endpoint: str) -> Audience | None:
     """Say whom an endpoint is for; None when nobody said."""
     if endpoint == "static":
-        return Caller.ANYBODY
-    return getattr(app.view_functions[endpoint], "declared_caller", None)
+        return Audience.ANYBODY
+    return getattr(app.view_functions[endpoint], "audience", None)
 
 
 def register(app: Flask) -> None:
@@ -272,7 +272,7 @@ def register(app: Flask) -> None:
 
     @app.before_request
     def deny_by_default() -> None:
-        if request.endpoint and declared_caller(app, request.endpoint) is None:
+        if request.endpoint and audience_of(app, request.endpoint) is None:
             raise NotFound()
 
     @app.context_processor

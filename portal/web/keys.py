@@ -7,6 +7,7 @@ from typing import Any
 from flask import Blueprint, Response, make_response, redirect, render_template, request, url_for
 
 from portal.rules.access import AccessLevel, Action, Scope
+from portal.rules.credentials import Keyring
 from portal.rules.errors import AlreadyShown, Forbidden, Invalid, NotFound
 from portal.rules.lifetimes import Lifetime
 from portal.services import keys, members
@@ -37,7 +38,7 @@ _LIFETIMES = {
 }
 
 
-def _keyring() -> Any:
+def _keyring() -> Keyring:
     return portal().settings.keyring
 
 

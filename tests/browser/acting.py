@@ -1,11 +1,10 @@
-"""What people do at the screen, found by the words that they read; with the mouse, or with the keyboard alone."""
+"""What people do at the screen, found by the words that they read: with the mouse, or with the keyboard alone."""
 
 import http.client
-import json
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 from urllib.parse import urlsplit
 
 from playwright.sync_api import BrowserContext, Locator, Page, expect
@@ -13,8 +12,8 @@ from playwright.sync_api import BrowserContext, Locator, Page, expect
 from portal.demo import PASSWORD
 from tests.servers import Server
 
-LIST = "/w/acme/api/keys"
-NEW = f"{LIST}/new"
+KEYS = "/w/acme/api/keys"
+SCOPE = "input[name=scopes]"
 _CSRF = re.compile(r'name="csrf_token" value="([^"]+)"')
 _MOST_TABS = 80
 
@@ -28,15 +27,15 @@ class Hands(Protocol):
         """Follow a link or press a button."""
 
     def write(self, field: Locator, text: str) -> None:
-        """Fill a field."""
+        """Type into an empty field."""
 
     def choose(self, answer: Locator) -> None:
-        """Tick a box, or choose a radio."""
+        """Tick a box, or choose one of several radios."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Mouse:
-    """Clicks on everything."""
+    """Points at everything."""
 
     page: Page
 
@@ -50,38 +49,104 @@ class Mouse:
         answer.check()
 
 
-@dataclass(frozen=True)
+@dataclass
 class Keyboard:
     """Goes from control to control with Tab, as far as it takes."""
 
     page: Page
 
     def press(self, control: Locator) -> None:
-        self.reach(control)
+        self._reach(control)
         self.page.keyboard.press("Enter")
 
     def write(self, field: Locator, text: str) -> None:
-        self.reach(field)
+        self._reach(field)
         self.page.keyboard.type(text)
 
     def choose(self, answer: Locator) -> None:
-        group = answer.evaluate("node => node.type === 'radio' ? node.name : ''")
-        if not group:
-            self.reach(answer)
-            self.page.keyboard.press("Space")
-        else:
-            # A group of radios is one stop of Tab; the arrow keys choose in it.
-            self.reach(self.page.locator(f"input[type=radio][name={group}]:focus"))
-            for _ in range(_MOST_TABS):
-                if answer.is_checked():
-                    break
+        if answer.get_attribute("type") == "radio":
+            # All radios of a group are one stop of Tab; the arrow keys move between them.
+            self._reach(answer, "(here, there) => here.name === there.name")
+            while not answer.is_checked():
                 self.page.keyboard.press("ArrowDown")
-        expect(answer).to_be_checked()
+        else:
+            self._reach(answer)
+            self.page.keyboard.press("Space")
 
-    def reach(self, control: Locator) -> None:
-        expect(control if "focus" in str(control) else control).to_have_count(1) if "focus" not in str(control) else None
+    def _reach(self, control: Locator, same: str = "(here, there) => here === there") -> None:
+        expect(control).to_be_visible()
         for _ in range(_MOST_TABS):
-            if control.count() and control.evaluate("node => node === document.activeElement"):
+            if control.evaluate(f"there => ({same})(document.activeElement, there)"):
                 return
             self.page.keyboard.press("Tab")
         raise AssertionError(f"{control} cannot be reached with Tab")
+
+
+def email_of(person: str) -> str:
+    """Give the address that one of the cast signs in with."""
+    return f"{person}@{'globex' if person == 'zoe' else 'acme'}.test"
+
+
+def sign_in(hands: Hands, person: str) -> None:
+    """Fill in the sign-in form that is on the screen."""
+    hands.write(hands.page.get_by_label("Email"), email_of(person))
+    hands.write(hands.page.get_by_role("textbox", name="Password"), PASSWORD)
+    hands.press(hands.page.get_by_role("button", name="Sign in"))
+
+
+def sign_in_unseen(context: BrowserContext, person: str) -> None:
+    """Sign a browser in without drawing a page, for tests about something else."""
+    token = _CSRF.search(context.request.get("/login").text())
+    assert token
+    form = {"csrf_token": token[1], "email": email_of(person), "password": PASSWORD}
+    assert context.request.post("/login", form=form, max_redirects=0).status == 303
+
+
+def open_form(hands: Hands) -> None:
+    """Press "Generate new API key" on the list."""
+    hands.press(hands.page.get_by_role("link", name="Generate new API key"))
+    expect(hands.page.get_by_label("What is this key for?")).to_be_visible()
+
+
+def scope(page: Page, text: str) -> Locator:
+    """Find the box of a scope, by the name that its label ends with."""
+    return page.get_by_role("checkbox", name=text)
+
+
+def fill_form(hands: Hands, name: str, scopes: Sequence[str] = ("tasks:read",), *, live: bool = False) -> None:
+    """Answer the generate form."""
+    page = hands.page
+    hands.write(page.get_by_label("What is this key for?"), name)
+    if live:
+        hands.choose(page.get_by_role("radio", name="Live"))
+    for text in scopes:
+        hands.choose(scope(page, text))
+
+
+def reveal(page: Page, name: str, scopes: Sequence[str] = ("tasks:read",), *, live: bool = False) -> str:
+    """Generate a key in the dialog, from wherever the page is; give the text that is shown."""
+    hands = Mouse(page)
+    if not page.url.partition("?")[0].endswith(KEYS):
+        page.goto(KEYS)
+    open_form(hands)
+    fill_form(hands, name, scopes, live=live)
+    hands.press(page.get_by_role("button", name=f"Generate {'live' if live else 'sandbox'} key"))
+    return page.locator("#secret").input_value()
+
+
+def clipboard(page: Page) -> str:
+    """Paste what was copied into a new tab's address field, as it were."""
+    tab = page.context.new_page()
+    tab.goto("/healthz")
+    found: str = tab.evaluate("navigator.clipboard.readText()")
+    tab.close()
+    return found
+
+
+def call(server: Server, key: str, path: str = "/me") -> int:
+    """Call the REST API as an integration would; give the status."""
+    connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=10)
+    connection.request("GET", f"/api/v1{path}", headers={"Authorization": f"Bearer {key}"})
+    status = connection.getresponse().status
+    connection.close()
+    return status

@@ -1,0 +1,130 @@
+"""The cast at the services' own door: no HTTP, and at a moment that the test chooses."""
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from threading import Barrier
+from typing import Any, TypeVar
+
+from sqlalchemy import delete, or_, select, update
+
+from portal.rules.access import AccessLevel
+from portal.rules.credentials import KeyFormat, Keyring, Pepper, PlainKey
+from portal.services import audit, keys, members
+from portal.services.actor import Actor, Means
+from portal.services.key_check import Caller, KeyCheck
+from portal.services.keys import Draft, KeyView
+from portal.services.members import Seat
+from portal.store.database import Database
+from portal.store.models import Access, Account, ApiKey, AuditEvent, Member, Solution
+
+NOON = datetime(2026, 1, 12, 12, 0, tzinfo=UTC)
+API_MEMBER = "Nightly sync"
+RING = Keyring(KeyFormat(), (Pepper("new", b"the pepper of these tests only.."),))
+
+Found = TypeVar("Found")
+
+
+class Office:
+    """What the services' tests do over and over; people are named as in the cast."""
+
+    def __init__(self, database: Database, keyring: Keyring = RING) -> None:
+        self.database = database
+        self.keyring = keyring
+        self.key_check = KeyCheck(database, keyring)
+
+    # --- People -----------------------------------------------------------------------------------------------------
+
+    def member(self, name: str) -> Member:
+        """Find somebody: `ana` or another of the cast, or an API member by its whole name."""
+        is_it = or_(Account.email.like(f"{name}@%"), Member.name == name)
+        with self.database.reading() as session:
+            return session.scalars(select(Member).outerjoin(Member.account).where(is_it)).one()
+
+    def actor(self, name: str, at: datetime = NOON) -> Actor:
+        """Make somebody act."""
+        member = self.member(name)
+        return Actor(
+            at, Means.SESSION, member.name, member.public_id, member.workspace_id, member.id, "203.0.113.7", "req_1"
+        )
+
+    def seat(self, name: str) -> Seat:
+        """Give somebody's seat."""
+        with self.database.reading() as session:
+            return members.seat_of(session, self.actor(name))
+
+    def change(self, name: str, **values: Any) -> None:
+        """Change somebody's membership as a later page will: role, deactivated_at, manager_id …"""
+        with self.database.transaction() as session:
+            session.execute(update(Member).where(Member.id == self.member(name).id).values(values))
+
+    def grant(self, name: str, solution: str, level: AccessLevel) -> None:
+        """Give somebody another level in a solution."""
+        member = self.member(name)
+        with self.database.transaction() as session:
+            found = session.scalars(
+                select(Solution.id).where(Solution.slug == solution, Solution.workspace_id == member.workspace_id)
+            ).one()
+            session.execute(delete(Access).where(Access.member_id == member.id, Access.solution_id == found))
+            if level is not AccessLevel.NONE:
+                session.add(Access(member_id=member.id, solution_id=found, level=level.value))
+
+    # --- Keys -------------------------------------------------------------------------------------------------------
+
+    def draft(self, owner: str, **answers: Any) -> Draft:
+        """Fill in the generate form with answers that are fine for rio, but for those named."""
+        usual = {"name": "Nightly export", "environment": "live", "scopes": ["tasks:read"], "expires": "90d"}
+        return Draft(owner=self.member(owner).public_id, **usual | answers)
+
+    def generate(
+        self, creator: str, *, owner: str | None = None, at: datetime = NOON, **answers: Any
+    ) -> tuple[KeyView, PlainKey]:
+        """Generate a key as the page does, with the refusal's audit row."""
+        actor = self.actor(creator, at)
+        with audit.transaction(self.database, actor) as session:
+            return keys.create(session, actor, self.keyring, self.draft(owner or creator, **answers))
+
+    def act(self, name: str, what: Callable[..., KeyView], key_id: str, at: datetime = NOON, **more: Any) -> KeyView:
+        """Do something to a key: `keys.deactivate`, `keys.reactivate`, `keys.delete`."""
+        actor = self.actor(name, at)
+        with audit.transaction(self.database, actor) as session:
+            return what(session, actor, self.keyring, key_id, **more)
+
+    def check(self, plain: PlainKey | str, at: datetime = NOON, **more: Any) -> Caller:
+        """Call with a key."""
+        text = plain if isinstance(plain, str) else plain.reveal()
+        return self.key_check.check(f"Bearer {text}", now=at, **more)
+
+    def row(self, key_id: str) -> ApiKey:
+        """Look at what is stored of a key."""
+        with self.database.reading() as session:
+            return session.scalars(select(ApiKey).where(ApiKey.public_id == key_id)).one()
+
+    def set_key(self, key_id: str, **values: Any) -> None:
+        """Change a key's row behind the portal's back."""
+        with self.database.transaction() as session:
+            session.execute(update(ApiKey).where(ApiKey.public_id == key_id).values(values))
+
+    def told(self, **wanted: Any) -> list[AuditEvent]:
+        """Read the audit rows with these values, oldest first."""
+        with self.database.reading() as session:
+            return list(session.scalars(select(AuditEvent).filter_by(**wanted).order_by(AuditEvent.id)))
+
+    def close(self) -> None:
+        """Give the hot path's connection back."""
+        self.key_check.close()
+
+
+def at_once(calls: Mapping[str, Callable[[], Found]]) -> dict[str, Found | Exception]:
+    """Make calls at the same moment, each in a thread; give what each returned or raised."""
+    start = Barrier(len(calls))
+
+    def run(call: Callable[[], Found]) -> Found | Exception:
+        start.wait()
+        try:
+            return call()
+        except Exception as error:
+            return error
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return dict(zip(calls, pool.map(run, calls.values()), strict=True))
