@@ -16,7 +16,7 @@ from urllib.parse import urlencode
 from flask import Flask, Request, Response, current_app, flash, g, make_response, redirect, render_template, request
 from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
 from flask_wtf.csrf import CSRFError
-from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+from werkzeug.exceptions import HTTPException
 
 from portal.rules.errors import (
     AlreadyShown,
@@ -273,18 +273,17 @@ def _on_http_exception(error: HTTPException) -> Response:
     if isinstance(error, CSRFError):
         return _form_expired()
     status = error.code or 500
+    if status >= 500:
+        return _on_bug(getattr(error, "original_exception", None) or error)
     if status < 400:
         return error.get_response()  # type: ignore[return-value]
-    if isinstance(error, RequestEntityTooLarge):
-        limit = request.max_content_length or 0
-        message, code = f"Send at most {display.thousands(limit)} bytes.", "too_large"
-    else:
-        message = _WORDS.get(status, error.description or "")
-        code = {404: "not_found", 405: "method_not_allowed", 500: "internal_error"}.get(status, "bad_request")
-    row = _TABLE[_HTTP[status]] if status in _HTTP else _BROKEN if status >= 500 else _TABLE[Unreadable]
+    code = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}.get(status, "bad_request")
+    message = _WORDS.get(status, error.description or "")
+    if status == 413:
+        message = f"Send at most {display.thousands(request.max_content_length or 0)} bytes."
+    row = _TABLE[_HTTP.get(status, Unreadable)]
     response = _error(_Row(status, row.type, row.heading), code, message)
-    allowed = getattr(error, "valid_methods", None)
-    if allowed:
+    if allowed := getattr(error, "valid_methods", None):
         response.headers["Allow"] = ", ".join(sorted(allowed))
     return response
 
