@@ -301,10 +301,9 @@ def create(session: Session, actor: Actor, keyring: Keyring, draft: Draft) -> tu
 
     Raises Invalid with every answer to mend, AlreadyShown when this form made its key before, Conflict at the limit.
     """
-    made_before = _made_by_form(session, actor, draft.form_id)
-    if made_before:
-        raise AlreadyShown(made_before)
     planned = plan(session, actor, draft, lock=True)
+    if made_before := _made_by_form(session, actor, draft.form_id):  # asked once the lock is held: it may just have
+        raise AlreadyShown(made_before)
     owner = planned.owner
     if planned.problems or owner is None:
         raise Invalid(planned.problems, attempt=_overreach(planned))

@@ -10,19 +10,22 @@ from typing import Any
 import psycopg
 from sqlalchemy import DateTime, Dialect, Engine, MetaData, create_engine, event
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError, TimeoutError
+from sqlalchemy.exc import DatabaseError, DataError, IntegrityError, InterfaceError, ProgrammingError, TimeoutError
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 from sqlalchemy.types import TypeDecorator
 
 # What a database that is away, hung, locked or full looks like, through SQLAlchemy or from the driver itself.
 TROUBLE: tuple[type[Exception], ...] = (
-    OperationalError,
+    DatabaseError,
     InterfaceError,
     TimeoutError,
-    sqlite3.OperationalError,
+    sqlite3.DatabaseError,
     psycopg.OperationalError,
     psycopg.InterfaceError,
 )
+
+# Mistakes of ours that are database errors too.
+MISTAKES: tuple[type[Exception], ...] = (IntegrityError, DataError, ProgrammingError)
 
 
 def broken_rule(error: IntegrityError) -> str:
@@ -148,4 +151,14 @@ def _prepare_sqlite(engine: Engine, url: URL) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
-__all__ = ["TROUBLE", "Base", "Database", "IntegrityError", "Moment", "Session", "broken_rule", "checked_url"]
+__all__ = [
+    "MISTAKES",
+    "TROUBLE",
+    "Base",
+    "Database",
+    "IntegrityError",
+    "Moment",
+    "Session",
+    "broken_rule",
+    "checked_url",
+]

@@ -266,7 +266,7 @@ def audience_of(app: Flask, endpoint: str) -> Audience | None:
 
 def register(app: Flask) -> None:
     """Close every view that does not say who may call it, and sign people in by their session's token."""
-    login_manager.init_app(app)
+    login_manager.init_app(app, add_context_processor=False)  # it would ask the database for error pages too
     login_manager.session_protection = None  # addresses change; the token is what counts
     app.config["REMEMBER_COOKIE_DURATION"] = timedelta()
 

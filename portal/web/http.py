@@ -39,7 +39,7 @@ from portal.services import audit
 from portal.services.key_check import KeyCheck
 from portal.services.usage import Usage
 from portal.settings import Settings
-from portal.store.database import TROUBLE, Database, Session
+from portal.store.database import MISTAKES, TROUBLE, Database, Session
 from portal.web import display
 
 _log = logging.getLogger(__name__)
@@ -388,3 +388,5 @@ def register(app: Flask) -> None:
     app.register_error_handler(Exception, _on_bug)
     for trouble in TROUBLE:
         app.register_error_handler(trouble, _on_trouble)
+    for mistake in MISTAKES:
+        app.register_error_handler(mistake, _on_bug)

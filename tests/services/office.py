@@ -55,8 +55,9 @@ class Office:
 
     def change(self, name: str, **values: Any) -> None:
         """Change somebody's membership as a later page will: role, deactivated_at, manager_id …"""
+        member = self.member(name)
         with self.database.transaction() as session:
-            session.execute(update(Member).where(Member.id == self.member(name).id).values(values))
+            session.execute(update(Member).where(Member.id == member.id).values(values))
 
     def grant(self, name: str, solution: str, level: AccessLevel) -> None:
         """Give somebody another level in a solution."""
@@ -80,9 +81,9 @@ class Office:
         self, creator: str, *, owner: str | None = None, at: datetime = NOON, **answers: Any
     ) -> tuple[KeyView, PlainKey]:
         """Generate a key as the page does, with the refusal's audit row."""
-        actor = self.actor(creator, at)
+        actor, draft = self.actor(creator, at), self.draft(owner or creator, **answers)
         with audit.transaction(self.database, actor) as session:
-            return keys.create(session, actor, self.keyring, self.draft(owner or creator, **answers))
+            return keys.create(session, actor, self.keyring, draft)
 
     def act(self, name: str, what: Callable[..., KeyView], key_id: str, at: datetime = NOON, **more: Any) -> KeyView:
         """Do something to a key: `keys.deactivate`, `keys.reactivate`, `keys.delete`."""

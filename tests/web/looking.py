@@ -3,7 +3,6 @@
 import re
 from typing import Any
 
-from sqlalchemy import select
 from werkzeug.test import TestResponse
 
 from portal.store.database import Base, Database
@@ -44,12 +43,15 @@ def _body(reply: TestResponse, status: int, members: set[str]) -> dict[str, Any]
 
 
 def everything(database: Database) -> dict[str, list[dict[str, Any]]]:
-    """Read every column of every row of every table."""
+    """Read every column of every row of every table, as the driver gives them."""
+    found = {}
     with database.engine.connect() as connection:
-        return {
-            table.name: [dict(row) for row in connection.execute(select(table).order_by(*table.primary_key)).mappings()]
-            for table in Base.metadata.sorted_tables
-        }
+        for table in Base.metadata.sorted_tables:
+            order = ", ".join(column.name for column in table.primary_key)
+            rows = connection.exec_driver_sql(f"SELECT * FROM {table.name} ORDER BY {order}")
+            names = tuple(rows.keys())
+            found[table.name] = [dict(zip(names, row, strict=True)) for row in rows]
+    return found
 
 
 def kept(database: Database) -> dict[str, list[dict[str, Any]]]:

@@ -1,0 +1,119 @@
+"""What counts as a credential: one Bearer key in one Authorization header, and nothing else anywhere else."""
+
+import base64
+import time
+from collections.abc import Callable
+
+import pytest
+from werkzeug.test import TestResponse
+
+from tests.cast import Cast, MadeKey
+from tests.web.looking import data, error
+
+
+@pytest.fixture(scope="module")
+def key(shared_cast: Cast) -> MadeKey:
+    return shared_cast.rio.generate()
+
+
+@pytest.fixture(scope="module")
+def other(shared_cast: Cast) -> MadeKey:
+    return shared_cast.rio.generate(name="Another", environment="test")
+
+
+Ask = Callable[[str | None], TestResponse]
+
+
+@pytest.fixture(scope="module")
+def ask(shared_cast: Cast) -> Ask:
+    """Ask who I am with a header as the server hands it to us: bytes as Latin-1, several headers joined by commas."""
+
+    def send(authorization: str | None, path: str = "/me") -> TestResponse:
+        environ = {} if authorization is None else {"HTTP_AUTHORIZATION": authorization}
+        return shared_cast.call("GET", path, environ_overrides=environ)
+
+    return send
+
+
+@pytest.mark.parametrize(
+    "written", ["Bearer {}", "bearer {}", "BEARER {}", "BeArEr {}", "Bearer    {}", "Bearer {}  ", "bEARER  {} "]
+)
+def test_the_scheme_may_be_written_in_any_case_with_any_number_of_spaces(ask: Ask, key: MadeKey, written: str) -> None:
+    assert data(ask(written.format(key.text)))["key"]["id"] == key.id
+
+
+MALFORMED = (
+    *("Bearer", "Bearer ", "bearer   ", "Bearer =", "Bearer a=b, c=d", "Bearer null", "Bearer token={}", "Bearer {};"),
+    *("Bearer \x00", "Bearer {}\x00", "Bearer \xff\xfe", "Bearer {}\xe4", "Bearer \xe2\x80\xae{}", "Bearer {}\r\n"),
+    *("Bearer {}{}", "Bearer {}x", "Bearer x{}", "Bearer {} {}", "Bearer {}..", "Bearer Bearer {}", "Bearer {}\n"),
+    *("Bearer\t{}", "Bearer \t{}", "Bearer {}\t", 'Bearer "{}"', "Bearer '{}'", "Bearer <{}>", "Bearer " + "a" * 2**20),
+    *("Bearer {},Bearer {}", "Bearer {}, Bearer {}", "Bearer {other},Bearer {}", "Bearer {},Basic x", "Bearer {},"),
+)
+MISSING = (
+    *("", " ", "{}", "Bearer{}", "Bearer:{}", "Bearer-{}", 'Bearer"{}"', " Bearer {}", "\tBearer {}", "\x00Bearer {}"),
+    *("Token {}", "ApiKey {}", "Basic {}", "Digest {}", "Bearers {}", "B earer {}", "=", "\xff", "a" * 2**20),
+)
+
+
+@pytest.mark.parametrize(
+    ("header", "code"),
+    [*((header, "malformed_key") for header in MALFORMED), *((header, "missing_key") for header in MISSING)],
+    ids=lambda value: repr(value)[:40],
+)
+def test_a_header_that_is_not_one_bearer_key_is_refused_at_once(
+    ask: Ask, key: MadeKey, other: MadeKey, header: str, code: str
+) -> None:
+    started = time.process_time()
+    reply = ask(header.replace("{}", key.text).replace("{other}", other.text))
+    assert time.process_time() - started < 0.1
+    assert error(reply, 401)["code"] == code
+    assert ('error="invalid_token"' in reply.headers["WWW-Authenticate"]) == (code == "malformed_key")
+
+
+@pytest.mark.parametrize("header", ["Basic x,Bearer {}", "Token {},Bearer {}", "Bearer {},Token {}"])
+def test_a_good_key_beside_another_credential_does_not_count(ask: Ask, key: MadeKey, header: str) -> None:
+    assert error(ask(header.replace("{}", key.text)), 401)["code"] in {"malformed_key", "missing_key"}
+
+
+@pytest.mark.parametrize("pair", ["{}:", ":{}", "user:{}", "{}:x-oauth-basic", "{}"])
+def test_a_key_as_basic_user_or_password_is_nothing(ask: Ask, key: MadeKey, pair: str) -> None:
+    encoded = base64.b64encode(pair.format(key.text).encode()).decode()
+    assert error(ask(f"Basic {encoded}"), 401)["code"] == "missing_key"
+
+
+def test_case_counts_in_a_key(ask: Ask, key: MadeKey) -> None:
+    for text in (key.text, other.text, key.text.replace("_", "%5F"), key.text.replace("sk", "s%6B")):
+        path = f"/me?{name}={text}" if name else f"/me?{text}"
+        assert error(shared_cast.call("GET", path), 401)["code"] in {"missing_key", "malformed_key"}
+        assert error(shared_cast.call("GET", path, key), 401)["code"] == "malformed_key"
+        mine = f"/apps/tasks/records?limit=1&{path.partition('?')[2]}"
+        assert error(shared_cast.call("GET", mine, key), 401)["code"] == "malformed_key"
+
+
+def test_a_key_in_any_other_place_is_nothing(shared_cast: Cast, key: MadeKey) -> None:
+    names = ("X-Api-Key", "Api-Key", "Proxy-Authorization", "X-Authorization", "X-Auth-Token", "Authentication", "From")
+    for name in names:
+        for value in (key.text, f"Bearer {key.text}"):
+            assert error(shared_cast.call("GET", "/me", headers={name: value}), 401)["code"] == "missing_key"
+    for cookie in ("portal", "session", "key", "Authorization"):
+        reply = shared_cast.call("GET", "/me", headers={"Cookie": f"{cookie}={key.text}"})
+        assert error(reply, 401)["code"] == "missing_key"
+    body = {"fields": {"title": "x"}, "key": key.text, "access_token": key.text}
+    assert error(shared_cast.call("POST", "/apps/tasks/records", json=body), 401)["code"] == "missing_key"
+    assert error(shared_cast.call("POST", "/apps/tasks/records", data=body), 401)["code"] == "missing_key"
+
+
+def test_a_session_is_no_key_and_a_key_gets_no_session(shared_cast: Cast, key: MadeKey) -> None:
+    assert error(shared_cast.ana.browser.get("/api/v1/me"), 401)["code"] == "missing_key"
+    as_browser = shared_cast.app.test_client()
+    assert as_browser.get("/api/v1/me", headers=key.bearer).status_code == 200
+    for path in ("/w", "/w/acme", "/w/acme/api/keys"):
+        assert as_browser.get(path, headers=key.bearer).status_code == 303
+        assert as_browser.get_cookie("portal") is None
+    assert as_browser.get("/w/acme").location.startswith("/login")
+
+
+def test_a_key_given_together_with_a_session_counts_alone(shared_cast: Cast, key: MadeKey) -> None:
+    reply = shared_cast.ana.browser.get("/api/v1/me", headers=key.bearer)
+    assert data(reply)["member"]["name"] == "Rio Tanaka"
+    assert error(shared_cast.ana.browser.get("/api/v1/apps/leads/records", headers=key.bearer), 403)
