@@ -56,7 +56,7 @@ def begin_attempt(session: Session, actor: Actor, email: str) -> Attempt:
     if session.get_bind().dialect.name == "postgresql":
         # Counting and adding must not interleave. SQLite's writer is alone anyway.
         session.execute(text("LOCK TABLE sign_in_failure IN SHARE ROW EXCLUSIVE MODE"))
-    session.execute(delete(SignInFailure).where(SignInFailure.at < actor.at - _LONG_WINDOW))
+    session.execute(delete(SignInFailure).where(SignInFailure.at <= actor.at - _LONG_WINDOW))
     tries_left = _check_limits(session, email_hash, prefix, actor.at)
     failure = SignInFailure(email_hash=email_hash, prefix=prefix, at=actor.at)
     session.add(failure)

@@ -26,16 +26,16 @@ WRITE_EVERY = timedelta(seconds=10)
 # One statement a flush: a batch sent row by row would trade the interpreter lock with requests once a row.
 _SQLITE = """
 UPDATE api_key SET last_used_at = used.at, last_used_address = used.address, last_used_client = used.client
-FROM (SELECT value ->> 0 AS id, value ->> 1 AS at, value ->> 2 AS address, value ->> 3 AS client
+FROM (SELECT value ->> 0 AS id, value ->> 1 AS at, value ->> 2 AS since, value ->> 3 AS address, value ->> 4 AS client
       FROM json_each(:batch)) AS used
-WHERE api_key.id = used.id AND (api_key.last_used_at IS NULL OR api_key.last_used_at < used.at)
+WHERE api_key.id = used.id AND (api_key.last_used_at IS NULL OR api_key.last_used_at < used.since)
 """
 _POSTGRESQL = """
 UPDATE api_key SET last_used_at = used.at, last_used_address = used.address, last_used_client = used.client
 FROM (SELECT (value ->> 0)::bigint AS id, (value ->> 1)::timestamp AT TIME ZONE 'UTC' AS at,
-             value ->> 2 AS address, value ->> 3 AS client
+             (value ->> 2)::timestamp AT TIME ZONE 'UTC' AS since, value ->> 3 AS address, value ->> 4 AS client
       FROM json_array_elements(CAST(:batch AS json)) AS value) AS used
-WHERE api_key.id = used.id AND (api_key.last_used_at IS NULL OR api_key.last_used_at < used.at)
+WHERE api_key.id = used.id AND (api_key.last_used_at IS NULL OR api_key.last_used_at < used.since)
 """
 
 
@@ -69,7 +69,7 @@ class Usage:
             if not noted and not digests:
                 return
             try:
-                self._write(noted, digests)
+                self._write(noted, digests, timedelta() if everything else WRITE_EVERY)
             except Exception:
                 _log.exception("usage could not be written; it is kept for the next try")
                 self._noted = noted | self._noted
@@ -88,11 +88,14 @@ class Usage:
         return taken
 
     def _write(
-        self, noted: dict[int, tuple[datetime, str | None, str]], digests: dict[int, tuple[KeyDigest, str]]
+        self,
+        noted: dict[int, tuple[datetime, str | None, str]],
+        digests: dict[int, tuple[KeyDigest, str]],
+        gap: timedelta,
     ) -> None:
+        """Write a batch; a row that any process wrote less than `gap` before its note is left alone."""
         batch = [
-            (key, at.replace(tzinfo=None).isoformat(" ", "microseconds"), address, client)
-            for key, (at, address, client) in noted.items()
+            (key, _sortable(at), _sortable(at - gap), address, client) for key, (at, address, client) in noted.items()
         ]
         with self._database.transaction() as session:
             if batch:
@@ -129,3 +132,8 @@ class Usage:
         if self._at_exit is not None:
             self._at_exit.cancel()
         self.flush()
+
+
+def _sortable(moment: datetime) -> str:
+    """Write a UTC moment as SQLite keeps it, so that the statement can compare the two as text."""
+    return moment.replace(tzinfo=None).isoformat(" ", "microseconds")

@@ -123,24 +123,24 @@ def fill_form(hands: Hands, name: str, scopes: Sequence[str] = ("tasks:read",), 
         hands.choose(scope(page, text))
 
 
-def reveal(page: Page, name: str, scopes: Sequence[str] = ("tasks:read",), *, live: bool = False) -> str:
-    """Generate a key in the dialog, from wherever the page is; give the text that is shown."""
+def reveal(
+    page: Page, name: str, scopes: Sequence[str] = ("tasks:read",), *, live: bool = False, checked: bool = False
+) -> str:
+    """Generate a key; give the text that is shown. Without htmx the answers are `checked` on a page in between."""
     hands = Mouse(page)
-    if not page.url.partition("?")[0].endswith(KEYS):
-        page.goto(KEYS)
+    page.goto(KEYS)
     open_form(hands)
     fill_form(hands, name, scopes, live=live)
+    if checked:
+        hands.press(page.get_by_role("button", name="Continue"))
     hands.press(page.get_by_role("button", name=f"Generate {'live' if live else 'sandbox'} key"))
-    return page.locator("#secret").input_value()
+    return page.get_by_label("API key, full text").input_value()
 
 
-def clipboard(page: Page) -> str:
-    """Paste what was copied into a new tab's address field, as it were."""
-    tab = page.context.new_page()
-    tab.goto("/healthz")
-    found: str = tab.evaluate("navigator.clipboard.readText()")
-    tab.close()
-    return found
+def without_htmx(page: Page) -> Page:
+    """Let the browser not find htmx."""
+    page.route(re.compile("/static/vendor/htmx"), lambda route: route.fulfill(status=404))
+    return page
 
 
 def call(server: Server, key: str, path: str = "/me") -> int:

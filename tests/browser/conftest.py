@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, Protocol
 
 import pytest
@@ -67,7 +67,7 @@ def cookies(live_server: Server) -> dict[str, Any]:
 
 @pytest.fixture
 def new_page(browser: Browser, live_server: Server, cookies: dict[str, Any]) -> Iterator[NewPage]:
-    """Make pages as a test needs them; an error in one, a breach of the content policy or a foreign request fails it."""
+    """Make pages as a test needs them. An error, a breach of the content policy or a foreign request fails the test."""
     contexts: list[BrowserContext] = []
     complaints: list[str] = []
 
@@ -111,6 +111,21 @@ def new_page(browser: Browser, live_server: Server, cookies: dict[str, Any]) -> 
     for context in contexts:
         context.close()
     assert not complaints
+
+
+@pytest.fixture
+def clipboard(new_page: NewPage) -> Callable[[], str]:
+    """Read what was copied last. The browser has one clipboard; a page of its own looks into it."""
+    page = new_page(permissions=["clipboard-read", "clipboard-write"])
+    page.goto("/healthz")
+    page.evaluate("navigator.clipboard.writeText('nothing yet')")
+
+    def read() -> str:
+        page.bring_to_front()
+        text: str = page.evaluate("navigator.clipboard.readText()")
+        return text
+
+    return read
 
 
 @pytest.fixture

@@ -1,10 +1,14 @@
 """What counts as a credential: one Bearer key in one Authorization header, and nothing else anywhere else."""
 
 import base64
+import re
+import string
 import time
 from collections.abc import Callable
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from werkzeug.test import TestResponse
 
 from tests.cast import Cast, MadeKey
@@ -82,6 +86,40 @@ def test_a_key_as_basic_user_or_password_is_nothing(ask: Ask, key: MadeKey, pair
 
 
 def test_case_counts_in_a_key(ask: Ask, key: MadeKey) -> None:
+    for text in (key.text.upper(), key.text.lower(), key.text.swapcase()):
+        assert error(ask(f"Bearer {text}"), 401)["code"] == "malformed_key"
+
+
+def test_a_key_with_another_environment_on_it_is_no_key(ask: Ask, key: MadeKey, other: MadeKey) -> None:
+    for text in (key.text.replace("_live_", "_test_"), other.text.replace("_test_", "_live_")):
+        assert error(ask(f"Bearer {text}"), 401)["code"] == "malformed_key"
+
+
+def test_one_wrong_character_anywhere_makes_it_no_key(ask: Ask, key: MadeKey) -> None:
+    for place, right in enumerate(key.text):
+        wrong = "0" if right != "0" else "1"
+        assert error(ask(f"Bearer {key.text[:place]}{wrong}{key.text[place + 1 :]}"), 401)["code"] == "malformed_key"
+
+
+def test_no_text_at_all_but_a_key_gets_in(ask: Ask, key: MadeKey) -> None:
+    nearly = st.sampled_from(["Bearer ", "bearer", "", "Basic ", key.text, key.text[:20], ",", "\t", " ", "="])
+    noise = st.text(st.characters(max_codepoint=255), max_size=30) | st.text(string.ascii_letters + "_", max_size=60)
+
+    @given(parts=st.lists(nearly | noise, max_size=5))
+    @settings(max_examples=150, deadline=None)
+    def refused(parts: list[str]) -> None:
+        header = "".join(parts)
+        if re.fullmatch(f"bearer +{key.text} *", header, re.IGNORECASE):
+            return
+        assert error(ask(header), 401)["code"] in {"malformed_key", "missing_key"}
+
+    refused()
+
+
+@pytest.mark.parametrize("name", ["key", "api_key", "access_token", "token", "authorization", "x", ""])
+def test_a_key_in_the_query_never_counts_and_spoils_the_one_in_the_header(
+    shared_cast: Cast, key: MadeKey, other: MadeKey, name: str
+) -> None:
     for text in (key.text, other.text, key.text.replace("_", "%5F"), key.text.replace("sk", "s%6B")):
         path = f"/me?{name}={text}" if name else f"/me?{text}"
         assert error(shared_cast.call("GET", path), 401)["code"] in {"missing_key", "malformed_key"}

@@ -1,0 +1,95 @@
+"""The audit log: a change and its row come and go together; a refused change leaves one of its own (T-75, T-76)."""
+
+from typing import Any
+
+import pytest
+from sqlalchemy import func, insert, select
+from sqlalchemy.exc import IntegrityError
+
+from portal.rules.errors import Attempt, Conflict, Forbidden, PortalError
+from portal.services import audit, keys
+from portal.services.actor import Means, operator
+from portal.services.audit import Event
+from portal.store.models import Account, ApiKey, AuditEvent
+from tests.services.office import NOON, Office
+
+
+def test_a_change_that_is_rolled_back_leaves_no_row(office: Office) -> None:
+    before = office.told()
+    actor, draft = office.actor("rio"), office.draft("rio")
+    with pytest.raises(RuntimeError), audit.transaction(office.database, actor) as session:
+        keys.create(session, actor, office.keyring, draft)
+        raise RuntimeError
+    assert len(office.told()) == len(before)
+    with office.database.reading() as session:
+        assert session.scalar(select(func.count()).select_from(ApiKey)) == 0
+
+
+def test_a_row_that_cannot_be_written_takes_its_change_with_it(office: Office) -> None:
+    key, _ = office.generate("rio")
+    actor = office.actor("rio")
+    taken = office.told()[0].public_id
+    with pytest.raises(IntegrityError), office.database.transaction() as session:
+        keys.deactivate(session, actor, office.keyring, key.id)
+        values = {"public_id": taken, "at": NOON, "action": "x", "outcome": "done", "means": "session"}
+        session.execute(insert(AuditEvent).values(**values, actor_name="", target_name="", details={}))
+    assert office.row(key.id).deactivated_at is None
+
+
+def test_a_refused_change_is_told_in_a_transaction_of_its_own(office: Office) -> None:
+    actor = office.actor("rio")
+    refused = Forbidden("Not you.", attempt=Attempt(Event.KEY_DELETED, "key_1", "A key", {"why": 1}))
+    with pytest.raises(Forbidden), audit.transaction(office.database, actor) as session:
+        account = session.scalars(select(Account).limit(1)).one()
+        account.name = "Never"
+        session.flush()
+        raise refused
+    with office.database.reading() as session:
+        assert "Never" not in session.scalars(select(Account.name)).all()
+    told = office.told()[-1]
+    assert (told.action, told.outcome, told.target_id, told.target_name) == ("key_deleted", "refused", "key_1", "A key")
+    assert told.details == {"why": 1, "reason": "Not you."}
+    assert (told.actor_id, told.actor_name, told.means) == (actor.public_id, "Rio Tanaka", Means.SESSION)
+    assert (told.address, told.request_id, told.at) == ("203.0.113.7", "req_1", NOON)
+
+
+@pytest.mark.parametrize("error", [Conflict("No attempt"), ValueError("no error of ours")])
+def test_what_is_no_attempt_is_not_told(office: Office, error: Exception) -> None:
+    before = len(office.told())
+    with pytest.raises(type(error)), audit.transaction(office.database, office.actor("rio")):
+        raise error
+    assert len(office.told()) == before
+
+
+@pytest.mark.parametrize(
+    "odd", ["\x00", "a\x00b", "\ud800", "\u202ehidden", "line\nline", "x" * 100_000, "key_" + "x" * 100, "💥" * 300]
+)
+def test_whatever_a_refused_attempt_held_can_be_told(office: Office, odd: str) -> None:
+    attempt = Attempt(Event.KEY_GENERATED, odd, odd, {"scopes": [odd[:100]], odd[:100]: odd[:100]})
+    with pytest.raises(PortalError), audit.transaction(office.database, office.actor("rio")):
+        raise Forbidden(odd, attempt=attempt)
+    told = office.told(outcome="refused")[-1]
+    assert len(told.target_id or "") <= 40
+    assert len(told.target_name) <= 254
+    assert "\x00" not in told.target_name
+
+
+def test_rows_name_people_and_things_by_value_and_so_outlive_them(office: Office) -> None:
+    assert not AuditEvent.__table__.foreign_keys
+
+
+def test_a_command_is_told_as_one(office: Office) -> None:
+    def record(**more: Any) -> AuditEvent:
+        with office.database.transaction() as session:
+            audit.record(session, operator(), Event.KEY_DELETED, target_id="key_1", **more)
+        return office.told()[-1]
+
+    told = record(workspace_id=office.member("zoe").workspace_id)
+    assert (told.means, told.actor_name, told.actor_id, told.address) == (Means.COMMAND, "operator", None, None)
+    assert told.workspace_id == office.member("zoe").workspace_id
+    assert record().workspace_id is None
+
+
+def test_event_names_are_stable_words() -> None:
+    assert all(str(event).replace("_", "").isalpha() and str(event).islower() for event in Event)
+    assert max(map(len, Event)) <= 40

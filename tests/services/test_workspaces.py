@@ -1,0 +1,150 @@
+"""Workspaces, solutions and apps: names that are taken, and schemas that records can be held to."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sqlalchemy.orm import Session
+
+from portal.rules.errors import Conflict, DoesNotFit, Invalid, NotFound
+from portal.services import records, workspaces
+from portal.services.actor import operator
+from portal.services.records import Place
+from portal.store.models import App
+from tests.services.office import Office
+
+OBJECT: dict[str, Any] = {"type": "object"}
+
+
+def add_app(office: Office, slug: str = "stock", schema: Any = None, name: str = "Stock", description: str = "") -> App:
+    with office.database.transaction() as session:
+        sales = workspaces.get_solution(session, workspaces.get(session, "acme"), "sales")
+        return workspaces.add_app(
+            session, operator(), sales, slug, name, OBJECT if schema is None else schema, description
+        )
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda session: workspaces.create(session, operator(), "acme", "Another Acme"),
+        lambda session: workspaces.add_solution(
+            session, operator(), workspaces.get(session, "acme"), "sales", "Another Sales"
+        ),
+        lambda session: workspaces.add_app(
+            session,
+            operator(),
+            workspaces.get_solution(session, workspaces.get(session, "acme"), "operations"),
+            "leads",  # in another solution of the workspace
+            "Another Leads",
+            OBJECT,
+        ),
+    ],
+)
+def test_a_slug_is_given_once(office: Office, make: Callable[[Session], object]) -> None:
+    before = len(office.told())
+    with pytest.raises(Conflict), office.database.transaction() as session:
+        make(session)
+    assert len(office.told()) == before
+
+
+def test_slugs_of_solutions_and_apps_are_free_in_another_workspace(office: Office) -> None:
+    with office.database.transaction() as session:
+        globex = workspaces.get(session, "globex")
+        sales = workspaces.add_solution(session, operator(), globex, "sales", "Sales")
+        workspaces.add_app(session, operator(), sales, "leads", "Leads", OBJECT)
+
+
+@pytest.mark.parametrize(
+    "slug", ["", "a", "1a", "-a", "A", "aB", "a b", "a_b", "é", "a" * 41, "a\n", "a\x00", "../etc"]
+)
+def test_a_slug_that_would_not_stand_in_an_address_is_refused(office: Office, slug: str) -> None:
+    with pytest.raises(Invalid) as refused:
+        add_app(office, slug)
+    assert list(refused.value.problems) == ["slug"]
+
+
+@pytest.mark.parametrize(
+    ("answers", "field"),
+    [
+        ({"name": ""}, "name"),
+        ({"name": "x" * 61}, "name"),
+        ({"name": "a\x00b"}, "name"),
+        ({"description": "x" * 141}, "description"),
+        ({"description": "a\x00b"}, "description"),
+    ],
+)
+def test_a_name_or_description_that_cannot_be_is_refused(office: Office, answers: dict[str, str], field: str) -> None:
+    with pytest.raises(Invalid) as refused:
+        add_app(office, **answers)
+    assert list(refused.value.problems) == [field]
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {}, [], True, False, 1, "object", {"type": "array"}, {"type": ["object", "null"]}, {"type": "thing"},
+        {**OBJECT, "properties": []}, {**OBJECT, "properties": {"a": 1}}, {**OBJECT, "required": "a"},
+        {**OBJECT, "properties": {"a": {"pattern": "("}}}, {**OBJECT, "properties": {"a": {"maxLength": -1}}},
+        {**OBJECT, "$ref": "https://json-schema.org/draft/2020-12/schema"},
+        {**OBJECT, "properties": {"a": {"$ref": "http://127.0.0.1:1/a"}}},
+        {**OBJECT, "properties": {"a": {"$ref": "file:///etc/passwd"}}},
+        {**OBJECT, "properties": {"a": {"$ref": "other.json"}}},
+        {**OBJECT, "allOf": [{"items": {"$dynamicRef": "https://evil.test/a"}}]},
+        {**OBJECT, "$defs": {"a": {"$ref": "https://evil.test/a"}}},
+        {**OBJECT, "properties": {"a": {"$ref": "#/$defs/nowhere"}}},
+        {**OBJECT, "properties": {"a": {"$ref": "#nowhere"}}},
+        {**OBJECT, "$ref": "#"},
+    ],
+)  # fmt: skip
+def test_a_schema_that_records_cannot_be_held_to_is_refused(office: Office, schema: Any) -> None:
+    with pytest.raises(Invalid) as refused:
+        add_app(office, schema=schema)
+    assert list(refused.value.problems) == ["schema"]
+    with office.database.reading() as session, pytest.raises(NotFound):
+        records.get_app(session, office.member("ana").workspace_id, "stock")
+
+
+@pytest.mark.parametrize(
+    ("schema", "good", "bad"),
+    [
+        (OBJECT, {"anything": 1}, None),
+        ({**OBJECT, "required": ["a"]}, {"a": 1}, {}),
+        ({**OBJECT, "$defs": {"n": {"type": "integer"}}, "properties": {"a": {"$ref": "#/$defs/n"}}}, {"a": 1}, {"a": "1"}),
+        ({**OBJECT, "properties": {"part": {"$ref": "#"}}}, {"part": {"part": {}}}, {"part": {"part": 1}}),
+        ({**OBJECT, "properties": {"$ref": {"type": "string"}}}, {"$ref": "a field of that name"}, {"$ref": 1}),
+        ({**OBJECT, "properties": {"a": {"const": {"$ref": "x"}}}}, {"a": {"$ref": "x"}}, {"a": 1}),
+    ],
+)  # fmt: skip
+def test_records_are_held_to_a_schema_that_was_taken(office: Office, schema: Any, good: Any, bad: Any) -> None:
+    app = add_app(office, schema=schema)
+    where = Place(app.workspace_id, "stock", "live")
+    actor = office.actor("ana")
+    with office.database.transaction() as session:
+        assert records.create(session, actor, where, good).fields == good
+    if bad is not None:
+        with pytest.raises(DoesNotFit), office.database.transaction() as session:
+            records.create(session, actor, where, bad)
+
+
+def test_a_new_app_is_empty_in_both_environments_and_told_of(office: Office) -> None:
+    app = add_app(office)
+    with office.database.reading() as session:
+        for environment in ("live", "test"):
+            assert records.list_for(session, Place(app.workspace_id, "stock", environment), limit=1, offset=0) == (
+                [],
+                0,
+            )
+    (told,) = office.told(target_id=app.public_id)
+    assert (told.action, told.workspace_id, told.means) == ("app_added", app.workspace_id, "command")
+
+
+@pytest.mark.parametrize("slug", ["nowhere", "", "ACME", "%"])
+def test_what_is_not_there_is_not_found(office: Office, slug: str) -> None:
+    with office.database.reading() as session:
+        with pytest.raises(NotFound):
+            workspaces.get(session, slug)
+        with pytest.raises(NotFound):
+            workspaces.get_solution(session, workspaces.get(session, "acme"), slug)
+        with pytest.raises(NotFound):
+            workspaces.get_solution(session, workspaces.get(session, "globex"), "sales")
