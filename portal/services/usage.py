@@ -22,20 +22,25 @@ _log = logging.getLogger(__name__)
 
 FLUSH_EVERY = 1.0  # seconds
 WRITE_EVERY = timedelta(seconds=10)
+_REMEMBERED = 100_000  # keys whose last write a process remembers
+
+Note = tuple[datetime, str | None, str]  # when, from which address, by which client
 
 # One statement a flush: a batch sent row by row would trade the interpreter lock with requests once a row.
 _SQLITE = """
 UPDATE api_key SET last_used_at = used.at, last_used_address = used.address, last_used_client = used.client
 FROM (SELECT value ->> 0 AS id, value ->> 1 AS at, value ->> 2 AS since, value ->> 3 AS address, value ->> 4 AS client
       FROM json_each(:batch)) AS used
-WHERE api_key.id = used.id AND (api_key.last_used_at IS NULL OR api_key.last_used_at < used.since)
+WHERE api_key.id = used.id AND (api_key.last_used_at IS NULL OR api_key.last_used_at <= used.since)
+RETURNING api_key.id
 """
 _POSTGRESQL = """
 UPDATE api_key SET last_used_at = used.at, last_used_address = used.address, last_used_client = used.client
 FROM (SELECT (value ->> 0)::bigint AS id, (value ->> 1)::timestamp AT TIME ZONE 'UTC' AS at,
              (value ->> 2)::timestamp AT TIME ZONE 'UTC' AS since, value ->> 3 AS address, value ->> 4 AS client
       FROM json_array_elements(CAST(:batch AS json)) AS value) AS used
-WHERE api_key.id = used.id AND (api_key.last_used_at IS NULL OR api_key.last_used_at < used.since)
+WHERE api_key.id = used.id AND (api_key.last_used_at IS NULL OR api_key.last_used_at <= used.since)
+RETURNING api_key.id
 """
 
 
@@ -46,7 +51,8 @@ class Usage:
         self._database = database
         self._statement = text(_SQLITE if database.is_sqlite else _POSTGRESQL)
         self._lock = threading.Lock()
-        self._noted: dict[int, tuple[datetime, str | None, str]] = {}
+        self._noted: dict[int, Note] = {}
+        self._held: dict[int, Note] = {}
         self._written: dict[int, datetime] = {}
         self._digests: dict[int, tuple[KeyDigest, str]] = {}
         self._thread: threading.Thread | None = None
@@ -62,44 +68,47 @@ class Usage:
             self._start()
 
     def flush(self, *, everything: bool = True) -> None:
-        """Write what was noted; without `everything`, only keys whose last write is ten seconds old. Never raises."""
+        """Write what was noted; without `everything`, no row written in the last ten seconds. Never raises."""
         with self._lock:
             noted = self._take(everything=everything)
             digests, self._digests = self._digests, {}
             if not noted and not digests:
                 return
             try:
-                self._write(noted, digests, timedelta() if everything else WRITE_EVERY)
+                written = self._write(noted, digests, timedelta() if everything else WRITE_EVERY)
             except Exception:
                 _log.exception("usage could not be written; it is kept for the next try")
                 self._noted = noted | self._noted
                 self._digests = digests | self._digests
-            else:
-                self._written.update((key, at) for key, (at, _, _) in noted.items())
+                return
+        for key, note in noted.items():
+            self._written[key] = note[0]
+            if key in written or everything:
+                self._held.pop(key, None)
+            else:  # another process wrote this row moments ago
+                self._held[key] = note
 
-    def _take(self, *, everything: bool) -> dict[int, tuple[datetime, str | None, str]]:
-        taken = {}
-        for key, (at, _, _) in list(self._noted.items()):
+    def _take(self, *, everything: bool) -> dict[int, Note]:
+        taken = self._held if everything else {}
+        for key, note in list(self._noted.items()):
             written = self._written.get(key)
-            if everything or written is None or at - written >= WRITE_EVERY:
+            if everything or written is None or note[0] - written >= WRITE_EVERY:
                 taken[key] = self._noted.pop(key)
-        if len(self._written) > 100_000:
+        if everything:
+            self._held = {}
+        if len(self._written) > _REMEMBERED:
             self._written.clear()
         return taken
 
-    def _write(
-        self,
-        noted: dict[int, tuple[datetime, str | None, str]],
-        digests: dict[int, tuple[KeyDigest, str]],
-        gap: timedelta,
-    ) -> None:
+    def _write(self, noted: dict[int, Note], digests: dict[int, tuple[KeyDigest, str]], gap: timedelta) -> set[int]:
         """Write a batch; a row that any process wrote less than `gap` before its note is left alone."""
         batch = [
             (key, _sortable(at), _sortable(at - gap), address, client) for key, (at, address, client) in noted.items()
         ]
+        written: set[int] = set()
         with self._database.transaction() as session:
             if batch:
-                session.execute(self._statement, {"batch": json.dumps(batch)})
+                written.update(session.scalars(self._statement, {"batch": json.dumps(batch)}))
             if digests:
                 move = (
                     update(ApiKey)
@@ -108,6 +117,7 @@ class Usage:
                 )
                 rows = [{"pk": key, "d": digest, "p": pepper} for key, (digest, pepper) in digests.items()]
                 session.connection().execute(move, rows)
+        return written
 
     def _start(self) -> None:
         """Start writing with the first note, so that no thread exists before the server has forked or spawned."""

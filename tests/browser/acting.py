@@ -13,6 +13,7 @@ from portal.demo import PASSWORD
 from tests.servers import Server
 
 KEYS = "/w/acme/api/keys"
+NEW = f"{KEYS}/new"
 SCOPE = "input[name=scopes]"
 _CSRF = re.compile(r'name="csrf_token" value="([^"]+)"')
 _MOST_TABS = 80

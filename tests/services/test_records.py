@@ -288,13 +288,11 @@ def test_an_app_without_live_records_has_its_sandbox_emptied(office: Office) -> 
 def test_only_who_manages_a_solution_fills_its_sandboxes(
     office: Office, who: str, app: str, refusal: type[Exception]
 ) -> None:
-    before = contents(office, place(office, "tasks", "test")), contents(office, place(office, "leads", "test"))
+    sandboxes = [place(office, name, "test") for name in ("tasks", "leads")]
+    before = [contents(office, each) for each in sandboxes]
     with pytest.raises(refusal):
         fill(office, who, app)
-    assert before == (
-        contents(office, place(office, "tasks", "test")),
-        contents(office, place(office, "leads", "test")),
-    )
+    assert [contents(office, each) for each in sandboxes] == before
     assert [event.outcome for event in office.told(action="sandbox_filled")] == ["refused"] * (refusal is Forbidden)
 
 

@@ -1,0 +1,286 @@
+"""The `flask` commands, as an operator types them; what they do is looked at through HTTP."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from flask import Flask
+from sqlalchemy import select
+
+from app import create_app
+from portal.store.database import Database
+from portal.store.migrate import check
+from portal.store.models import ApiKey, AuditEvent, Workspace
+from tests.cast import Cast, MadeKey
+
+SCHEMA = {"type": "object", "properties": {"sku": {"type": "string"}}, "required": ["sku"]}
+
+
+def run(app: Flask, *arguments: str) -> str:
+    """Type a command that succeeds; give what it prints."""
+    result = app.test_cli_runner().invoke(args=list(arguments))
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def refused(app: Flask, *arguments: str) -> str:
+    """Type a command that must fail with a line that says why, and not with a traceback."""
+    result: Result = app.test_cli_runner().invoke(args=list(arguments))
+    assert result.exit_code not in (0, None)
+    assert isinstance(result.exception, SystemExit), repr(result.exception)
+    assert result.output.startswith(("Error: ", "Usage: "))
+    assert "Traceback" not in result.output
+    return result.output
+
+
+@pytest.fixture
+def blank_app(blank_url: str, tmp_path: Path) -> Iterator[Flask]:
+    """A portal whose database has no table yet."""
+    app = create_app({"PORTAL_DATABASE_URL": blank_url, "PORTAL_INSTANCE": str(tmp_path)})
+    yield app
+    app.extensions["portal"].close()
+
+
+@pytest.fixture
+def schema_file(tmp_path: Path) -> Path:
+    path = tmp_path / "stock.json"
+    path.write_text(json.dumps(SCHEMA))
+    return path
+
+
+# --- A database -----------------------------------------------------------------------------------------------------
+
+
+def test_migrate_makes_the_tables_and_may_be_run_again(blank_app: Flask, blank_url: str) -> None:
+    for _ in range(2):
+        assert run(blank_app, "migrate") == "The database is up to date.\n"
+    check(blank_url)
+
+
+def test_seed_demo_fills_a_migrated_database_once(blank_app: Flask) -> None:
+    run(blank_app, "migrate")
+    run(blank_app, "seed-demo")
+    assert Cast(blank_app).ana.get("/w/acme").status_code == 200
+    assert "accounts" in refused(blank_app, "seed-demo")
+
+
+def test_seed_demo_refuses_a_database_in_which_somebody_is(app: Flask, database: Database) -> None:
+    def content() -> list[Any]:
+        with database.reading() as session:
+            return [*session.scalars(select(Workspace.slug)), *session.scalars(select(AuditEvent.id))]
+
+    before = content()
+    refused(app, "seed-demo")
+    assert content() == before
+
+
+@pytest.mark.parametrize(
+    "command", [["list-keys", "acme"], ["revoke-key", "key_1"], ["create-workspace", "a1", "A", "--admin", "a@b.test"]]
+)
+def test_a_command_before_the_first_migration_says_so(blank_app: Flask, command: list[str]) -> None:
+    assert "migrate" in refused(blank_app, *command)
+
+
+# --- A workspace ----------------------------------------------------------------------------------------------------
+
+
+def test_the_link_for_a_new_workspaces_admin_works_once(cast: Cast, database: Database) -> None:
+    output = run(cast.app, "create-workspace", "initech", "Initech", "--admin", "Ida@Initech.test")
+    link = output.split()[-1]
+    assert link.startswith("http://127.0.0.1:5000/invite/")
+    path = link.removeprefix("http://127.0.0.1:5000")
+
+    ida = cast.stranger("ida")
+    page = ida.get(path)
+    assert page.status_code == 200
+    assert "ida@initech.test" in page.text
+    password = "a sentence of ida's own"
+    answers = {"name": "Ida Berg", "password": password, "password_again": password}
+    joined = ida.post(path, answers)
+    assert (joined.status_code, joined.location) == (303, "/w/initech")
+    assert ida.get("/w/initech").status_code == 200
+    assert ida.get("/w/acme").status_code == 404
+
+    late = cast.stranger("late")
+    assert late.get(path).status_code == 404
+    late.get("/login")
+    assert late.post(path, answers).status_code == 404
+
+    again = cast.stranger("ida")
+    again.email = "ida@initech.test"
+    assert again.sign_in(password).status_code == 303
+
+    with database.reading() as session:
+        told = session.scalars(select(AuditEvent).where(AuditEvent.means == "command")).all()
+    assert [event.action for event in told[-2:]] == ["workspace_created", "member_invited"]
+    assert path.rpartition("/")[2] not in repr([vars(event) for event in told])
+
+
+@pytest.mark.parametrize(
+    ("slug", "name", "admin", "says"),
+    [
+        ("acme", "Acme again", "ida@initech.test", "acme already"),
+        ("Initech", "Initech", "ida@initech.test", "slug"),
+        ("initech", "", "ida@initech.test", "name"),
+        ("initech", "Initech", "ida", "email"),
+    ],
+)
+def test_a_workspace_that_cannot_be_is_refused_whole(
+    app: Flask, database: Database, slug: str, name: str, admin: str, says: str
+) -> None:
+    assert says in refused(app, "create-workspace", slug, name, "--admin", admin)
+    with database.reading() as session:
+        assert set(session.scalars(select(Workspace.slug))) == {"acme", "globex"}
+
+
+# --- Solutions and apps ---------------------------------------------------------------------------------------------
+
+
+def test_an_app_that_was_added_holds_records_that_fit_its_schema(cast: Cast, schema_file: Path) -> None:
+    run(cast.app, "add-solution", "acme", "warehouse", "Warehouse", "--description", "What we store")
+    run(cast.app, "add-app", "acme", "warehouse", "stock", "Stock", "--schema", str(schema_file))
+    key = cast.ana.generate(["stock:read", "stock:write"])
+    assert cast.call("POST", "/apps/stock/records", key, json={"fields": {"sku": "A-1"}}).status_code == 201
+    assert cast.call("POST", "/apps/stock/records", key, json={"fields": {}}).status_code == 422
+    assert "Warehouse" in cast.ana.get("/w/acme").text
+    assert "Warehouse" not in cast.rio.get("/w/acme").text  # nobody is given access by it
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "not JSON"),
+        (b"{", "not JSON"),
+        (b"{'type': 'object'}", "not JSON"),
+        (b"\xff\xfe\xff", "not JSON"),
+        (b"[" * 200_000, ""),
+        (b"[]", "JSON Schema"),
+        (b"true", "object"),
+        (b"1", "JSON Schema"),
+        (b'{"type": "thing"}', "JSON Schema"),
+        (b'{"type": "array"}', "object"),
+        (b'{"type": "object", "$ref": "https://evil.test/schema.json"}', "$ref"),
+        (b'{"type": "object", "properties": {"a": {"$ref": "file:///etc/passwd"}}}', "$ref"),
+    ],
+)
+def test_a_schema_that_is_none_is_refused(app: Flask, tmp_path: Path, content: bytes, says: str) -> None:
+    path = tmp_path / "bad.json"
+    path.write_bytes(content)
+    told = refused(app, "add-app", "acme", "sales", "stock", "Stock", "--schema", str(path))
+    assert says in told
+    assert len(told) < 500
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["add-solution", "nowhere", "stock", "Stock"],
+        ["add-solution", "acme", "sales", "Sales again"],
+        ["add-solution", "acme", "Stock!", "Stock"],
+        ["add-app", "nowhere", "sales", "stock", "Stock", "--schema", "SCHEMA"],
+        ["add-app", "acme", "nowhere", "stock", "Stock", "--schema", "SCHEMA"],
+        ["add-app", "globex", "sales", "stock", "Stock", "--schema", "SCHEMA"],
+        ["add-app", "acme", "sales", "tasks", "Tasks again", "--schema", "SCHEMA"],
+        ["add-app", "acme", "sales", "stock", "Stock", "--schema", "SCHEMA.missing"],
+        ["add-app", "acme", "sales", "stock", "Stock"],
+    ],
+)
+def test_what_is_taken_or_not_there_is_told(app: Flask, schema_file: Path, arguments: list[str]) -> None:
+    refused(app, *[argument.replace("SCHEMA", str(schema_file)) for argument in arguments])
+
+
+# --- Keys -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def key(cast: Cast) -> MadeKey:
+    return cast.rio.generate(name="Nightly export")
+
+
+def test_keys_are_listed_as_json_without_any_secret(cast: Cast, key: MadeKey, database: Database) -> None:
+    (listed,) = json.loads(run(cast.app, "list-keys", "acme", "--json"))
+    assert {name: listed[name] for name in ("id", "name", "environment", "state", "owner", "scopes")} == {
+        "id": key.id,
+        "name": "Nightly export",
+        "environment": "live",
+        "state": "active",
+        "owner": "Rio Tanaka",
+        "scopes": ["tasks:read"],
+    }
+    assert listed["hint"] == f"sk_live_…{key.text[47:51]}"
+    assert listed["expiresAt"] > listed["createdAt"]
+    assert listed["lastUsedAt"] is None
+    printed = run(cast.app, "list-keys", "acme", "--json") + run(cast.app, "list-keys", "acme")
+    with database.reading() as session:
+        digest = session.scalars(select(ApiKey.digest)).one()
+    for secret in (key.text[8:47], key.text[-6:], digest.hex(), repr(digest)):
+        assert secret not in printed
+
+
+def test_keys_are_listed_for_people_a_line_each(cast: Cast, key: MadeKey) -> None:
+    cast.lea.generate(owner=api_member(cast), name="Sync")
+    lines = run(cast.app, "list-keys", "acme").splitlines()
+    assert len(lines) == 3
+    assert key.id in lines[0]
+    assert "active" in lines[0]
+    assert "Rio Tanaka / Nightly export" in lines[0]
+    assert "never used" in lines[0]
+    assert "Nightly sync / Sync" in lines[1]
+    assert lines[2] == "2 keys."
+
+
+def api_member(cast: Cast) -> str:
+    with cast.app.extensions["portal"].database.reading() as session:
+        member: str = (
+            session.connection()
+            .exec_driver_sql("SELECT public_id FROM member WHERE name = 'Nightly sync'")
+            .scalar_one()
+        )
+    return member
+
+
+def test_keys_of_another_workspace_and_deleted_ones_are_not_listed(cast: Cast, key: MadeKey) -> None:
+    assert json.loads(run(cast.app, "list-keys", "globex", "--json")) == []
+    assert run(cast.app, "list-keys", "globex") == "0 keys.\n"
+    cast.rio.post(f"keys/{key.id}/delete")
+    assert json.loads(run(cast.app, "list-keys", "acme", "--json")) == []
+    refused(cast.app, "list-keys", "nowhere")
+
+
+def test_a_revoked_key_is_refused_on_the_next_request(cast: Cast, key: MadeKey, database: Database) -> None:
+    other = cast.rio.generate(name="Another")
+    assert cast.call("GET", "/me", key).status_code == 200
+    assert "Nightly export" in run(cast.app, "revoke-key", key.id)
+    assert cast.call("GET", "/me", key).status_code == 401
+    assert cast.call("GET", "/me", other).status_code == 200
+    with database.reading() as session:
+        told = session.scalars(select(AuditEvent).order_by(AuditEvent.id)).all()[-1]
+    assert (told.action, told.means, told.target_id) == ("key_deleted", "command", key.id)
+    assert told.workspace_id is not None
+    refused(cast.app, "revoke-key", key.id)
+
+
+@pytest.mark.parametrize("key_id", ["key_1", "", "%", "x" * 500])
+def test_a_key_that_is_not_there_cannot_be_revoked(cast: Cast, key: MadeKey, key_id: str) -> None:
+    refused(cast.app, "revoke-key", key_id)
+    assert cast.call("GET", "/me", key).status_code == 200
+
+
+def test_every_command_explains_itself(app: Flask) -> None:
+    commands = [
+        "serve",
+        "migrate",
+        "seed-demo",
+        "create-workspace",
+        "add-solution",
+        "add-app",
+        "list-keys",
+        "revoke-key",
+    ]
+    listed = run(app, "--help")
+    for command in commands:
+        assert command in listed
+        assert len(run(app, command, "--help").splitlines()) > 3

@@ -1,0 +1,553 @@
+"""Signing in and out, sessions and their cookies, and the proof that it is still you."""
+
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import time_machine
+from flask import Flask
+from flask.testing import FlaskClient
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from werkzeug.test import TestResponse
+
+from portal.demo import PASSWORD
+from portal.rules.access import Role
+from portal.services import members, workspaces
+from portal.services.actor import operator
+from portal.store.database import Database
+from portal.store.models import Account, Member, Workspace
+from tests.cast import HTMX, Cast, Person
+from tests.web.looking import everything, kept
+
+HOME = "/w/acme/api/keys"
+
+
+def cookie_of(browser: FlaskClient) -> str:
+    cookie = browser.get_cookie("portal")
+    return cookie.value if cookie else ""
+
+
+def browser_with(app: Flask, cookie: str) -> FlaskClient:
+    browser = app.test_client()
+    browser.set_cookie("portal", cookie)
+    return browser
+
+
+def later(**distance: float) -> time_machine.travel:
+    return time_machine.travel(datetime.now(UTC) + timedelta(**distance))
+
+
+def is_signed_in(browser: FlaskClient) -> bool:
+    return browser.get(HOME).status_code == 200
+
+
+# --- Getting in -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["ana", "lea", "max", "rio", "zoe"])
+def test_everybody_gets_in_and_to_their_workspace(shared_cast: Cast, name: str) -> None:
+    person = shared_cast.stranger(name)
+    assert person.get("/").location == "/login"
+    assert person.sign_in().location == "/"
+    assert person.get("/").location == f"/w/{person.workspace}"
+    assert person.get(f"/w/{person.workspace}").status_code == 200
+
+
+def test_an_email_may_be_typed_in_any_case_and_with_spaces_round_it(shared_cast: Cast) -> None:
+    person = shared_cast.stranger("rio")
+    person.email = " RIO@Acme.Test "
+    assert person.sign_in().status_code == 303
+
+
+def nothing_but_bytes(reply: TestResponse, email: str) -> tuple[str, list[tuple[str, str]], str]:
+    """Give all that a guesser can tell two answers apart by, but for what is new in each: ids, tokens, the typed email."""
+
+    def blot(text: str) -> str:
+        return re.sub(r"req_\w+|[\w-]{20,}\.[\w-]+\.[\w-]+", "…", text.replace(email, "EMAIL"))
+
+    headers = [(name, blot(value)) for name, value in reply.headers if name != "Content-Length"]
+    return reply.status, headers, blot(reply.text)
+
+
+def test_no_failure_tells_why(cast: Cast, database: Database) -> None:
+    with database.transaction() as session:
+        lea, rio, ana = (
+            session.query(Account).filter_by(email=f"{name}@acme.test").one() for name in ("lea", "rio", "ana")
+        )
+        lea.deactivated_at = lea.created_at
+        rio.password_hash = "!"  # an account without a password
+        (seat,) = session.query(Member).filter_by(account_id=ana.id)
+        seat.removed_at = seat.created_at
+
+    def fail(name: str, password: str) -> tuple[str, list[tuple[str, str]], str]:
+        person = cast.stranger()
+        person.email = f"{name}@acme.test"
+        return nothing_but_bytes(person.sign_in(password), person.email)
+
+    usual = fail("max", "a wrong password")
+    assert usual[0].startswith("422")
+    assert "do not match" in usual[2]
+    for name in ("nob", "lea", "rio", "ana"):
+        assert fail(name, PASSWORD) == usual
+    for password in ("", " ", "!", "x" * 257, "x" * 3000, "\x00", PASSWORD.upper(), PASSWORD + " "):
+        assert fail("max", password) == usual
+        assert fail("no" + password[:1].replace("\x00", "z").replace(" ", "y").replace("!", "w") or "nob", password)
+
+
+@pytest.mark.parametrize(
+    "email",
+    [
+        "",
+        "@",
+        "max",
+        "max@",
+        "max@acme.test\x00",
+        "\x00",
+        "\u202emax@acme.test",
+        "a" * 300 + "@b.c",
+        "m@x@y",
+        "<b>@x.y",
+    ],
+)
+def test_what_is_no_email_fails_like_an_unknown_one(shared_cast: Cast, email: str) -> None:
+    person = shared_cast.stranger()
+    person.email = email
+    reply = person.sign_in()
+    assert reply.status_code == 422
+    assert "do not match" in reply.text
+    assert "<b>@x.y" not in reply.text
+
+
+def test_too_many_tries_are_told_alike_for_somebody_and_nobody_and_the_right_password_waits_too(
+    cast: Cast, launch: Callable[[], Flask]
+) -> None:
+    with time_machine.travel(datetime.now(UTC), tick=False):
+        answers = {}
+        for name in ("max", "nob"):
+            person = cast.stranger()
+            person.email = f"{name}@acme.test"
+            assert [person.sign_in("wrong").status_code for _ in range(5)] == [422] * 5
+            reply = person.sign_in(PASSWORD)
+            assert reply.status_code == 429
+            assert 0 < int(reply.headers["Retry-After"]) <= 15 * 60
+            answers[name] = nothing_but_bytes(reply, person.email)
+            assert not is_signed_in(person.browser)
+        assert answers["max"] == answers["nob"]
+        restarted = Cast(launch())
+        assert restarted.stranger("max").sign_in().status_code == 429
+        elsewhere = restarted.stranger("max")
+        elsewhere.browser.environ_base["REMOTE_ADDR"] = "198.51.100.7"
+        assert elsewhere.sign_in().status_code == 303
+    with later(minutes=15, seconds=1):
+        assert cast.stranger("max").sign_in().status_code == 303
+
+
+def test_a_sign_in_that_works_forgives_the_failures_of_that_account_and_place_only(cast: Cast) -> None:
+    for name in ("max", "lea"):
+        assert [cast.stranger(name).sign_in("wrong").status_code for _ in range(4)] == [422] * 4
+    assert cast.stranger("max").sign_in().status_code == 303
+    assert [cast.stranger("max").sign_in("wrong").status_code for _ in range(6)] == [422] * 5 + [429]
+    assert [cast.stranger("lea").sign_in("wrong").status_code for _ in range(2)] == [422, 429]
+
+
+# --- The session ----------------------------------------------------------------------------------------------------
+
+
+def test_a_session_begins_anew_at_sign_in_and_no_other_id_is_adopted(cast: Cast) -> None:
+    victim = cast.stranger("rio")
+    victim.get("/login")
+    planted = cookie_of(victim.browser)
+    victim.sign_in()
+    assert is_signed_in(victim.browser)
+    assert cookie_of(victim.browser) != planted
+    assert not is_signed_in(browser_with(cast.app, planted))
+    for made_up in (
+        "",
+        "x",
+        "x" * 5000,
+        cookie_of(victim.browser)[:-1],
+        cookie_of(victim.browser) + "A",
+        "eyJ9.a.b",
+        "\x00",
+    ):
+        assert not is_signed_in(browser_with(cast.app, made_up))
+    assert is_signed_in(browser_with(cast.app, cookie_of(victim.browser)))
+
+
+def test_two_sign_ins_are_two_sessions(cast: Cast) -> None:
+    first, second = cast.stranger("rio"), cast.stranger("rio")
+    first.sign_in()
+    second.sign_in()
+    first.post("/logout")
+    assert not is_signed_in(first.browser)
+    assert is_signed_in(second.browser)
+
+
+def test_signing_out_ends_the_session_on_the_server_and_clears_the_browser(cast: Cast) -> None:
+    rio = cast.rio
+    kept_cookie = cookie_of(rio.browser)
+    reply = rio.post("/logout")
+    assert (reply.status_code, reply.location) == (303, "/login")
+    assert reply.headers["Clear-Site-Data"] == '"cache", "storage"'
+    replayed = browser_with(cast.app, kept_cookie)
+    assert replayed.get(HOME).location.startswith("/login")
+    assert replayed.get(HOME, headers=HTMX).status_code == 401
+
+
+def test_signing_out_works_when_the_session_is_dead_already(cast: Cast) -> None:
+    rio = cast.rio
+    rio.get(HOME)
+    other = Person(cast.app, "rio")
+    other.browser.set_cookie("portal", cookie_of(rio.browser))
+    other.get(HOME)
+    assert other.post("/logout").status_code == 303
+    again = rio.post("/logout")
+    assert (again.status_code, again.location) == (303, "/login")
+    assert again.headers["Clear-Site-Data"]
+
+
+def test_signing_out_takes_a_post_with_a_token(cast: Cast) -> None:
+    assert cast.rio.get("/logout").status_code == 405
+    assert cast.rio.browser.post("/logout").status_code == 400
+    assert is_signed_in(cast.rio.browser)
+
+
+@pytest.mark.parametrize(
+    ("minutes", "active", "alive"),
+    [(119, False, True), (121, False, False), (11 * 60 + 50, True, True), (12 * 60 + 10, True, False)],
+)
+def test_a_session_ends_after_two_idle_hours_and_after_twelve_in_any_case(
+    cast: Cast, minutes: int, active: bool, alive: bool
+) -> None:
+    rio = cast.rio
+    start = datetime.now(UTC)
+    for visit in range(60, minutes, 60) if active else []:
+        with time_machine.travel(start + timedelta(minutes=visit)):
+            assert is_signed_in(rio.browser)
+    with time_machine.travel(start + timedelta(minutes=minutes)):
+        assert is_signed_in(rio.browser) == alive
+
+
+def test_a_deactivated_account_is_out_at_once(cast: Cast, database: Database) -> None:
+    assert is_signed_in(cast.rio.browser)
+    with database.transaction() as session:
+        rio = session.query(Account).filter_by(email="rio@acme.test").one()
+        rio.deactivated_at = rio.created_at
+    assert cast.rio.get(HOME).location.startswith("/login")
+
+
+def test_the_database_holds_no_cookie_and_no_password(cast: Cast, database: Database) -> None:
+    cast.rio.get(HOME)
+    stored = repr(everything(database))
+    token = browser_session_token(cast.app, cookie_of(cast.rio.browser))
+    assert len(token) >= 43
+    for secret in (cookie_of(cast.rio.browser), token, PASSWORD):
+        assert secret not in stored
+        assert repr(secret.encode())[2:-1] not in stored
+
+
+def browser_session_token(app: Flask, cookie: str) -> str:
+    with app.test_request_context("/", headers={"Cookie": f"portal={cookie}"}) as context:
+        return str(context.session["_user_id"])
+
+
+def test_the_cookie_is_for_this_site_and_no_script_while_developing(cast: Cast) -> None:
+    person = cast.stranger("rio")
+    for reply in (person.get("/login"), person.sign_in()):
+        (cookie,) = reply.headers.getlist("Set-Cookie")
+        assert cookie.startswith("portal=")
+        assert set(cookie.split("; ")[1:]) == {"HttpOnly", "Path=/", "SameSite=Lax"}
+
+
+# --- Where to go next -----------------------------------------------------------------------------------------------
+
+ELSEWHERE = (
+    *(
+        "https://evil.example",
+        "//evil.example",
+        "///evil.example",
+        "////evil.example",
+        "/\\evil.example",
+        "\\/evil.example",
+    ),
+    *(
+        "\\\\evil.example",
+        "http:evil.example",
+        "http:/evil.example",
+        "javascript:alert(1)",
+        "data:text/html,x",
+        "evil.example",
+    ),
+    *(
+        "/%5Cevil.example",
+        "/%2Fevil.example",
+        "%2F%2Fevil.example",
+        "/\t/evil.example",
+        "/%09/evil.example",
+        "\t//evil.example",
+    ),
+    *(
+        " //evil.example",
+        "/ /evil.example",
+        "/\r\nLocation: //evil.example",
+        "/%0d%0aSet-Cookie:a=b",
+        "/\x00",
+        "/%00",
+        "@evil",
+    ),
+    *(
+        "",
+        "w/acme",
+        "./w",
+        "?x",
+        "#x",
+        "/x\ud800",
+        "/é",
+        "/" + "a" * 5000,
+        "https:///evil.example",
+        "https://localhost@evil.example",
+    ),
+)
+
+
+@pytest.mark.parametrize("target", ELSEWHERE, ids=lambda value: repr(value)[:40])
+def test_next_leads_nowhere_else(shared_cast: Cast, target: str) -> None:
+    start = "/w/acme"
+    reply = shared_cast.rio.browser.get("/login", query_string={"next": target.encode("utf-8", "surrogatepass")})
+    assert (reply.status_code, reply.location) == (303, start)
+    page = shared_cast.stranger().browser.get("/login", query_string={"next": target.encode("utf-8", "surrogatepass")})
+    assert page.status_code == 200
+    assert "evil" not in page.text
+
+
+@pytest.mark.parametrize(
+    "target", ["/w/acme", "/w/acme/api/keys?owner=me&page=2", "/w/acme?app=tasks", "/nothing/here"]
+)
+def test_next_leads_to_a_page_of_ours(shared_cast: Cast, target: str) -> None:
+    assert shared_cast.rio.browser.get("/login", query_string={"next": target}).location == target
+    stranger = shared_cast.stranger("rio")
+    asked = stranger.get(target)
+    if asked.status_code == 303:
+        assert asked.location.startswith("/login?next=")
+        stranger.get(asked.location)
+        token = re.search(r'name="csrf_token"\s+value="([^"]+)"', stranger.get(asked.location).text)
+        assert token
+        answers = {"csrf_token": token[1], "email": stranger.email, "password": PASSWORD, "next": target}
+        assert stranger.browser.post("/login", data=answers).location == target
+
+
+def test_a_forged_next_in_the_form_is_not_followed(shared_cast: Cast) -> None:
+    stranger = shared_cast.stranger("rio")
+    token = re.search(r'name="csrf_token"\s+value="([^"]+)"', stranger.get("/login").text)
+    assert token
+    answers = {"csrf_token": token[1], "email": stranger.email, "password": PASSWORD, "next": "//evil.example"}
+    assert stranger.browser.post("/login", data=answers).location == "/"
+    proof = {"next": "https://evil.example", "password": PASSWORD}
+    assert stranger.post("/reauth", proof).location == "/"
+
+
+def test_no_text_for_next_leads_off_the_site(shared_cast: Cast) -> None:
+    nearly = st.lists(
+        st.sampled_from(["/", "\\", "//", "evil.example", "%2f", "%5c", "\t", ":", "http", "@", "w", "?", "#"])
+    )
+
+    @given(target=nearly.map("".join) | st.text(max_size=20).map(lambda text: "/" + text))
+    @settings(max_examples=150, deadline=None)
+    def stays(target: str) -> None:
+        reply = shared_cast.rio.browser.get("/login", query_string={"next": target.encode("utf-8", "surrogatepass")})
+        assert reply.status_code == 303
+        assert re.match(r"/(?![/\\])[\x21-\x7e]*$", reply.location)
+
+    stays()
+
+
+# --- Proving that it is still you -----------------------------------------------------------------------------------
+
+
+def hidden(page: str) -> list[tuple[str, str]]:
+    """Read the hidden fields of a page's main form, but for its token."""
+    main = page.partition("<main")[2]
+    tags = [tag for tag in re.findall(r"<input[^>]*>", main) if 'type="hidden"' in tag]
+    pairs = [(re.search(r'name="([^"]*)"', tag), re.search(r'value="([^"]*)"', tag)) for tag in tags]
+    return [(name[1], value[1]) for name, value in pairs if name and value and name[1] != "csrf_token"]
+
+
+def test_after_ten_minutes_generating_asks_for_the_password_and_keeps_every_answer(
+    cast: Cast, database: Database
+) -> None:
+    max_ = cast.max
+    answers = max_.form(name="CRM sync", note="On the server", scopes=["leads:read", "leads:write"], expires="30d")
+    with later(minutes=11):
+        asked = max_.post("keys", answers)
+        assert asked.status_code == 403
+        assert "Confirm it’s you" in asked.text
+        sent = [
+            (name, value)
+            for name, values in answers.items()
+            for value in ([values] if isinstance(values, str) else values)
+        ]
+        assert sorted(hidden(asked.text)) == sorted(sent)
+        before = kept(database)
+
+        wrong = max_.post("keys", {**answers, "password": "wrong"})
+        assert wrong.status_code == 403
+        assert "4 tries left" in wrong.text
+        assert sorted(hidden(wrong.text)) == sorted(sent)
+        assert "wrong" not in wrong.text
+        assert kept(database) == before
+
+        made = max_.post("keys", {**answers, "password": PASSWORD})
+        assert made.status_code == 200
+        assert 'id="secret"' in made.text
+        assert PASSWORD not in made.text
+    (key,) = everything(database)["api_key"]
+    assert (key["name"], key["note"], key["form_id"]) == ("CRM sync", "On the server", answers["form_id"])
+    assert len(everything(database)["key_scope"]) == 2
+
+
+def test_a_proof_gives_the_session_a_new_id_and_is_good_for_ten_minutes(cast: Cast) -> None:
+    rio = cast.rio
+    with later(minutes=11):
+        assert rio.get("keys/new").location.startswith("/reauth?next=")
+        before = cookie_of(rio.browser)
+        reply = rio.post("/reauth", {"password": PASSWORD, "next": "/w/acme/api/keys/new"})
+        assert (reply.status_code, reply.location) == (303, "/w/acme/api/keys/new")
+        assert cookie_of(rio.browser) != before
+        assert not is_signed_in(browser_with(cast.app, before))
+        assert rio.get("keys/new").status_code == 200
+    with later(minutes=20):
+        assert rio.get("keys/new").status_code == 200
+    with later(minutes=22):
+        assert rio.get("keys/new").status_code == 303
+
+
+def test_what_hands_out_access_asks_and_what_stops_a_key_never_does(cast: Cast) -> None:
+    key = cast.rio.generate()
+    with later(minutes=11):
+        assert cast.rio.get("keys").status_code == 200
+        assert cast.rio.post(f"keys/{key.id}/deactivate").status_code == 303
+        assert cast.rio.post(f"keys/{key.id}/reactivate").status_code == 403
+        assert cast.call("GET", "/me", key).status_code == 401
+        assert cast.rio.post(f"keys/{key.id}/reactivate", {"password": PASSWORD}).status_code == 303
+        assert cast.call("GET", "/me", key).status_code == 200
+    with later(minutes=30):
+        assert cast.rio.post(f"keys/{key.id}/delete", {"name": "Nightly export"}).status_code == 303
+
+
+def test_in_the_dialog_the_question_and_the_answer_are_fragments(cast: Cast) -> None:
+    answers = cast.rio.form()
+    with later(minutes=11):
+        for data, status in (
+            (answers, 403),
+            ({**answers, "password": "wrong"}, 403),
+            ({**answers, "password": PASSWORD}, 200),
+        ):
+            reply = cast.rio.post("keys", data, headers=HTMX)
+            assert reply.status_code == status
+            assert "<html" not in reply.text
+        opened = cast.rio.get("keys/new", headers=HTMX)
+        assert opened.status_code == 200
+
+
+def test_guessing_at_the_proof_is_limited_like_signing_in(cast: Cast) -> None:
+    with later(minutes=11):
+        tries = [cast.rio.post("/reauth", {"password": "wrong"}) for _ in range(6)]
+        assert [reply.status_code for reply in tries[:5]] == [403] * 5
+        assert "4 tries left" in tries[0].text
+        assert "0 tries left" in tries[4].text
+        assert "Too many attempts" in tries[5].text
+        assert "Too many attempts" in cast.rio.post("/reauth", {"password": PASSWORD}).text
+        assert cast.stranger("rio").sign_in().status_code == 429
+        limited = cast.rio.post("keys", {**cast.max.form(), "password": PASSWORD})
+        assert limited.status_code == 429
+        assert int(limited.headers["Retry-After"]) > 0
+
+
+# --- Several workspaces, invitations --------------------------------------------------------------------------------
+
+
+def seat_in_globex(database: Database, email: str, role: Role = Role.MEMBER) -> None:
+    with database.transaction() as session:
+        token = members.invite(session, operator(), workspaces.get(session, "globex"), email, role)
+        members.accept_invitation(session, operator(), token, name="", password="")
+
+
+def test_somebody_in_two_workspaces_chooses_and_switches(cast: Cast, database: Database) -> None:
+    seat_in_globex(database, "rio@acme.test")
+    rio = cast.stranger("rio")
+    assert rio.sign_in().location == "/"
+    assert rio.get("/").location == "/w"
+    chooser = rio.get("/w")
+    for slug, name in (("acme", "Acme"), ("globex", "Globex")):
+        assert f'href="/w/{slug}"' in chooser.text
+        assert name in chooser.text
+    assert chooser.text.count("Member") >= 2
+    for slug, other in (("acme", "globex"), ("globex", "acme")):
+        page = rio.get(f"/w/{slug}")
+        assert page.status_code == 200
+        assert f'href="/w/{other}"' in page.text
+        assert rio.get("/").location == f"/w/{slug}"
+        assert f'href="/w/{other}/api/keys"' in rio.get(f"/w/{slug}/api/keys").text
+    assert cast.max.get("/w").location == "/w/acme"
+    assert "globex" not in cast.max.get("/w/acme").text
+
+
+def test_what_one_is_in_one_workspace_one_is_not_in_the_other(cast: Cast, database: Database) -> None:
+    seat_in_globex(database, "ana@acme.test")
+    zoe_key = cast.zoe.generate(["tickets:read"])
+    ana = cast.ana
+    assert ana.get("/w/globex/api/keys?owner=all").status_code == 200
+    assert zoe_key.id not in ana.get("/w/globex/api/keys?owner=all").text
+    assert ana.post(f"/w/globex/api/keys/{zoe_key.id}/deactivate").status_code == 404
+    assert ana.post(f"/w/acme/api/keys/{zoe_key.id}/deactivate").status_code == 404
+    ana_key = ana.generate(["tasks:read"])
+    assert ana.get(f"/w/globex/api/keys/{ana_key.id}/deactivate").status_code == 404
+    assert cast.zoe.get(f"/w/globex/api/keys/{ana_key.id}/deactivate").status_code == 404
+
+
+def test_an_invitation_makes_an_account_once(cast: Cast, database: Database) -> None:
+    with database.transaction() as session:
+        token = members.invite(session, operator(), workspaces.get(session, "acme"), "kim@acme.test", Role.MEMBER)
+    kim = cast.stranger("kim")
+    path = f"/invite/{token}"
+    assert f'action="{path}"' in kim.get(path).text
+    before = kept(database)
+    good = {"name": "Kim Novak", "password": "a long enough one", "password_again": "a long enough one"}
+    for bad in (
+        {"name": "\x00"},
+        {"name": "K"},
+        {"password": "short", "password_again": "short"},
+        {"password_again": "x" * 20},
+    ):
+        reply = kim.post(path, good | bad)
+        assert reply.status_code == 422
+        assert good["password"] not in reply.text
+    assert kept(database) == before
+    assert kim.post(path, good).location == "/w/acme"
+    assert kim.get("/w/acme").status_code == 200
+    assert kim.get(path).status_code == 404
+    assert cast.stranger().get(path).status_code == 404
+    assert cast.stranger("kim").sign_in(good["password"]).status_code == 303
+
+
+def test_an_invitation_to_somebody_with_an_account_takes_that_accounts_password(cast: Cast, database: Database) -> None:
+    with database.transaction() as session:
+        token = members.invite(session, operator(), workspaces.get(session, "globex"), "rio@acme.test", Role.MEMBER)
+    path = f"/invite/{token}"
+    stranger = cast.stranger()
+    stranger.get(path)
+    assert stranger.post(path, {"password": "wrong"}).status_code == 422
+    assert stranger.get("/w/globex").status_code == 303
+    assert stranger.post(path, {"password": PASSWORD}).location == "/w/globex"
+    assert stranger.get("/w/globex").status_code == 200
+    assert stranger.get("/w/acme").status_code == 200
+
+
+def test_a_workspaces_slug_says_nothing_of_workspaces_one_is_not_in(cast: Cast, database: Database) -> None:
+    with database.reading() as session:
+        assert session.query(Workspace).count() == 2
+    known, unknown = (cast.rio.get(f"/w/{slug}/api/keys") for slug in ("globex", "nowhere"))
+    assert nothing_but_bytes(known, "globex") == nothing_but_bytes(unknown, "nowhere")
+    assert known.status_code == 404
