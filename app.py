@@ -76,7 +76,7 @@ def create_app(environ: Mapping[str, str] | None = None) -> Flask:
     )
     app.url_map.merge_slashes = False
     app.url_map.converters.update(slug=Slug, public_id=PublicId, app=AppName, token=Token)
-    app.wsgi_app = Front(app.wsgi_app, settings)  # type: ignore[method-assign]
+    app.wsgi_app = Front(app.wsgi_app, settings, http.body_limit)  # type: ignore[method-assign]
 
     app.static_folder = "static"
     app.add_url_rule("/static/<path:filename>", "static", app.send_static_file)  # now that OPTIONS is off

@@ -19,9 +19,10 @@ from portal.rules.errors import PortalError
 from portal.services import keys, members, workspaces
 from portal.services.actor import operator
 from portal.settings import Settings
-from portal.store.database import Database
+from portal.store.database import MISTAKES, TROUBLE, Database
 from portal.store.migrate import migrate
 
+_THREADS = 64  # a process; all but one wait for bodies that are still on their way
 _MAX_HEADERS = 16 * 1024  # bytes of a request's header block
 
 
@@ -96,7 +97,7 @@ def register(app: Flask, settings: Settings, database: Database) -> None:
         """Add an app with the JSON Schema of its records."""
         try:
             schema = json.load(schema_file)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise click.ClickException(f"The schema is not JSON: {error}") from None
         with database.transaction() as session:
             found = workspaces.get_solution(session, workspaces.get(session, workspace), solution)
@@ -135,6 +136,10 @@ def _say_errors(function: Callable[..., None]) -> Callable[..., None]:
             function(**values)
         except PortalError as error:
             raise click.ClickException(error.message) from None
+        except (*TROUBLE, *MISTAKES) as error:
+            reason = str(getattr(error, "orig", error)).strip().splitlines()[0]
+            advice = "If it is new, run: flask migrate."
+            raise click.ClickException(f"The database cannot do this: {reason}. {advice}") from None
 
     return careful
 
@@ -154,7 +159,7 @@ def _welcome(settings: Settings, *, has_demo: bool) -> None:
 
 
 def run_server(settings: Settings, target: str = "app:create_app") -> None:
-    """Serve with one blocking thread a process: one more costs each request more than it gains. Scale by processes."""
+    """Serve; each process works on one request at a time (`web.front`), whatever its threads are waiting for."""
     server: Any = Granian(
         target,
         factory=True,
@@ -164,7 +169,7 @@ def run_server(settings: Settings, target: str = "app:create_app") -> None:
         http=HTTPModes.http1,
         http1_settings=HTTP1Settings(max_buffer_size=_MAX_HEADERS),
         workers=settings.workers,
-        blocking_threads=1,
+        blocking_threads=_THREADS,
         websockets=False,
         respawn_failed_workers=True,
         workers_kill_timeout=10,

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
-from sqlalchemy import ColumnElement, select
+from sqlalchemy import ColumnElement, delete, select
 from sqlalchemy.orm import Session, contains_eager, joinedload
 
 from portal.rules import credentials, text
@@ -13,7 +13,7 @@ from portal.rules.errors import Forbidden, Invalid, NotFound
 from portal.services import audit
 from portal.services.actor import Actor
 from portal.services.audit import Event
-from portal.store.models import Access, Account, App, Invitation, Member, Solution, Workspace
+from portal.store.models import Access, Account, ApiKey, App, Invitation, Member, Solution, Workspace
 
 INVITATION_LIFE = timedelta(days=7)
 
@@ -136,9 +136,14 @@ def create_api_member(
 ) -> Member:
     """Make an API member with access by solution slug; Forbidden where the actor does not manage the solution."""
     seat = seat_of(session, actor, lock=True)
-    clean = text.clean_line(name)
+    clean, clean_purpose = text.clean_line(name), text.clean_line(purpose)
+    problems = {}
     if clean is None or not 3 <= len(clean) <= 60:
-        raise Invalid({"name": "Enter a name of 3 to 60 characters."})
+        problems["name"] = "Enter a name of 3 to 60 characters."
+    if clean_purpose is None or len(clean_purpose) > 140:
+        problems["purpose"] = "Enter a purpose of at most 140 characters."
+    if problems or clean is None or clean_purpose is None:
+        raise Invalid(problems)
     if not seat.is_lead:
         raise Forbidden("Only team leads and administrators make API members.")
     member = Member(
@@ -146,7 +151,7 @@ def create_api_member(
         workspace_id=seat.workspace.id,
         name=clean,
         role=Role.MEMBER,
-        purpose=text.clean_line(purpose) or "",
+        purpose=clean_purpose,
         manager_id=seat.member.id,
         created_by_id=seat.member.id,
         created_at=actor.at,
@@ -264,8 +269,7 @@ def accept_invitation(session: Session, actor: Actor, token: str, *, name: str, 
         )
         session.add(member)
     elif not member.is_active:  # somebody who had left is asked back
-        member.deactivated_at = member.removed_at = None
-        member.role = invitation.role
+        _take_back(session, actor, member, Role(invitation.role))
     invitation.accepted_at = actor.at
     audit.record(
         session,
@@ -277,6 +281,29 @@ def accept_invitation(session: Session, actor: Actor, token: str, *, name: str, 
         details={"role": member.role},
     )
     return member
+
+
+def _take_back(session: Session, actor: Actor, member: Member, role: Role) -> None:
+    """Make a member active again with what the invitation says: old access and old keys do not come back by it."""
+    if member.removed_at is not None:
+        session.execute(delete(Access).where(Access.member_id == member.id))
+    member.deactivated_at = member.removed_at = None
+    member.role = role
+    standing = (ApiKey.member_id == member.id, ApiKey.revoked_at.is_(None), ApiKey.deactivated_at.is_(None))
+    for key in session.scalars(select(ApiKey).where(*standing)):
+        key.deactivated_at = actor.at
+        key.deactivated_by_id = member.id
+        label = f"{key.name} (…{key.last_four})"
+        details = {"reason": "its owner had left and came back"}
+        audit.record(
+            session,
+            actor,
+            Event.KEY_DEACTIVATED,
+            workspace_id=member.workspace_id,
+            target_id=key.public_id,
+            target_name=label,
+            details=details,
+        )
 
 
 _ACTIVE = (Member.deactivated_at.is_(None), Member.removed_at.is_(None))

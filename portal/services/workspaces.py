@@ -5,6 +5,9 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError
+from referencing import Registry
+from referencing.exceptions import NoSuchAnchor, Unresolvable
+from referencing.jsonschema import DRAFT202012
 from sqlalchemy import select
 from sqlalchemy.orm import Session, contains_eager
 
@@ -150,22 +153,31 @@ def _description(description: str) -> str:
     return clean
 
 
-def _schema(schema: dict[str, Any]) -> dict[str, Any]:
+def _schema(schema: Any) -> dict[str, Any]:
+    """Take only what every record can be held to: an object's schema whose references all lead to within itself."""
+    if not isinstance(schema, dict) or schema.get("type") != "object":
+        raise Invalid({"schema": 'The JSON Schema of a record must be an object that says "type": "object".'})
     try:
         Draft202012Validator.check_schema(schema)
+        _look_up_references(schema)
+        Draft202012Validator(schema, registry=Registry()).is_valid({})
     except SchemaError as error:
         raise Invalid({"schema": f"This is not a JSON Schema: {error.message}"}) from None
-    if schema.get("type") != "object":
-        raise Invalid({"schema": 'The schema of a record must say "type": "object".'})
-    if not all(reference.startswith("#") for reference in _references(schema)):
-        raise Invalid({"schema": "A $ref may only point within the schema itself (#/…)."})
+    except (Unresolvable, NoSuchAnchor) as error:
+        raise Invalid({"schema": f"A $ref may only point within the schema itself (#/…): {error.ref}."}) from None
+    except RecursionError:
+        raise Invalid({"schema": "The schema is nested too deep, or refers to itself without end."}) from None
     return schema
 
 
-def _references(node: Any) -> list[str]:
-    if isinstance(node, list):
-        return [found for item in node for found in _references(item)]
-    if not isinstance(node, dict):
-        return []
-    here = [str(node[word]) for word in ("$ref", "$dynamicRef") if word in node]
-    return here + [found for item in node.values() for found in _references(item)]
+def _look_up_references(schema: dict[str, Any]) -> None:
+    root = DRAFT202012.create_resource(schema)
+    resolver = (Registry().with_resource("", root)).resolver()
+    waiting = [root]
+    while waiting:
+        resource = waiting.pop()
+        waiting.extend(resource.subresources())
+        if isinstance(resource.contents, dict):
+            for word in ("$ref", "$dynamicRef"):
+                if word in resource.contents:
+                    resolver.lookup(str(resource.contents[word]))

@@ -6,9 +6,11 @@ client headers whose names have underscores (nginx does by default): WSGI cannot
 `X-Forwarded-For`.
 """
 
+import io
 import ipaddress
 import logging
 import re
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -30,6 +32,7 @@ SECURITY_HEADERS = [
 ]
 _HTTPS_HEADERS = [("Strict-Transport-Security", "max-age=31536000")]
 _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9A-Za-z._-]+))(?::[0-9]{1,5})?")
+_BODILESS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 _FORWARDED = ("HTTP_X_FORWARDED_FOR", "HTTP_X_FORWARDED_PROTO", "HTTP_X_FORWARDED_HOST", "HTTP_X_FORWARDED_PORT")
 
 Headers = list[tuple[str, str]]
@@ -40,11 +43,13 @@ Wsgi = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
 class Front:
     """WSGI middleware, the outermost."""
 
-    def __init__(self, app: Wsgi, settings: Settings) -> None:
+    def __init__(self, app: Wsgi, settings: Settings, body_limit: Callable[[str], int]) -> None:
         self._app = app
         self._hosts = frozenset(settings.hosts)
         self._trusted = settings.trusted_proxies
         self._headers = SECURITY_HEADERS + (_HTTPS_HEADERS if settings.is_https else [])
+        self._body_limit = body_limit
+        self._turn = threading.Lock()
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         """Pass a request on."""
@@ -55,11 +60,27 @@ class Front:
         if _host_name(environ.get("HTTP_HOST", "")) not in self._hosts:
             return _plain(start_safely, "400 Bad Request", b"This address is not served here.\n")
         self._find_client(environ)
-        try:
-            return self._app(environ, start_safely)
-        except Exception:
-            _log.exception("a request failed, and so did telling of it")
-            return _plain(start_safely, "500 Internal Server Error", b"Something broke on our side.\n")
+        if environ["REQUEST_METHOD"] not in _BODILESS:
+            self._take_body(environ)
+        # The server has threads to spare so that clients that stall while they send hold up nobody, but the portal
+        # itself runs one request at a time: more would only pass the interpreter lock to and fro.
+        with self._turn:
+            try:
+                return self._app(environ, start_safely)
+            except Exception:
+                _log.exception("a request failed, and so did telling of it")
+                return _plain(start_safely, "500 Internal Server Error", b"Something broke on our side.\n")
+
+    def _take_body(self, environ: dict[str, Any]) -> None:
+        """Wait for the whole body, up to one byte over its limit, which then answers 413 however it was sent."""
+        limit = self._body_limit(environ["PATH_INFO"])
+        length = environ.get("CONTENT_LENGTH") or ""
+        if length.isascii() and length.isdigit() and int(length[:20]) > limit:
+            return  # refused by its length, unread
+        body = environ["wsgi.input"].read(limit + 1)
+        environ["wsgi.input"] = io.BytesIO(body)
+        environ["CONTENT_LENGTH"] = str(len(body))
+        environ.pop("HTTP_TRANSFER_ENCODING", None)
 
     def _find_client(self, environ: dict[str, Any]) -> None:
         peer = environ.get("REMOTE_ADDR", "")

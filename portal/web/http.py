@@ -96,6 +96,13 @@ class PortalSessions(SecureCookieSessionInterface):
         return self.make_null_session(app) if is_api(request) else super().open_session(app, request)
 
 
+def body_limit(path: str) -> int:
+    """Say how many bytes a request to this path may send."""
+    if path.startswith("/api/"):
+        return JSON_LIMIT
+    return SIGN_IN_LIMIT if path == "/login" else FORM_LIMIT
+
+
 def is_api(a_request: Request) -> bool:
     """Say whether a request is an integration's: those get JSON, keys and no cookies."""
     return a_request.path.startswith("/api/")
@@ -200,11 +207,10 @@ def _expiry(moment: datetime) -> tuple[str, str]:
 def _begin() -> None:
     g.now = datetime.now(UTC)
     g.request_id = "req_" + secrets.token_hex(12)
-    if is_api(request):
-        request.max_content_length = JSON_LIMIT
-    elif request.method in UNSAFE:
-        request.max_content_length = SIGN_IN_LIMIT if request.endpoint == "sign_in.login" else FORM_LIMIT
-        _check_origin()
+    if request.method in UNSAFE:
+        request.max_content_length = body_limit(request.path)
+        if not is_api(request):
+            _check_origin()
 
 
 def _check_origin() -> None:

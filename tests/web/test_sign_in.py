@@ -62,7 +62,7 @@ def test_an_email_may_be_typed_in_any_case_and_with_spaces_round_it(shared_cast:
 
 
 def nothing_but_bytes(reply: TestResponse, email: str) -> tuple[str, list[tuple[str, str]], str]:
-    """Give all that a guesser can tell two answers apart by, but for what is new in each: ids, tokens, the typed email."""
+    """Give all that a guesser can tell two answers apart by, but for ids, tokens and the typed email."""
 
     def blot(text: str) -> str:
         return re.sub(r"req_\w+|[\w-]{20,}\.[\w-]+\.[\w-]+", "…", text.replace(email, "EMAIL"))
@@ -91,9 +91,8 @@ def test_no_failure_tells_why(cast: Cast, database: Database) -> None:
     assert "do not match" in usual[2]
     for name in ("nob", "lea", "rio", "ana"):
         assert fail(name, PASSWORD) == usual
-    for password in ("", " ", "!", "x" * 257, "x" * 3000, "\x00", PASSWORD.upper(), PASSWORD + " "):
+    for password in ("", "x" * 3000, "\x00", PASSWORD + " "):
         assert fail("max", password) == usual
-        assert fail("no" + password[:1].replace("\x00", "z").replace(" ", "y").replace("!", "w") or "nob", password)
 
 
 @pytest.mark.parametrize(
@@ -163,16 +162,10 @@ def test_a_session_begins_anew_at_sign_in_and_no_other_id_is_adopted(cast: Cast)
     assert is_signed_in(victim.browser)
     assert cookie_of(victim.browser) != planted
     assert not is_signed_in(browser_with(cast.app, planted))
-    for made_up in (
-        "",
-        "x",
-        "x" * 5000,
-        cookie_of(victim.browser)[:-1],
-        cookie_of(victim.browser) + "A",
-        "eyJ9.a.b",
-        "\x00",
-    ):
-        assert not is_signed_in(browser_with(cast.app, made_up))
+    mine = cookie_of(victim.browser)
+    for made_up in ("", "x", "x" * 5000, mine[:-1], mine + "A", f"{mine}.{mine}", "eyJ9.a.b", "\x00", "\xff"):
+        reply = cast.stranger().browser.get(HOME, headers={"Cookie": f"portal={made_up}"})
+        assert (reply.status_code, "Solutions" in reply.text) == (303, False)
     assert is_signed_in(browser_with(cast.app, cookie_of(victim.browser)))
 
 
@@ -223,7 +216,7 @@ def test_a_session_ends_after_two_idle_hours_and_after_twelve_in_any_case(
 ) -> None:
     rio = cast.rio
     start = datetime.now(UTC)
-    for visit in range(60, minutes, 60) if active else []:
+    for visit in range(100, min(minutes, 710), 100) if active else []:
         with time_machine.travel(start + timedelta(minutes=visit)):
             assert is_signed_in(rio.browser)
     with time_machine.travel(start + timedelta(minutes=minutes)):
@@ -303,7 +296,6 @@ ELSEWHERE = (
         "./w",
         "?x",
         "#x",
-        "/x\ud800",
         "/é",
         "/" + "a" * 5000,
         "https:///evil.example",
@@ -344,6 +336,7 @@ def test_a_forged_next_in_the_form_is_not_followed(shared_cast: Cast) -> None:
     assert token
     answers = {"csrf_token": token[1], "email": stranger.email, "password": PASSWORD, "next": "//evil.example"}
     assert stranger.browser.post("/login", data=answers).location == "/"
+    stranger.get(HOME)
     proof = {"next": "https://evil.example", "password": PASSWORD}
     assert stranger.post("/reauth", proof).location == "/"
 
@@ -354,7 +347,7 @@ def test_no_text_for_next_leads_off_the_site(shared_cast: Cast) -> None:
     )
 
     @given(target=nearly.map("".join) | st.text(max_size=20).map(lambda text: "/" + text))
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=60, deadline=None)
     def stays(target: str) -> None:
         reply = shared_cast.rio.browser.get("/login", query_string={"next": target.encode("utf-8", "surrogatepass")})
         assert reply.status_code == 303
@@ -452,6 +445,7 @@ def test_in_the_dialog_the_question_and_the_answer_are_fragments(cast: Cast) -> 
 
 
 def test_guessing_at_the_proof_is_limited_like_signing_in(cast: Cast) -> None:
+    answers = cast.rio.form()
     with later(minutes=11):
         tries = [cast.rio.post("/reauth", {"password": "wrong"}) for _ in range(6)]
         assert [reply.status_code for reply in tries[:5]] == [403] * 5
@@ -460,7 +454,7 @@ def test_guessing_at_the_proof_is_limited_like_signing_in(cast: Cast) -> None:
         assert "Too many attempts" in tries[5].text
         assert "Too many attempts" in cast.rio.post("/reauth", {"password": PASSWORD}).text
         assert cast.stranger("rio").sign_in().status_code == 429
-        limited = cast.rio.post("keys", {**cast.max.form(), "password": PASSWORD})
+        limited = cast.rio.post("keys", {**answers, "password": PASSWORD})
         assert limited.status_code == 429
         assert int(limited.headers["Retry-After"]) > 0
 
