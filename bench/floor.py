@@ -16,10 +16,10 @@ from portal.web.guards import anybody  # noqa: E402
 from portal.web.http import api_reply  # noqa: E402
 
 _ANSWER = {
-    "workspace": {"id": "ws_0123456789abcdefghijkl", "slug": "bench-0123456789ab", "name": "Bench 0123456789ab"},
-    "member": {"id": "mem_0123456789abcdefghijkl", "name": "Integration 12", "type": "api"},
+    "workspace": {"id": "ws_0123456789abcdef", "slug": "bench-0123456789ab", "name": "Bench 0123456789ab"},
+    "member": {"id": "mem_0123456789abcdef", "name": "Integration 12", "type": "api"},
     "key": {
-        "id": "key_0123456789abcdefghijkl",
+        "id": "key_0123456789abcdef",
         "name": "Key 12",
         "hint": "sk_live_…abcd",
         "environment": "live",

@@ -49,8 +49,8 @@ def random_base62(length: int) -> str:
 
 
 def new_id(kind: str) -> str:
-    """Make a public id, such as `key_…`: 22 random base62 digits, 131 bits."""
-    return f"{kind}_{random_base62(22)}"
+    """Make a public id, such as `key_…`: 16 random base62 digits, 95 bits; a name, not a secret."""
+    return f"{kind}_{random_base62(16)}"
 
 
 def checksum(text: str) -> str:

@@ -99,7 +99,7 @@ class ScopeView:
     @property
     def why_not(self) -> str:
         """Why the scope does nothing now, for a person."""
-        return "" if self.effective else f"paused: its owner no longer has {self.action} in {self.solution_name}"
+        return "" if self.effective else f"its owner no longer has {self.action} in {self.solution_name}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from portal.store.database import Database
+from tests.databases import Template
 from tests.services.office import Office
 
 
@@ -14,3 +15,17 @@ def office(database: Database) -> Iterator[Office]:
     office = Office(database)
     yield office
     office.close()
+
+
+@pytest.fixture(scope="module")
+def shared_office(template: Template) -> Iterator[Office]:
+    """The services on a database that a module's tests share: for refusals, which leave it as it was.
+
+    SQLAlchemy compiles every statement anew for every database, which takes longer than most tests.
+    """
+    with template.copy() as url:
+        database = Database(url)
+        office = Office(database)
+        yield office
+        office.close()
+        database.close()

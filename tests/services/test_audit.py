@@ -54,21 +54,21 @@ def test_a_refused_change_is_told_in_a_transaction_of_its_own(office: Office) ->
 
 
 @pytest.mark.parametrize("error", [Conflict("No attempt"), ValueError("no error of ours")])
-def test_what_is_no_attempt_is_not_told(office: Office, error: Exception) -> None:
-    before = len(office.told())
-    with pytest.raises(type(error)), audit.transaction(office.database, office.actor("rio")):
+def test_what_is_no_attempt_is_not_told(shared_office: Office, error: Exception) -> None:
+    before = len(shared_office.told())
+    with pytest.raises(type(error)), audit.transaction(shared_office.database, shared_office.actor("rio")):
         raise error
-    assert len(office.told()) == before
+    assert len(shared_office.told()) == before
 
 
 @pytest.mark.parametrize(
     "odd", ["\x00", "a\x00b", "\ud800", "\u202ehidden", "line\nline", "x" * 100_000, "key_" + "x" * 100, "💥" * 300]
 )
-def test_whatever_a_refused_attempt_held_can_be_told(office: Office, odd: str) -> None:
+def test_whatever_a_refused_attempt_held_can_be_told(shared_office: Office, odd: str) -> None:
     attempt = Attempt(Event.KEY_GENERATED, odd, odd, {"scopes": [odd[:100]], odd[:100]: odd[:100]})
-    with pytest.raises(PortalError), audit.transaction(office.database, office.actor("rio")):
+    with pytest.raises(PortalError), audit.transaction(shared_office.database, shared_office.actor("rio")):
         raise Forbidden(odd, attempt=attempt)
-    told = office.told(outcome="refused")[-1]
+    told = shared_office.told(outcome="refused")[-1]
     assert len(told.target_id or "") <= 40
     assert len(told.target_name) <= 254
     assert "\x00" not in told.target_name

@@ -120,9 +120,9 @@ def test_what_is_no_key_never_reaches_the_database(
 
 
 @pytest.mark.parametrize("header", [None, "", "Basic TEXT", "Token TEXT", "TEXT", "ApiKey TEXT", "BearerTEXT"])
-def test_another_scheme_is_a_missing_key(office: Office, header: str | None) -> None:
+def test_another_scheme_is_a_missing_key(shared_office: Office, header: str | None) -> None:
     with pytest.raises(KeyRefused) as refused:
-        office.key_check.check(header, now=NOON)
+        shared_office.key_check.check(header, now=NOON)
     assert (refused.value.refusal, refused.value.code) == (Refusal.MISSING, "missing_key")
 
 
@@ -202,12 +202,12 @@ def test_all_refusals_of_well_formed_keys_look_the_same_from_outside(office: Off
 
 
 @pytest.mark.parametrize("expires", ["30d", "90d", "1y"])
-def test_a_key_ends_at_the_very_instant_and_not_before(office: Office, expires: str) -> None:
-    key, plain = office.generate("rio", expires=expires)
+def test_a_key_ends_at_the_very_instant_and_not_before(shared_office: Office, expires: str) -> None:
+    key, plain = shared_office.generate("rio", expires=expires)
     assert key.expires_at is not None
-    assert refusal(office, plain, at=key.expires_at - timedelta(microseconds=1)) is None
-    assert refusal(office, plain, at=key.expires_at) is Refusal.EXPIRED
-    assert refusal(office, plain, at=key.expires_at + timedelta(days=9_999)) is Refusal.EXPIRED
+    assert refusal(shared_office, plain, at=key.expires_at - timedelta(microseconds=1)) is None
+    assert refusal(shared_office, plain, at=key.expires_at) is Refusal.EXPIRED
+    assert refusal(shared_office, plain, at=key.expires_at + timedelta(days=9_999)) is Refusal.EXPIRED
 
 
 def test_a_key_that_never_expires_does_not(office: Office) -> None:

@@ -201,8 +201,8 @@ def test_a_key_that_rests_is_deleted_at_once(office: Office, last_used_at: datet
 
 @pytest.mark.parametrize("key_id", ["", "0", "-1", "key_", "key_" + "x" * 36, "abcdefgh_" + "x" * 40, "key_%", "%"])
 @pytest.mark.parametrize("what", CHANGES)
-def test_an_absurd_id_is_an_unknown_key(office: Office, what: str, key_id: str) -> None:
+def test_an_absurd_id_is_an_unknown_key(shared_office: Office, what: str, key_id: str) -> None:
     with pytest.raises(NotFound):
-        office.act("ana", CHANGES[what], key_id)
-    (told,) = office.told(action=DONE[what])
+        shared_office.act("ana", CHANGES[what], key_id)
+    (told,) = shared_office.told(action=DONE[what])
     assert told.outcome == "refused"

@@ -101,8 +101,8 @@ def test_a_generated_key_is_told_of_with_its_facts_but_no_secret(office: Office)
         (["x" * 1_000_000], "x" * 60),
     ],
 )
-def test_odd_scopes_are_refused_and_the_first_is_named(office: Office, scopes: list[str], named: str) -> None:
-    found = problems(office, "ana", scopes=scopes)
+def test_odd_scopes_are_refused_and_the_first_is_named(shared_office: Office, scopes: list[str], named: str) -> None:
+    found = problems(shared_office, "ana", scopes=scopes)
     assert list(found) == ["scopes"]
     assert named in found["scopes"]
     assert len(found["scopes"]) < 200
@@ -120,16 +120,16 @@ def test_odd_scopes_are_refused_and_the_first_is_named(office: Office, scopes: l
     ],
 )
 def test_one_scope_beyond_what_one_may_hold_refuses_the_whole_key_and_is_told_of(
-    office: Office, creator: str, scopes: list[str], beyond: str
+    shared_office: Office, creator: str, scopes: list[str], beyond: str
 ) -> None:
-    found = problems(office, creator, scopes=scopes, name="Too much")
+    found = problems(shared_office, creator, scopes=scopes, name="Too much")
     assert list(found) == ["scopes"]
     assert beyond in found["scopes"] or len(scopes) > 2
-    (told,) = office.told(action="key_generated")
+    (told,) = shared_office.told(action="key_generated")
     assert (told.outcome, told.target_name, told.actor_id) == (
         "refused",
         "Too much",
-        office.member(creator).public_id,
+        shared_office.member(creator).public_id,
     )
     assert beyond in told.details["scopes"]
 
@@ -146,9 +146,9 @@ def test_each_may_put_on_a_key_all_that_they_may_hold(office: Office, creator: s
     assert office.check(plain).reach.effective == grantable
 
 
-def test_a_slip_of_the_pen_is_no_event(office: Office) -> None:
-    problems(office, "rio", name="x", scopes=[], expires="tomorrow", environment="prod")
-    assert office.told(action="key_generated") == []
+def test_a_slip_of_the_pen_is_no_event(shared_office: Office) -> None:
+    problems(shared_office, "rio", name="x", scopes=[], expires="tomorrow", environment="prod")
+    assert shared_office.told(action="key_generated") == []
 
 
 def test_access_that_was_lowered_since_the_form_was_opened_counts(office: Office) -> None:
@@ -187,12 +187,14 @@ def test_access_that_was_lowered_since_the_form_was_opened_counts(office: Office
         ({"expires": "9" * 5_000}, "expires"),
     ],
 )
-def test_an_answer_that_cannot_be_is_refused_on_its_field(office: Office, answers: dict[str, str], field: str) -> None:
-    assert list(problems(office, "rio", **answers)) == [field]
+def test_an_answer_that_cannot_be_is_refused_on_its_field(
+    shared_office: Office, answers: dict[str, str], field: str
+) -> None:
+    assert list(problems(shared_office, "rio", **answers)) == [field]
 
 
-def test_all_answers_to_mend_are_told_at_once_in_the_forms_order(office: Office) -> None:
-    found = problems(office, "rio", name="", note="x" * 200, environment="", scopes=[], expires="")
+def test_all_answers_to_mend_are_told_at_once_in_the_forms_order(shared_office: Office) -> None:
+    found = problems(shared_office, "rio", name="", note="x" * 200, environment="", scopes=[], expires="")
     assert list(found) == ["name", "note", "environment", "scopes", "expires"]
 
 
@@ -316,20 +318,20 @@ def test_the_limit_holds_however_many_ask_at_once(office: Office, owner: str) ->
     ],
 )  # fmt: skip
 def test_nobody_makes_a_key_that_acts_as_somebody_they_may_not_act_for(
-    office: Office, creator: str, owner: str
+    shared_office: Office, creator: str, owner: str
 ) -> None:
-    assert "owner" in problems(office, creator, owner=owner)
-    (told,) = office.told(action="key_generated")
-    assert (told.outcome, told.details["owner"]) == ("refused", office.member(owner).public_id)
+    assert "owner" in problems(shared_office, creator, owner=owner)
+    (told,) = shared_office.told(action="key_generated")
+    assert (told.outcome, told.details["owner"]) == ("refused", shared_office.member(owner).public_id)
 
 
 @pytest.mark.parametrize("owner", ["", "mem_unknown", "0", "x" * 5_000, "mem_%"])
-def test_an_owner_who_cannot_be_is_refused_on_the_field(office: Office, owner: str) -> None:
-    actor = office.actor("rio")
+def test_an_owner_who_cannot_be_is_refused_on_the_field(shared_office: Office, owner: str) -> None:
+    actor = shared_office.actor("rio")
     draft = keys.Draft("Nightly export", "", owner, "live", ["tasks:read"], "90d")
-    with pytest.raises(PortalError), office.database.transaction() as session:
-        keys.create(session, actor, office.keyring, draft)
-    assert count(office) == 0
+    with pytest.raises(PortalError), shared_office.database.transaction() as session:
+        keys.create(session, actor, shared_office.keyring, draft)
+    assert count(shared_office) == 0
 
 
 @pytest.mark.parametrize(

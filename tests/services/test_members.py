@@ -91,18 +91,18 @@ def test_an_invitation_that_is_accepted_many_times_at_once_counts_once(office: O
 
 
 @pytest.mark.parametrize("token", ["", "x", "x" * 43, "x" * 100_000, "\x00", "' OR 1=1 --"])
-def test_an_unknown_token_opens_nothing(office: Office, token: str) -> None:
-    invite(office)
+def test_an_unknown_token_opens_nothing(shared_office: Office, token: str) -> None:
+    invite(shared_office)
     with pytest.raises(NotFound):
-        look(office, token)
+        look(shared_office, token)
 
 
 @pytest.mark.parametrize("email", ["", "ida", "ida@", "a b@acme.test", "ida@acme.test\x00", "x" * 300 + "@acme.test"])
-def test_only_an_address_is_invited(office: Office, email: str) -> None:
+def test_only_an_address_is_invited(shared_office: Office, email: str) -> None:
     with pytest.raises(Invalid) as refused:
-        invite(office, email)
+        invite(shared_office, email)
     assert list(refused.value.problems) == ["email"]
-    assert office.told(action="member_invited") == []
+    assert shared_office.told(action="member_invited") == []
 
 
 @pytest.mark.parametrize(
@@ -119,13 +119,13 @@ def test_only_an_address_is_invited(office: Office, email: str) -> None:
     ],
 )
 def test_answers_to_mend_leave_the_invitation_open(
-    office: Office, name: str, password: str, problems: list[str]
+    shared_office: Office, name: str, password: str, problems: list[str]
 ) -> None:
-    token = invite(office)
+    token = invite(shared_office)
     with pytest.raises(Invalid) as refused:
-        accept(office, token, name, password)
+        accept(shared_office, token, name, password)
     assert list(refused.value.problems) == problems
-    assert accept(office, token).name == "Ida Berg"
+    assert accept(shared_office, token).name == "Ida Berg"
 
 
 def test_somebody_with_an_account_joins_with_it_and_keeps_name_and_password(office: Office) -> None:
@@ -224,16 +224,16 @@ def test_leads_make_api_members_with_access_up_to_full_where_they_manage(
 
 
 @pytest.mark.parametrize("name", ["", "ab", "x" * 61, "a\x00bc", "\u202eabc", "x" * 100_000])
-def test_an_api_member_has_a_name_like_a_key(office: Office, name: str) -> None:
+def test_an_api_member_has_a_name_like_a_key(shared_office: Office, name: str) -> None:
     with pytest.raises(Invalid) as refused:
-        make(office, "lea", name=name)
+        make(shared_office, "lea", name=name)
     assert list(refused.value.problems) == ["name"]
 
 
 @pytest.mark.parametrize("purpose", ["x" * 141, "a\x00b"])
-def test_a_purpose_that_cannot_be_kept_is_refused(office: Office, purpose: str) -> None:
+def test_a_purpose_that_cannot_be_kept_is_refused(shared_office: Office, purpose: str) -> None:
     with pytest.raises(Invalid) as refused:
-        make(office, "lea", purpose=purpose)
+        make(shared_office, "lea", purpose=purpose)
     assert list(refused.value.problems) == ["purpose"]
 
 
@@ -258,10 +258,10 @@ def test_an_api_member_has_no_login_and_can_be_no_admin(office: Office) -> None:
     ],
 )
 def test_a_seat_tells_what_somebody_may_do_in_each_solution(
-    office: Office, name: str, role: str, is_lead: bool, levels: dict[str, str]
+    shared_office: Office, name: str, role: str, is_lead: bool, levels: dict[str, str]
 ) -> None:
-    seat = office.seat(name)
-    with office.database.reading() as session:
+    seat = shared_office.seat(name)
+    with shared_office.database.reading() as session:
         shelves = members.shelves_for(session, seat)
     assert (seat.role, seat.is_lead) == (role, is_lead)
     assert {shelf.solution.slug: shelf.level.value for shelf in shelves} == levels

@@ -96,9 +96,9 @@ def test_records_are_listed_newest_first_and_counted_whole(office: Office) -> No
 
 
 @pytest.mark.parametrize("record_id", ["", "rec_", "rec_1", "-1", "%", "x" * 10_000])
-def test_an_absurd_id_is_not_found(office: Office, record_id: str) -> None:
+def test_an_absurd_id_is_not_found(shared_office: Office, record_id: str) -> None:
     with pytest.raises(NotFound):
-        get(office, place(office), record_id)
+        get(shared_office, place(shared_office), record_id)
 
 
 # --- Schema ---------------------------------------------------------------------------------------------------------
@@ -120,15 +120,15 @@ def test_an_absurd_id_is_not_found(office: Office, record_id: str) -> None:
     ],
 )
 def test_a_record_that_does_not_fit_is_refused_with_where_and_why(
-    office: Office, fields: dict[str, Any], path: str
+    shared_office: Office, fields: dict[str, Any], path: str
 ) -> None:
-    where = place(office)
-    before = total(office, where)
+    where = place(shared_office)
+    before = total(shared_office, where)
     with pytest.raises(DoesNotFit) as refused:
-        create(office, where, fields)
+        create(shared_office, where, fields)
     assert path in [detail["path"] for detail in refused.value.details]
     assert all(detail["message"] for detail in refused.value.details)
-    assert total(office, where) == before
+    assert total(shared_office, where) == before
 
 
 def test_all_that_does_not_fit_is_told_but_no_more_than_a_reader_wants(office: Office) -> None:
@@ -176,14 +176,14 @@ def test_a_change_merges_top_level_fields_and_counts_the_version(office: Office)
 )
 @pytest.mark.parametrize("action", ["change", "remove"])
 def test_a_version_that_is_no_longer_the_current_one_is_not_touched(
-    office: Office, tags: set[str] | None, passes: bool, action: str
+    shared_office: Office, tags: set[str] | None, passes: bool, action: str
 ) -> None:
-    where = place(office)
-    made = create(office, where, TASK)
-    actor = office.actor("ana")
+    where = place(shared_office)
+    made = create(shared_office, where, TASK)
+    actor = shared_office.actor("ana")
 
     def act() -> None:
-        with office.database.transaction() as session:
+        with shared_office.database.transaction() as session:
             if action == "change":
                 records.change(session, actor, where, made.public_id, {"priority": 1}, if_match=tags)
             else:
@@ -194,7 +194,7 @@ def test_a_version_that_is_no_longer_the_current_one_is_not_touched(
     else:
         with pytest.raises(PreconditionFailed):
             act()
-        assert get(office, where, made.public_id).fields == TASK
+        assert get(shared_office, where, made.public_id).fields == TASK
 
 
 def test_of_those_who_change_one_version_at_once_one_wins(office: Office) -> None:
@@ -286,14 +286,16 @@ def test_an_app_without_live_records_has_its_sandbox_emptied(office: Office) -> 
     ],
 )
 def test_only_who_manages_a_solution_fills_its_sandboxes(
-    office: Office, who: str, app: str, refusal: type[Exception]
+    shared_office: Office, who: str, app: str, refusal: type[Exception]
 ) -> None:
-    sandboxes = [place(office, name, "test") for name in ("tasks", "leads")]
-    before = [contents(office, each) for each in sandboxes]
+    sandboxes = [place(shared_office, name, "test") for name in ("tasks", "leads")]
+    before = [contents(shared_office, each) for each in sandboxes]
     with pytest.raises(refusal):
-        fill(office, who, app)
-    assert [contents(office, each) for each in sandboxes] == before
-    assert [event.outcome for event in office.told(action="sandbox_filled")] == ["refused"] * (refusal is Forbidden)
+        fill(shared_office, who, app)
+    assert [contents(shared_office, each) for each in sandboxes] == before
+    assert [event.outcome for event in shared_office.told(action="sandbox_filled")] == ["refused"] * (
+        refusal is Forbidden
+    )
 
 
 def test_a_demoted_lead_fills_no_sandbox(office: Office) -> None:

@@ -41,11 +41,11 @@ def add_app(office: Office, slug: str = "stock", schema: Any = None, name: str =
         ),
     ],
 )
-def test_a_slug_is_given_once(office: Office, make: Callable[[Session], object]) -> None:
-    before = len(office.told())
-    with pytest.raises(Conflict), office.database.transaction() as session:
+def test_a_slug_is_given_once(shared_office: Office, make: Callable[[Session], object]) -> None:
+    before = len(shared_office.told())
+    with pytest.raises(Conflict), shared_office.database.transaction() as session:
         make(session)
-    assert len(office.told()) == before
+    assert len(shared_office.told()) == before
 
 
 def test_slugs_of_solutions_and_apps_are_free_in_another_workspace(office: Office) -> None:
@@ -58,9 +58,9 @@ def test_slugs_of_solutions_and_apps_are_free_in_another_workspace(office: Offic
 @pytest.mark.parametrize(
     "slug", ["", "a", "1a", "-a", "A", "aB", "a b", "a_b", "é", "a" * 41, "a\n", "a\x00", "../etc"]
 )
-def test_a_slug_that_would_not_stand_in_an_address_is_refused(office: Office, slug: str) -> None:
+def test_a_slug_that_would_not_stand_in_an_address_is_refused(shared_office: Office, slug: str) -> None:
     with pytest.raises(Invalid) as refused:
-        add_app(office, slug)
+        add_app(shared_office, slug)
     assert list(refused.value.problems) == ["slug"]
 
 
@@ -74,9 +74,11 @@ def test_a_slug_that_would_not_stand_in_an_address_is_refused(office: Office, sl
         ({"description": "a\x00b"}, "description"),
     ],
 )
-def test_a_name_or_description_that_cannot_be_is_refused(office: Office, answers: dict[str, str], field: str) -> None:
+def test_a_name_or_description_that_cannot_be_is_refused(
+    shared_office: Office, answers: dict[str, str], field: str
+) -> None:
     with pytest.raises(Invalid) as refused:
-        add_app(office, **answers)
+        add_app(shared_office, **answers)
     assert list(refused.value.problems) == [field]
 
 
@@ -97,12 +99,12 @@ def test_a_name_or_description_that_cannot_be_is_refused(office: Office, answers
         {**OBJECT, "$ref": "#"},
     ],
 )  # fmt: skip
-def test_a_schema_that_records_cannot_be_held_to_is_refused(office: Office, schema: Any) -> None:
+def test_a_schema_that_records_cannot_be_held_to_is_refused(shared_office: Office, schema: Any) -> None:
     with pytest.raises(Invalid) as refused:
-        add_app(office, schema=schema)
+        add_app(shared_office, schema=schema)
     assert list(refused.value.problems) == ["schema"]
-    with office.database.reading() as session, pytest.raises(NotFound):
-        records.get_app(session, office.member("ana").workspace_id, "stock")
+    with shared_office.database.reading() as session, pytest.raises(NotFound):
+        records.get_app(session, shared_office.member("ana").workspace_id, "stock")
 
 
 @pytest.mark.parametrize(
@@ -140,8 +142,8 @@ def test_a_new_app_is_empty_in_both_environments_and_told_of(office: Office) -> 
 
 
 @pytest.mark.parametrize("slug", ["nowhere", "", "ACME", "%"])
-def test_what_is_not_there_is_not_found(office: Office, slug: str) -> None:
-    with office.database.reading() as session:
+def test_what_is_not_there_is_not_found(shared_office: Office, slug: str) -> None:
+    with shared_office.database.reading() as session:
         with pytest.raises(NotFound):
             workspaces.get(session, slug)
         with pytest.raises(NotFound):
