@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from threading import Barrier
 from typing import Any, TypeVar
 
-from sqlalchemy import delete, or_, select, update
+from sqlalchemy import delete, func, or_, select, update
 
 from portal.rules.access import AccessLevel
 from portal.rules.credentials import KeyFormat, Keyring, Pepper, PlainKey
@@ -32,6 +32,7 @@ class Office:
         self.database = database
         self.keyring = keyring
         self.key_check = KeyCheck(database, keyring)
+        self._told_before = 0
 
     # --- People -----------------------------------------------------------------------------------------------------
 
@@ -107,9 +108,15 @@ class Office:
             session.execute(update(ApiKey).where(ApiKey.public_id == key_id).values(values))
 
     def told(self, **wanted: Any) -> list[AuditEvent]:
-        """Read the audit rows with these values, oldest first."""
+        """Read the test's audit rows with these values, oldest first."""
+        newer = select(AuditEvent).where(AuditEvent.id > self._told_before)
         with self.database.reading() as session:
-            return list(session.scalars(select(AuditEvent).filter_by(**wanted).order_by(AuditEvent.id)))
+            return list(session.scalars(newer.filter_by(**wanted).order_by(AuditEvent.id)))
+
+    def begin(self) -> None:
+        """Let a test begin: what was told until now is not its own."""
+        with self.database.reading() as session:
+            self._told_before = session.scalar(select(func.max(AuditEvent.id))) or 0
 
     def close(self) -> None:
         """Give the hot path's connection back."""

@@ -119,13 +119,13 @@ def test_only_an_address_is_invited(shared_office: Office, email: str) -> None:
     ],
 )
 def test_answers_to_mend_leave_the_invitation_open(
-    shared_office: Office, name: str, password: str, problems: list[str]
+    office: Office, name: str, password: str, problems: list[str]
 ) -> None:
-    token = invite(shared_office)
+    token = invite(office)
     with pytest.raises(Invalid) as refused:
-        accept(shared_office, token, name, password)
+        accept(office, token, name, password)
     assert list(refused.value.problems) == problems
-    assert accept(shared_office, token).name == "Ida Berg"
+    assert accept(office, token).name == "Ida Berg"
 
 
 def test_somebody_with_an_account_joins_with_it_and_keeps_name_and_password(office: Office) -> None:

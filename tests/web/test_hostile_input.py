@@ -1,0 +1,322 @@
+"""Forms and addresses of pages with what no person types: always a clear 4xx, never a 5xx, and nothing changed."""
+
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from werkzeug.test import TestResponse
+
+from portal.demo import PASSWORD
+from portal.rules.access import Role
+from portal.services import members, workspaces
+from portal.services.actor import operator
+from portal.store.database import Database
+from tests.cast import HTMX, Cast, MadeKey, Person
+from tests.web.looking import kept
+
+KEYS = "/w/acme/api/keys"
+SECOND = 1.0
+
+
+@pytest.fixture(scope="module")
+def cast(shared_cast: Cast) -> Cast:
+    return shared_cast
+
+
+@pytest.fixture(scope="module")
+def database(cast: Cast) -> Database:
+    found: Database = cast.app.extensions["portal"].database
+    return found
+
+
+@pytest.fixture(scope="module")
+def key(cast: Cast) -> MadeKey:
+    """A key of rio's that was used just now, so that deleting it asks for its name."""
+    key = cast.rio.generate()
+    assert cast.call("GET", "/me", key).status_code == 200
+    cast.app.extensions["portal"].usage.flush()
+    return key
+
+
+@pytest.fixture(scope="module")
+def invitation(database: Database) -> str:
+    with database.transaction() as session:
+        acme = workspaces.get(session, "acme")
+        return "/invite/" + members.invite(session, operator(), acme, "kim@acme.test", Role.MEMBER)
+
+
+@pytest.fixture(scope="module")
+def answers(cast: Cast) -> dict[str, Any]:
+    return cast.rio.form(name="Fine")
+
+
+@pytest.fixture
+def unchanged(database: Database) -> Any:
+    """Nothing changes during the test."""
+    before = kept(database)
+    yield
+    assert kept(database) == before
+
+
+def encoded(fields: dict[str, Any]) -> str:
+    """Encode a form as a browser would, lone surrogates as the bytes that a careless client makes of them."""
+    pairs = [
+        (name, value) for name, given in fields.items() for value in (given if isinstance(given, list) else [given])
+    ]
+    return "&".join(f"{quote(name)}={quote(value.encode('utf-8', 'surrogatepass'))}" for name, value in pairs)
+
+
+def send(person: Person, path: str, fields: dict[str, Any], **options: Any) -> TestResponse:
+    """Send a form with a good token; it may take a second of work at most."""
+    page = person.get(path if path.startswith(("/login", "/invite", "/reauth")) else KEYS)
+    token = re.search(r'name="csrf_token"\s+value="([^"]+)"', page.text)
+    body = encoded({"csrf_token": token[1] if token else "", **fields})
+    started = time.process_time()
+    reply = person.browser.post(path, data=body, content_type="application/x-www-form-urlencoded", **options)
+    assert time.process_time() - started < SECOND
+    return reply
+
+
+# Text that no field takes: NUL and other controls, text that turns around, bytes that are no UTF-8, more than fits.
+UNFIT = {
+    "NUL": "a\x00bcd",
+    "only NULs": "\x00" * 5,
+    "escape": "\x1b[31mred",
+    "line breaks": "a\r\nSet-Cookie: b=c",
+    "right to left": "abc\u202edef",
+    "isolate": "\u2066abc",
+    "byte order mark": "\ufeffabc",
+    "unassigned": "abc\U000e0fff",
+    "invisible": "\u200b\u200b\u200b\u200b",
+    "too long": "x" * 3000,
+    "too large": "x" * 20_000,
+    "a million": "x" * 1_000_000,
+}
+
+
+@pytest.mark.parametrize("what", UNFIT)
+@pytest.mark.parametrize("field", ["name", "note", "owner", "environment", "scopes", "expires"])
+def test_no_answer_of_the_generate_form_may_be_unfit(
+    cast: Cast, answers: dict[str, Any], unchanged: None, field: str, what: str
+) -> None:
+    value: str | list[str] = UNFIT[what] if field != "scopes" else ["tasks:read", UNFIT[what]]
+    for path in (KEYS, f"{KEYS}/new/review"):
+        for headers in ({}, HTMX):
+            reply = send(cast.rio, path, answers | {field: value}, headers=headers)
+            if path.endswith("review") and headers and reply.status_code == 200:
+                continue  # the sentence beside the form says what can be said so far
+            assert reply.status_code == (413 if len(UNFIT[what]) > 10_000 else 422)
+    assert send(cast.rio, f"{KEYS}/new/scopes", answers | {field: value}).status_code in {200, 413, 422}
+
+
+@pytest.mark.parametrize("what", ["NUL", "too long", "right to left"])
+def test_a_form_id_that_is_none_makes_no_trouble(
+    cast: Cast, answers: dict[str, Any], unchanged: None, what: str
+) -> None:
+    reply = send(cast.rio, f"{KEYS}/new/review", answers | {"form_id": UNFIT[what]})
+    assert reply.status_code in {200, 400, 422}
+    assert UNFIT[what] not in reply.text
+
+
+@pytest.mark.parametrize("what", UNFIT)
+def test_typing_something_unfit_deletes_no_key(cast: Cast, key: MadeKey, unchanged: None, what: str) -> None:
+    for typed in (UNFIT[what], "Nightly export" + UNFIT[what]):
+        if typed.strip("\ufeff\u200b") == "Nightly export":
+            continue
+        reply = send(cast.rio, f"{KEYS}/{key.id}/delete", {"name": typed})
+        assert reply.status_code in {413, 422}
+
+
+@pytest.mark.parametrize("what", UNFIT)
+@pytest.mark.parametrize("field", ["email", "password", "next"])
+def test_nobody_signs_in_with_something_unfit(cast: Cast, unchanged: None, field: str, what: str) -> None:
+    stranger = cast.stranger()
+    # An address of its own for every try: the limit on guessing is another test's.
+    stranger.browser.environ_base["REMOTE_ADDR"] = f"2001:db8:{list(UNFIT).index(what):x}:{len(field)}::1"
+    fields = {"email": f"{what[:2].strip()}@x.test", "password": "wrong", field: UNFIT[what]}
+    assert send(stranger, "/login", fields).status_code == (413 if len(UNFIT[what]) > 4000 else 422)
+    assert stranger.get(KEYS).status_code == 303
+
+
+@pytest.mark.parametrize("what", ["NUL", "too long", "too large", "a million"])
+def test_nothing_unfit_proves_who_one_is(cast: Cast, unchanged: None, what: str) -> None:
+    lea = cast.lea
+    reply = send(lea, "/reauth", {"password": UNFIT[what], "next": UNFIT[what]})
+    assert reply.status_code in {403, 413}
+
+
+@pytest.mark.parametrize("what", UNFIT)
+def test_nobody_joins_with_an_unfit_name(cast: Cast, invitation: str, unchanged: None, what: str) -> None:
+    fields = {"name": UNFIT[what], "password": "a long enough one", "password_again": "a long enough one"}
+    assert send(cast.stranger(), invitation, fields).status_code == (413 if len(UNFIT[what]) > 10_000 else 422)
+
+
+@pytest.mark.parametrize("password", ["", "short", "x" * 257, "x" * 3000, "x" * 1_000_000])
+def test_nobody_joins_with_an_unfit_password(cast: Cast, invitation: str, unchanged: None, password: str) -> None:
+    fields = {"name": "Kim Novak", "password": password, "password_again": password}
+    assert send(cast.stranger(), invitation, fields).status_code == (413 if len(password) > 10_000 else 422)
+
+
+@pytest.mark.parametrize("what", UNFIT)
+@pytest.mark.parametrize(
+    "path", ["/w/acme?app=", "/w/acme?env=", f"{KEYS}?owner=", f"{KEYS}?page=", f"{KEYS}/new?from="]
+)
+def test_an_odd_address_is_no_trouble(cast: Cast, unchanged: None, path: str, what: str) -> None:
+    for person in (cast.rio, cast.ana):
+        reply = person.browser.get(path + quote(UNFIT[what][:10_000]))
+        assert reply.status_code in {200, 400, 404}
+        assert person.browser.get(path + "%FF%ED%A0%80").status_code in {200, 400, 404}
+
+
+@pytest.mark.parametrize("page", ["-1", "0", "1.5", "1e309", "9" * 6, "9" * 400, "NaN", "١", "true", "1;2", "%2B1"])
+def test_a_page_that_is_none_is_some_page(cast: Cast, page: str) -> None:
+    for path in ("/w/acme?app=tasks&page=", f"{KEYS}?page="):
+        assert cast.rio.browser.get(path + page).status_code == 200
+
+
+# --- Ids ------------------------------------------------------------------------------------------------------------
+
+ABSURD = (
+    *(
+        "key_1",
+        "key_",
+        "KEY_1",
+        "1",
+        "0",
+        "-1",
+        "key_a%00b",
+        "%00",
+        "key_%FF",
+        "key_%ED%A0%80",
+        "key_%F0%9F%98%80",
+        "%20",
+    ),
+    *("key_" + "a" * n for n in (31, 32, 40, 41, 300, 8000)),
+    *("abcdefgh_" + "a" * n for n in (31, 32, 40, 41)),
+    *("mem_1", "key_1%20", "key_1%2f..", "key_'or'1'='1", "..", "%2e%2e", "key_1.json", "key_1;x", "key_*", "key_%25"),
+)
+
+
+@pytest.mark.parametrize("key_id", ABSURD, ids=lambda value: value[:30])
+def test_a_key_that_is_not_there_is_not_found_however_odd_its_id(cast: Cast, unchanged: None, key_id: str) -> None:
+    for action in ("deactivate", "reactivate", "delete"):
+        assert cast.ana.get(f"{KEYS}/{key_id}/{action}").status_code == 404
+        assert cast.ana.post(f"{KEYS}/{key_id}/{action}").status_code == 404
+
+
+def bytes_of(reply: TestResponse, key_id: str) -> tuple[str, list[tuple[str, str]], str]:
+    def blot(text: str) -> str:
+        return re.sub(r"req_\w+|[\w-]{20,}\.[\w-]+\.[\w-]+", "…", text.replace(key_id, "KEY"))
+
+    return reply.status, [(name, blot(value)) for name, value in reply.headers], blot(reply.text)
+
+
+def test_a_key_of_another_workspace_or_person_looks_like_none(cast: Cast, key: MadeKey, unchanged: None) -> None:
+    unknown = "key_" + "a" * (len(key.id) - 4)
+    for stranger, path in ((cast.zoe, "/w/globex/api/keys"), (cast.max, KEYS), (cast.lea, KEYS)):
+        for action in ("deactivate", "reactivate", "delete"):
+            for ask in (stranger.get, stranger.post):
+                for headers in ({}, HTMX):
+                    seen = [
+                        bytes_of(ask(f"{path}/{each}/{action}", headers=headers), each) for each in (key.id, unknown)
+                    ]
+                    assert seen[0] == seen[1]
+                    assert seen[0][0].startswith("404")
+
+
+@pytest.mark.parametrize(
+    "slug", ["acme%00", "ACME", "acme%20", "%FF", "a", "1", "a" * 41, "a" * 5000, "acme;x", "%ED%A0%80"]
+)
+def test_a_workspace_or_app_that_is_none_is_not_found(cast: Cast, unchanged: None, slug: str) -> None:
+    for path in (f"/w/{slug}", f"/w/{slug}/api/keys", f"/w/acme/apps/{slug}/sandbox"):
+        assert cast.ana.get(path).status_code == 404
+    assert cast.ana.post(f"/w/acme/apps/{slug}/sandbox").status_code == 404
+    assert cast.call("GET", f"/apps/{slug}/records").status_code in {401, 404}
+
+
+@pytest.mark.parametrize("token", ["x" * 42, "x" * 44, "%00" * 43, "é" * 43, "x" * 5000, "-" * 43])
+def test_an_invitation_that_is_none_is_not_found(cast: Cast, unchanged: None, token: str) -> None:
+    stranger = cast.stranger()
+    stranger.get("/login")
+    assert stranger.get(f"/invite/{token}").status_code == 404
+    assert stranger.post(f"/invite/{token}", {"password": PASSWORD}).status_code == 404
+
+
+# --- Bodies ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [
+        (b"\xff\xfe=\xff", "application/x-www-form-urlencoded"),
+        (b"name", "application/x-www-form-urlencoded"),
+        (b"&".join(b"scopes=tasks:read" for _ in range(900)), "application/x-www-form-urlencoded"),
+        (b"=&" * 4000, "application/x-www-form-urlencoded"),
+        (b'{"name": "x"}', "application/json"),
+        (b"name=x", "text/plain"),
+        (b"name=x", ""),
+        (b"--x\r\nContent-Disposition: form-data; name=name\r\n\r\nx\r\n", "multipart/form-data; boundary=x"),
+        (b"--x\r\nnonsense", "multipart/form-data; boundary=x"),
+        (b"nonsense", "multipart/form-data"),
+        (
+            b"--x\r\nContent-Disposition: form-data; name=a; filename=b\r\n\r\nx\r\n--x--",
+            "multipart/form-data; boundary=x",
+        ),
+    ],
+    ids=lambda value: repr(value)[:40],
+)
+@pytest.mark.parametrize("path", ["/login", KEYS, f"{KEYS}/new/review", f"{KEYS}/new/scopes", "/reauth", "/logout"])
+def test_a_body_that_is_no_form_changes_nothing(
+    cast: Cast, unchanged: None, path: str, body: bytes, content_type: str
+) -> None:
+    token = re.search(r'name="csrf_token"\s+value="([^"]+)"', cast.rio.get(KEYS).text)
+    assert token
+    assert cast.rio.browser.post(path, data=body, content_type=content_type).status_code in {400, 413}
+    if path == KEYS:
+        headers = {"X-CSRFToken": token[1]}
+        assert cast.rio.browser.post(path, data=body, content_type=content_type, headers=headers).status_code in {
+            400,
+            413,
+            422,
+        }
+
+
+@pytest.mark.parametrize(("path", "limit"), [("/login", 4 * 1024), (KEYS, 16 * 1024), ("/logout", 16 * 1024)])
+def test_a_form_is_refused_by_its_size_before_anything_else(cast: Cast, unchanged: None, path: str, limit: int) -> None:
+    for length, status in ((limit + 1, 413), (limit, 400)):
+        reply = cast.rio.browser.post(path, data=b"a" * length, content_type="application/x-www-form-urlencoded")
+        assert reply.status_code == status
+    chunked = {"wsgi.input_terminated": True, "CONTENT_LENGTH": ""}
+    reply = cast.rio.browser.post(path, data=b"a=" + b"b" * limit, environ_overrides=chunked)
+    assert reply.status_code in {400, 411, 413}
+
+
+# --- Anything -------------------------------------------------------------------------------------------------------
+
+ANY_TEXT = st.text(max_size=80) | st.text(
+    st.characters(categories=["Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zs"]), max_size=20
+)
+
+
+def test_any_text_in_the_generate_form_gets_a_clear_answer(
+    cast: Cast, answers: dict[str, Any], unchanged: None, subtests: Callable[..., Any]
+) -> None:
+    fields = dict.fromkeys(("name", "note", "owner", "environment", "expires", "form_id"), ANY_TEXT)
+
+    @given(odd=st.fixed_dictionaries({}, optional={**fields, "scopes": st.lists(ANY_TEXT, max_size=4)}))
+    @settings(max_examples=80, deadline=None)
+    def answered(odd: dict[str, Any]) -> None:
+        reply = send(cast.rio, f"{KEYS}/new/review", answers | odd)
+        assert reply.status_code in {200, 400, 413, 422}
+        refused = send(cast.rio, KEYS, answers | odd | {"expires": "some day"})
+        assert refused.status_code in {400, 413, 422}
+        for value in odd.values():
+            if isinstance(value, str) and ("<" in value or '"' in value):
+                assert f'value="{value}"' not in refused.text
+
+    answered()
