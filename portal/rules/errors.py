@@ -130,6 +130,7 @@ class Refusal(StrEnum):
     REVOKED = "revoked"
     EXPIRED = "expired"
     DEACTIVATED = "deactivated"
+    RETIRED = "retired"
     OWNER_INACTIVE = "owner_inactive"
     OTHER_WORKSPACE = "other_workspace"
     MISSING_SCOPE = "missing_scope"
@@ -139,7 +140,7 @@ class Refusal(StrEnum):
 class KeyRefused(PortalError):
     """A key that may not do this: 401 for the key itself, 403 (`required` is set) for what it may do.
 
-    The six causes of a well-formed key's 401 share the one code `invalid_key`, so that a caller learns nothing of a
+    The seven causes of a well-formed key's 401 share the one code `invalid_key`, so that a caller learns nothing of a
     key it does not hold; `refusal` and `key_id` are for the log and for those who may ask.
     """
 
@@ -148,6 +149,7 @@ class KeyRefused(PortalError):
         refusal: Refusal,
         *,
         key_id: str | None = None,
+        key_pk: int | None = None,
         required: str | None = None,
         held: Sequence[str] = (),
         workspace: str | None = None,
@@ -155,6 +157,7 @@ class KeyRefused(PortalError):
         super().__init__(str(refusal), code=_OUTSIDE.get(refusal, "invalid_key"))
         self.refusal = refusal
         self.key_id = key_id
+        self.key_pk = key_pk
         self.required = required
         self.held = list(held)
         self.workspace = workspace

@@ -36,7 +36,8 @@ class Caller(NamedTuple):
     key_name: str
     last_four: str
     environment: str
-    expires_at: datetime | None
+    ends_at: datetime | None  # its expiry, or the end of its overlap where that comes first
+    is_unused: bool  # as far as written down
     reach: "Reach"
     member_id: str
     member_name: str
@@ -53,7 +54,14 @@ class Caller(NamedTuple):
             return
         refusal = Refusal.ACCESS_WITHDRAWN if scope in self.reach.scopes else Refusal.MISSING_SCOPE
         held = self.reach.effective_texts
-        raise KeyRefused(refusal, key_id=self.key_id, required=str(scope), held=held, workspace=self.workspace_slug)
+        raise KeyRefused(
+            refusal,
+            key_id=self.key_id,
+            key_pk=self.key_pk,
+            required=str(scope),
+            held=held,
+            workspace=self.workspace_slug,
+        )
 
 
 class Reach(NamedTuple):
@@ -100,14 +108,17 @@ class KeyCheck:
         self, row: Sequence[Any], digests: Sequence[KeyDigest], account_id: str | None, environment: str, now: datetime
     ) -> Caller:
         (
-            key_pk, key_id, key_name, last_four, kept_environment, expires, deactivated, revoked, pepper_id,
+            key_pk, key_id, key_name, last_four, kept_environment, expires, retires, deactivated, revoked, pepper_id,
+            last_used,
             member_id, member_name, role, member_off, member_gone, account_pk, account_off,
             workspace_pk, workspace_id, workspace_slug, workspace_name, scope_levels,
         ) = row  # fmt: skip
-        expires_at = _moment(expires)
+        expires_at, retires_at = _moment(expires), _moment(retires)
         refusal = None
         if revoked is not None:
             refusal = Refusal.REVOKED
+        elif retires_at is not None and now >= retires_at:
+            refusal = Refusal.RETIRED
         elif expires_at is not None and now >= expires_at:
             refusal = Refusal.EXPIRED
         elif deactivated is not None:
@@ -119,10 +130,10 @@ class KeyCheck:
         elif kept_environment != environment:
             refusal = Refusal.UNKNOWN  # the text says its environment; a row that says another was tampered with
         if refusal is not None:
-            raise KeyRefused(refusal, key_id=key_id)
+            raise KeyRefused(refusal, key_id=key_id, key_pk=key_pk)
         newest = self._keyring.peppers[0].id
         return Caller(
-            key_pk, key_id, key_name, last_four, kept_environment, expires_at,
+            key_pk, key_id, key_name, last_four, kept_environment, _earlier(expires_at, retires_at), last_used is None,
             _reach(scope_levels or "", role),
             member_id, member_name, account_pk is None,
             workspace_pk, workspace_id, workspace_slug, workspace_name,
@@ -167,6 +178,10 @@ def _moment(value: Any) -> datetime | None:
     return datetime.fromisoformat(value).replace(tzinfo=UTC)  # SQLite keeps moments as text, in UTC
 
 
+def _earlier(one: datetime | None, other: datetime | None) -> datetime | None:
+    return min(one, other) if one and other else one or other
+
+
 @lru_cache(maxsize=4096)  # a pure function of its text: members with equal access share one answer
 def _reach(scope_levels: str, role: str) -> Reach:
     """Read `app:action=level …` into what the key has and what of it works now."""
@@ -191,9 +206,11 @@ def _statement(database: Database, peppers: int) -> str:
             ApiKey.last_four,
             ApiKey.environment,
             ApiKey.expires_at,
+            ApiKey.retires_at,
             ApiKey.deactivated_at,
             ApiKey.revoked_at,
             ApiKey.pepper_id,
+            ApiKey.last_used_at,
             Member.public_id.label("member_id"),
             Member.name.label("member_name"),
             Member.role,

@@ -1,47 +1,73 @@
-"""When keys were last used: noted in memory by each request, written in batches beside them.
+"""How keys are used: noted in memory by each request, written in batches beside them.
 
-A key's row is written at most once in ten seconds whatever its traffic, and never by a request. A process that is
-killed loses what it noted in its last second, and of busy keys the last ten.
+A request never writes. A key's row is written at most once in ten seconds whatever its traffic; the exact counts are
+rows of their own, by hour, outcome, scope and caller. A process that is killed loses what it noted since its last
+flush, a second ago; a batch whose answer was lost is recognised by its id and not counted twice.
 """
 
 import atexit
 import json
 import logging
 import threading
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from multiprocessing import util as multiprocessing_util
+from typing import Any, NamedTuple
 
-from sqlalchemy import bindparam, text, update
+from sqlalchemy import bindparam, delete, text, update
 
-from portal.rules.credentials import KeyDigest
-from portal.services.key_check import Caller
-from portal.store.database import Database
-from portal.store.models import ApiKey
+from portal.rules.credentials import KeyDigest, new_id
+from portal.store.database import Database, Session
+from portal.store.models import ApiKey, RefusedRequest, UsageBatch
 
 _log = logging.getLogger(__name__)
 
+ACCEPTED = "accepted"
 FLUSH_EVERY = 1.0  # seconds
 WRITE_EVERY = timedelta(seconds=10)
+KEEP_REFUSALS = timedelta(days=30)
+_KEEP_BATCHES = timedelta(hours=1)
+_PRUNE_EVERY = timedelta(hours=1)
+_MAX_REFUSALS = 20  # told in full of one key between two flushes; the others only count
+_MAX_ROWS = 20_000  # counted apart between two flushes; beyond, callers are no longer told apart
 _REMEMBERED = 100_000  # keys whose last write a process remembers
 
-Note = tuple[datetime, str | None, str]  # when, from which address, by which client
 
-# One statement a flush: a batch sent row by row would trade the interpreter lock with requests once a row.
-_SQLITE = """
-UPDATE api_key SET last_used_at = used.at, last_used_address = used.address, last_used_client = used.client
-FROM (SELECT value ->> 0 AS id, value ->> 1 AS at, value ->> 2 AS since, value ->> 3 AS address, value ->> 4 AS client
-      FROM json_each(:batch)) AS used
-WHERE api_key.id = used.id AND (api_key.last_used_at IS NULL OR api_key.last_used_at <= used.since)
-RETURNING api_key.id
-"""
-_POSTGRESQL = """
-UPDATE api_key SET last_used_at = used.at, last_used_address = used.address, last_used_client = used.client
-FROM (SELECT (value ->> 0)::bigint AS id, (value ->> 1)::timestamp AT TIME ZONE 'UTC' AS at,
-             (value ->> 2)::timestamp AT TIME ZONE 'UTC' AS since, value ->> 3 AS address, value ->> 4 AS client
-      FROM json_array_elements(CAST(:batch AS json)) AS value) AS used
-WHERE api_key.id = used.id AND (api_key.last_used_at IS NULL OR api_key.last_used_at <= used.since)
-RETURNING api_key.id
-"""
+class Use(NamedTuple):
+    """What counts together: requests of one key in one hour with one outcome and scope, from one caller."""
+
+    key: int
+    hour: int
+    outcome: str
+    scope: str
+    address: str
+    client: str
+
+
+class Request(NamedTuple):
+    """One request with a known key, as the notes need it."""
+
+    key: int
+    at: datetime
+    request_id: str
+    method: str
+    path: str
+    status: int
+    scope: str
+    address: str
+    client: str
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Notes between two flushes; once it was tried, it is written as it is or not at all."""
+
+    id: str = field(default_factory=lambda: new_id("use"))
+    counts: dict[Use, list[Any]] = field(default_factory=dict)  # count, first and last moment
+    firsts: dict[int, Request] = field(default_factory=dict)
+    refused: list[tuple[Request, str]] = field(default_factory=list)
+    refused_of: dict[int, int] = field(default_factory=dict)
+    digests: dict[int, tuple[KeyDigest, str]] = field(default_factory=dict)
 
 
 class Usage:
@@ -49,75 +75,131 @@ class Usage:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._statement = text(_SQLITE if database.is_sqlite else _POSTGRESQL)
-        self._lock = threading.Lock()
-        self._noted: dict[int, Note] = {}
-        self._held: dict[int, Note] = {}
-        self._written: dict[int, datetime] = {}
-        self._digests: dict[int, tuple[KeyDigest, str]] = {}
+        dialect = "sqlite" if database.is_sqlite else "postgresql"
+        self._count, self._touch, self._first = (text(statements[dialect]) for statements in (_COUNT, _TOUCH, _FIRST))
+        self._batch = _Batch()
+        self._pending: _Batch | None = None
+        self._touched: dict[int, datetime] = {}
+        self._pruned_at: datetime | None = None
+        self._noting = threading.Lock()  # held for a moment by each request
+        self._lock = threading.Lock()  # held by the one that writes
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
         self._at_exit: multiprocessing_util.Finalize | None = None
 
-    def note(self, caller: Caller, at: datetime, address: str | None, client: str) -> None:
-        """Remember that a key was used; cheap, and never fails a request."""
-        self._noted[caller.key_pk] = (at, address, client)
-        if caller.new_digest:
-            self._digests[caller.key_pk] = caller.new_digest
+    def accepted(self, request: Request, *, is_first: bool, new_digest: tuple[KeyDigest, str] | None) -> None:
+        """Note a request that its key was good for; `is_first` when the key's row tells of none before."""
+        with self._noting:
+            batch = self._batch
+            self._count_one(batch, request, ACCEPTED)
+            if is_first:
+                batch.firsts.setdefault(request.key, request)
+            if new_digest:
+                batch.digests[request.key] = new_digest
         if self._thread is None:
             self._start()
 
-    def flush(self, *, everything: bool = True) -> None:
-        """Write what was noted; without `everything`, no row written in the last ten seconds. Never raises."""
+    def refused(self, request: Request, reason: str) -> None:
+        """Note a refused request of a known key."""
+        with self._noting:
+            batch = self._batch
+            self._count_one(batch, request, reason)
+            told = batch.refused_of.get(request.key, 0)
+            if told < _MAX_REFUSALS:
+                batch.refused_of[request.key] = told + 1
+                batch.refused.append((request, reason))
+        if self._thread is None:
+            self._start()
+
+    def _count_one(self, batch: _Batch, request: Request, outcome: str) -> None:
+        at = request.at
+        use = Use(request.key, int(at.timestamp()) // 3600, outcome, request.scope, request.address, request.client)
+        count = batch.counts.get(use)
+        if count is None and len(batch.counts) >= _MAX_ROWS:
+            use = use._replace(address="", client="")
+            count = batch.counts.get(use)
+        if count is None:
+            batch.counts[use] = [1, at, at]
+        else:
+            count[0] += 1
+            count[2] = at
+
+    def flush(self) -> None:
+        """Write what was noted. Never raises: a batch that cannot be written is kept for the next try."""
         with self._lock:
-            noted = self._take(everything=everything)
-            digests, self._digests = self._digests, {}
-            if not noted and not digests:
+            batch = self._pending
+            if batch is None:
+                with self._noting:
+                    batch, self._batch = self._batch, _Batch()
+            if not batch.counts:
                 return
             try:
-                written = self._write(noted, digests, timedelta() if everything else WRITE_EVERY)
+                with self._database.transaction() as session:
+                    self._write(session, batch)
+                self._pending = None
             except Exception:
                 _log.exception("usage could not be written; it is kept for the next try")
-                self._noted = noted | self._noted
-                self._digests = digests | self._digests
-                return
-        for key, note in noted.items():
-            self._written[key] = note[0]
-            if key in written or everything:
-                self._held.pop(key, None)
-            else:  # another process wrote this row moments ago
-                self._held[key] = note
+                self._pending = batch
 
-    def _take(self, *, everything: bool) -> dict[int, Note]:
-        taken = self._held if everything else {}
-        for key, note in list(self._noted.items()):
-            written = self._written.get(key)
-            if everything or written is None or note[0] - written >= WRITE_EVERY:
-                taken[key] = self._noted.pop(key)
-        if everything:
-            self._held = {}
-        if len(self._written) > _REMEMBERED:
-            self._written.clear()
-        return taken
+    def _write(self, session: Session, batch: _Batch) -> None:
+        last = max(count[2] for count in batch.counts.values())
+        if not session.scalar(_NEW_BATCH, {"id": batch.id, "at": _stored(last, self._database)}):
+            return  # the try before had succeeded, only its answer was lost
+        rows = [(*use, count, _text(first), _text(last)) for use, (count, first, last) in batch.counts.items()]
+        session.execute(self._count, {"rows": json.dumps(rows)})
+        if touched := self._due(batch):
+            session.execute(self._touch, {"rows": json.dumps(touched)})
+        if batch.firsts:
+            firsts = [
+                (first.key, _text(first.at), first.method, _path(first), first.status, first.address)
+                for first in batch.firsts.values()
+            ]
+            session.execute(self._first, {"rows": json.dumps(firsts)})
+        session.add_all(
+            RefusedRequest(
+                request_id=request.request_id,
+                key_id=request.key,
+                at=request.at,
+                reason=reason,
+                required=request.scope,
+                method=request.method,
+                path=_path(request),
+                address=request.address,
+                client=request.client,
+            )
+            for request, reason in batch.refused
+        )
+        if batch.digests:
+            move = (
+                update(ApiKey)
+                .where(ApiKey.id == bindparam("pk"))
+                .values(digest=bindparam("d"), pepper_id=bindparam("p"))
+            )
+            rows_of = [{"pk": key, "d": digest, "p": pepper} for key, (digest, pepper) in batch.digests.items()]
+            session.connection().execute(move, rows_of)
+        self._prune(session, last)
 
-    def _write(self, noted: dict[int, Note], digests: dict[int, tuple[KeyDigest, str]], gap: timedelta) -> set[int]:
-        """Write a batch; a row that any process wrote less than `gap` before its note is left alone."""
-        batch = [
-            (key, _sortable(at), _sortable(at - gap), address, client) for key, (at, address, client) in noted.items()
-        ]
-        written: set[int] = set()
-        with self._database.transaction() as session:
-            if batch:
-                written.update(session.scalars(self._statement, {"batch": json.dumps(batch)}))
-            if digests:
-                move = (
-                    update(ApiKey)
-                    .where(ApiKey.id == bindparam("pk"))
-                    .values(digest=bindparam("d"), pepper_id=bindparam("p"))
-                )
-                rows = [{"pk": key, "d": digest, "p": pepper} for key, (digest, pepper) in digests.items()]
-                session.connection().execute(move, rows)
-        return written
+    def _due(self, batch: _Batch) -> list[tuple[Any, ...]]:
+        """List the keys whose row is to say when they were last used: none that this process told of just now."""
+        latest: dict[int, tuple[datetime, Use]] = {}
+        for use, (_, _, last) in batch.counts.items():
+            if use.outcome == ACCEPTED and (use.key not in latest or latest[use.key][0] < last):
+                latest[use.key] = (last, use)
+        if len(self._touched) > _REMEMBERED:
+            self._touched.clear()
+        due = []
+        for key, (last, use) in latest.items():
+            before = self._touched.get(key)
+            if before is None or last - before >= WRITE_EVERY:
+                self._touched[key] = last
+                due.append((key, _text(last), _text(last - WRITE_EVERY), use.address, use.client))
+        return due
+
+    def _prune(self, session: Session, now: datetime) -> None:
+        if self._pruned_at is None or now - self._pruned_at >= _PRUNE_EVERY:
+            self._pruned_at = now
+            session.execute(delete(RefusedRequest).where(RefusedRequest.at < now - KEEP_REFUSALS))
+            session.execute(delete(UsageBatch).where(UsageBatch.at < now - _KEEP_BATCHES))
 
     def _start(self) -> None:
         """Start writing with the first note, so that no thread exists before the server has forked or spawned."""
@@ -126,24 +208,94 @@ class Usage:
                 self._thread = threading.Thread(target=self._run, name="usage", daemon=True)
                 self._thread.start()
                 # Both, because servers differ: granian's workers run Finalize and no atexit, others the reverse.
-                atexit.register(self.flush)
-                self._at_exit = multiprocessing_util.Finalize(None, self.flush, exitpriority=100)
+                atexit.register(self._finish)
+                self._at_exit = multiprocessing_util.Finalize(None, self._finish, exitpriority=100)
 
     def _run(self) -> None:
         while not self._closing.wait(FLUSH_EVERY):
-            self.flush(everything=False)
+            self.flush()
+
+    def _finish(self) -> None:
+        self.flush()
+        if self._pending is None:
+            self.flush()  # what was noted while an older batch waited
 
     def close(self) -> None:
         """Write everything down and stop the thread."""
         if self._thread is not None:
             self._closing.set()
             self._thread.join()
-            atexit.unregister(self.flush)
+            atexit.unregister(self._finish)
         if self._at_exit is not None:
             self._at_exit.cancel()
-        self.flush()
+        self._finish()
 
 
-def _sortable(moment: datetime) -> str:
-    """Write a UTC moment as SQLite keeps it, so that the statement can compare the two as text."""
+def _text(moment: datetime) -> str:
+    """Write a UTC moment as SQLite keeps it, so that statements can compare the two as text."""
     return moment.replace(tzinfo=None).isoformat(" ", "microseconds")
+
+
+def _path(request: Request) -> str:
+    """Make a path that somebody sent storable."""
+    return "".join(each if each.isprintable() else "\ufffd" for each in request.path[:200])
+
+
+def _stored(moment: datetime, database: Database) -> Any:
+    return _text(moment) if database.is_sqlite else moment
+
+
+# One statement for all rows of a kind: sent row by row, a batch would trade the interpreter lock with requests.
+_NEW_BATCH = text("INSERT INTO usage_batch (id, at) VALUES (:id, :at) ON CONFLICT DO NOTHING RETURNING id")
+_COUNT = {
+    "sqlite": """
+INSERT INTO usage (key_id, hour, outcome, scope, address, client, count, first_at, last_at)
+SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6, value ->> 7,
+       value ->> 8
+FROM json_each(:rows) WHERE true
+ON CONFLICT (key_id, hour, outcome, scope, address, client) DO UPDATE SET
+    count = usage.count + excluded.count,
+    first_at = min(usage.first_at, excluded.first_at),
+    last_at = max(usage.last_at, excluded.last_at)
+""",
+    "postgresql": """
+INSERT INTO usage (key_id, hour, outcome, scope, address, client, count, first_at, last_at)
+SELECT (row ->> 0)::integer, (row ->> 1)::integer, row ->> 2, row ->> 3, row ->> 4, row ->> 5, (row ->> 6)::integer,
+       (row ->> 7)::timestamp AT TIME ZONE 'UTC', (row ->> 8)::timestamp AT TIME ZONE 'UTC'
+FROM json_array_elements(CAST(:rows AS json)) AS row
+ORDER BY 1, 2, 3, 4, 5, 6
+ON CONFLICT (key_id, hour, outcome, scope, address, client) DO UPDATE SET
+    count = usage.count + excluded.count,
+    first_at = least(usage.first_at, excluded.first_at),
+    last_at = greatest(usage.last_at, excluded.last_at)
+""",
+}
+_TOUCH = {
+    "sqlite": """
+UPDATE api_key SET last_used_at = used.at, last_used_address = used.address, last_used_client = used.client
+FROM (SELECT value ->> 0 AS id, value ->> 1 AS at, value ->> 2 AS since, value ->> 3 AS address, value ->> 4 AS client
+      FROM json_each(:rows)) AS used
+WHERE api_key.id = used.id AND (api_key.last_used_at IS NULL OR api_key.last_used_at <= used.since)
+""",
+    "postgresql": """
+UPDATE api_key SET last_used_at = used.at, last_used_address = used.address, last_used_client = used.client
+FROM (SELECT (row ->> 0)::bigint AS id, (row ->> 1)::timestamp AT TIME ZONE 'UTC' AS at,
+             (row ->> 2)::timestamp AT TIME ZONE 'UTC' AS since, row ->> 3 AS address, row ->> 4 AS client
+      FROM json_array_elements(CAST(:rows AS json)) AS row ORDER BY 1) AS used
+WHERE api_key.id = used.id AND (api_key.last_used_at IS NULL OR api_key.last_used_at <= used.since)
+""",
+}
+_FIRST = {
+    "sqlite": """
+INSERT INTO first_request (key_id, at, method, path, status, address)
+SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5 FROM json_each(:rows) WHERE true
+ON CONFLICT DO NOTHING
+""",
+    "postgresql": """
+INSERT INTO first_request (key_id, at, method, path, status, address)
+SELECT (row ->> 0)::integer, (row ->> 1)::timestamp AT TIME ZONE 'UTC', row ->> 2, row ->> 3, (row ->> 4)::integer,
+       row ->> 5
+FROM json_array_elements(CAST(:rows AS json)) AS row
+ON CONFLICT DO NOTHING
+""",
+}

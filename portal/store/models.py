@@ -145,8 +145,8 @@ class ApiKey(Base):
             "member_id",
             "name_folded",
             unique=True,
-            sqlite_where=text("revoked_at IS NULL"),
-            postgresql_where=text("revoked_at IS NULL"),
+            sqlite_where=text("revoked_at IS NULL AND retires_at IS NULL"),
+            postgresql_where=text("revoked_at IS NULL AND retires_at IS NULL"),
         ),
         Index("ix_api_key_workspace_id_id", "workspace_id", "id"),
     )
@@ -170,16 +170,20 @@ class ApiKey(Base):
     deactivated_by_id: Mapped[int | None] = mapped_column(ForeignKey("member.id"))
     revoked_at: Mapped[datetime | None]
     revoked_by_id: Mapped[int | None] = mapped_column(ForeignKey("member.id"))
+    # About when, for sorting: written at most once in ten seconds. What happened exactly is in `usage`.
     last_used_at: Mapped[datetime | None]
     last_used_address: Mapped[str | None] = mapped_column(String(45))
     last_used_client: Mapped[str | None] = mapped_column(String(60))
+    # Rotation: a successor names its predecessor, which works until `retires_at` at most.
+    replaces_id: Mapped[int | None] = mapped_column(ForeignKey("api_key.id"), unique=True)
+    retires_at: Mapped[datetime | None]
 
     member: Mapped[Member] = relationship(lazy="raise", foreign_keys=[member_id])
     created_by: Mapped[Member] = relationship(lazy="raise", foreign_keys=[created_by_id])
 
     def state_at(self, now: datetime) -> KeyState:
         """Say what this key is at a moment, its owner's state and access aside."""
-        if self.revoked_at is not None:
+        if self.revoked_at is not None or (self.retires_at is not None and now >= self.retires_at):
             return KeyState.REVOKED
         if self.expires_at is not None and now >= self.expires_at:
             return KeyState.EXPIRED
@@ -195,6 +199,62 @@ class KeyScope(Base):
     key_id: Mapped[int] = mapped_column(ForeignKey("api_key.id"), primary_key=True)
     app_id: Mapped[int] = mapped_column(ForeignKey("app.id"), primary_key=True, index=True)
     action: Mapped[str] = mapped_column(String(5), primary_key=True)
+
+
+class Usage(Base):
+    """How often a key was used in one hour, in one way, from one place. `hour` counts from 1970 in UTC."""
+
+    __tablename__ = "usage"
+
+    key_id: Mapped[int] = mapped_column(ForeignKey("api_key.id"), primary_key=True)
+    hour: Mapped[int] = mapped_column(primary_key=True)
+    outcome: Mapped[str] = mapped_column(String(20), primary_key=True)  # `accepted`, or why it was refused
+    scope: Mapped[str] = mapped_column(String(50), primary_key=True)  # '' where none is needed
+    address: Mapped[str] = mapped_column(String(45), primary_key=True)
+    client: Mapped[str] = mapped_column(String(60), primary_key=True)
+    count: Mapped[int]
+    first_at: Mapped[datetime]
+    last_at: Mapped[datetime]
+
+
+class UsageBatch(Base):
+    """A batch of notes that was written, so that one whose answer was lost is not counted twice."""
+
+    __tablename__ = "usage_batch"
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    at: Mapped[datetime] = mapped_column(index=True)
+
+
+class RefusedRequest(Base):
+    """One refused request of a known key, kept for 30 days so that it can be explained."""
+
+    __tablename__ = "refused_request"
+    __table_args__ = (Index("ix_refused_request_key_id_id", "key_id", "id"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    request_id: Mapped[str] = mapped_column(String(40), unique=True)
+    key_id: Mapped[int] = mapped_column(ForeignKey("api_key.id"))
+    at: Mapped[datetime] = mapped_column(index=True)
+    reason: Mapped[str] = mapped_column(String(20))
+    required: Mapped[str] = mapped_column(String(80))
+    method: Mapped[str] = mapped_column(String(10))
+    path: Mapped[str] = mapped_column(String(200))
+    address: Mapped[str] = mapped_column(String(45))
+    client: Mapped[str] = mapped_column(String(60))
+
+
+class FirstRequest(Base):
+    """The first request that a key was accepted with: "it works"."""
+
+    __tablename__ = "first_request"
+
+    key_id: Mapped[int] = mapped_column(ForeignKey("api_key.id"), primary_key=True)
+    at: Mapped[datetime]
+    method: Mapped[str] = mapped_column(String(10))
+    path: Mapped[str] = mapped_column(String(200))
+    status: Mapped[int]
+    address: Mapped[str] = mapped_column(String(45))
 
 
 class Record(Base):

@@ -49,7 +49,7 @@ def me(caller: Caller) -> Response:
                 "environment": caller.environment,
                 "scopes": caller.reach.texts,
                 "effectiveScopes": caller.reach.effective_texts,
-                "expiresAt": _moment(caller.expires_at) if caller.expires_at else None,
+                "expiresAt": _moment(caller.ends_at) if caller.ends_at else None,
             },
         }
     )

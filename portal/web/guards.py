@@ -18,7 +18,6 @@ from portal.store.models import Account, UserSession
 from portal.web.http import (
     answer,
     carried_answers,
-    client_label,
     go_to,
     is_api,
     is_fragment,
@@ -156,9 +155,9 @@ def with_key(action: Action | None = None) -> Callable[[View], View]:
                 now=now,
             )
             g.caller = caller
-            here.usage.note(caller, now, environ["REMOTE_ADDR"], client_label(environ))
             if action is not None:
-                caller.require(Scope(values["app"], action))
+                g.scope = Scope(values["app"], action)
+                caller.require(g.scope)
             return view(caller, **values)
 
         return _declare(guarded, Audience.KEY)

@@ -35,7 +35,7 @@ from portal.rules.errors import (
     Unreadable,
     UnsupportedType,
 )
-from portal.services import audit
+from portal.services import audit, usage
 from portal.services.key_check import KeyCheck
 from portal.services.usage import Usage
 from portal.settings import Settings
@@ -190,12 +190,30 @@ def _finish(response: Response) -> Response:
         headers["Cache-Control"] = "no-store"
         if caller := g.get("caller"):
             headers["X-Environment"] = caller.environment
-            if caller.expires_at:
-                headers["X-Key-Expires-At"], headers["Sunset"] = _expiry(caller.expires_at)
+            if caller.ends_at:
+                headers["X-Key-Expires-At"], headers["Sunset"] = _expiry(caller.ends_at)
+            if "refused" not in g:
+                use = _use(caller.key_pk, str(g.get("scope", "")), response.status_code)
+                portal().usage.accepted(use, is_first=caller.is_unused, new_digest=caller.new_digest)
     elif request.endpoint != "static" or response.status_code != 200:
         headers["Cache-Control"] = "no-store"
         response.vary.update(("Cookie", "HX-Request"))
     return response
+
+
+def _use(key: int, scope: str, status: int) -> usage.Request:
+    environ = request.environ
+    return usage.Request(
+        key,
+        g.now,
+        g.request_id,
+        environ["REQUEST_METHOD"],
+        environ["PATH_INFO"],
+        status,
+        scope,
+        environ["REMOTE_ADDR"] or "",
+        client_label(environ),
+    )
 
 
 @lru_cache(maxsize=4096)
@@ -365,9 +383,12 @@ _KEY_WORDS = {
 
 
 def _refuse_key(error: KeyRefused) -> Response:
-    """Answer 401 or 403 with the challenge of RFC 6750; a known key's exact reason goes to the log."""
-    if error.key_id:  # a flood of garbage must not fill the disk, and its answers say all there is to know
+    """Answer 401 or 403 with the challenge of RFC 6750; a known key's exact reason is kept under the request id."""
+    if error.key_pk is not None:  # a flood of garbage must not fill the disk, and its answers say all there is to know
         _log.info("a key was refused", extra={"reason": str(error.refusal), "key_id": error.key_id})
+        g.refused = error
+        status = 401 if error.required is None else 403
+        portal().usage.refused(_use(error.key_pk, error.required or "", status), str(error.refusal))
     challenge = f'Bearer realm="{PRODUCT}"'
     if error.required is None:
         if error.refusal is not Refusal.MISSING:
