@@ -1,11 +1,11 @@
-"""How long a key lives: the four choices (contract, section 2), counted in days of exactly 86,400 seconds."""
+"""How long a key lives, and how long the old one of a rotation goes on: the choices of contract, section 2."""
 
 from datetime import datetime, timedelta
 from enum import StrEnum
 
 
 class Lifetime(StrEnum):
-    """The choices of the generate form."""
+    """The choices of the generate form; a day has exactly 86,400 seconds."""
 
     DAYS_30 = "30d"
     DAYS_90 = "90d"
@@ -17,5 +17,29 @@ class Lifetime(StrEnum):
         days = _DAYS[self]
         return start + timedelta(seconds=days * 86_400) if days else None
 
+    @classmethod
+    def like(cls, start: datetime, end: datetime | None) -> "Lifetime":
+        """Find the choice of the same length as a key's life so far planned; 90 days when there is none."""
+        return next((each for each in cls if each.ends_at(start) == end), cls.DAYS_90)
+
 
 _DAYS = {Lifetime.DAYS_30: 30, Lifetime.DAYS_90: 90, Lifetime.YEAR: 365, Lifetime.NEVER: 0}
+
+
+class Overlap(StrEnum):
+    """How long a key that is being replaced keeps working."""
+
+    NONE = "0"
+    HOUR = "1h"
+    DAY = "24h"
+    WEEK = "7d"
+    UNTIL = "until"  # it is retired by hand, 30 days at most
+
+    def ends_at(self, now: datetime, expires_at: datetime | None) -> datetime:
+        """Give the moment at which the old key stops: never past its own expiry."""
+        end = now + timedelta(hours=_HOURS[self])
+        return min(end, expires_at) if expires_at else end
+
+
+_HOURS = {Overlap.NONE: 0, Overlap.HOUR: 1, Overlap.DAY: 24, Overlap.WEEK: 168, Overlap.UNTIL: 720}
+LONGEST_OVERLAP = timedelta(hours=720)

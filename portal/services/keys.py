@@ -24,7 +24,7 @@ from portal.rules.access import (
 )
 from portal.rules.credentials import Keyring, PlainKey, new_id
 from portal.rules.errors import AlreadyShown, Attempt, Conflict, Forbidden, Invalid, NotFound, Unavailable
-from portal.rules.lifetimes import Lifetime
+from portal.rules.lifetimes import Lifetime, Overlap
 from portal.services import audit, members
 from portal.services.actor import Actor
 from portal.services.audit import Event
@@ -52,6 +52,8 @@ class Draft:
     scopes: Sequence[str] = ()
     expires: str = Lifetime.DAYS_90
     form_id: str = ""
+    replaces: str = ""  # the id of a key that this one is to take over from
+    overlap: str = Overlap.DAY
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +159,7 @@ class Page:
 def list_for(session: Session, actor: Actor, seat: Seat, keyring: Keyring, *, tab: str, number: int) -> Page:
     """List the keys that are not deleted: one's own (`me`), API members' (`api`), or everybody's (`all`)."""
     condition = {"me": ApiKey.member_id == seat.member.id, "api": Member.account_id.is_(None)}.get(tab)
-    statement = _visible(seat).where(ApiKey.revoked_at.is_(None))
+    statement = visible_to(seat).where(*_standing(actor.at))
     if condition is not None:
         statement = statement.where(condition)
     total = session.scalar(select(func.count()).select_from(statement.with_only_columns(ApiKey.id).subquery())) or 0
@@ -168,13 +170,19 @@ def list_for(session: Session, actor: Actor, seat: Seat, keyring: Keyring, *, ta
 
 def get(session: Session, actor: Actor, seat: Seat, keyring: Keyring, key_id: str) -> KeyView:
     """Find a key that this seat may see; NotFound for any other."""
-    key = session.scalar(_visible(seat).where(ApiKey.public_id == key_id))
+    key = session.scalar(visible_to(seat).where(ApiKey.public_id == key_id))
     if key is None:
         raise NotFound()
     return _views(session, seat, keyring, [key], actor.at)[0]
 
 
-def _visible(seat: Seat) -> Select[ApiKey]:
+def _standing(now: datetime) -> tuple[ColumnElement[bool], ...]:
+    """Give the conditions under which a key is neither deleted nor retired."""
+    return ApiKey.revoked_at.is_(None), or_(ApiKey.retires_at.is_(None), ApiKey.retires_at > now)
+
+
+def visible_to(seat: Seat) -> Select[ApiKey]:
+    """Select the keys that a seat may see, each with its owner."""
     statement = (
         select(ApiKey)
         .join(Member, Member.id == ApiKey.member_id)
@@ -193,7 +201,7 @@ def _managed(seat: Seat) -> ColumnElement[bool]:
 
 
 def _views(session: Session, seat: Seat, keyring: Keyring, keys: Sequence[ApiKey], now: datetime) -> list[KeyView]:
-    scopes = _scope_views(session, keys)
+    scopes = scope_views(session, keys)
     creators = {key.created_by_id for key in keys} - {key.member_id for key in keys} - {seat.member.id}
     names = {seat.member.id: seat.member.name, **{key.member_id: key.member.name for key in keys}}
     if creators:
@@ -234,7 +242,7 @@ def _view(
     )
 
 
-def _scope_views(session: Session, keys: Sequence[ApiKey]) -> dict[int, list[ScopeView]]:
+def scope_views(session: Session, keys: Sequence[ApiKey]) -> dict[int, list[ScopeView]]:
     """Read the scopes of several keys at once, with what each owner has now."""
     owner = {key.id: key.member for key in keys}
     rows = session.execute(
@@ -287,27 +295,31 @@ def plan(session: Session, actor: Actor, draft: Draft, *, lock: bool = False) ->
 def first_draft(session: Session, actor: Actor, seat: Seat, *, similar_to: str = "", add: str = "") -> Draft:
     """Fill a new form; with `similar_to`, from that key's answers and the scope `add` that it lacked."""
     draft = Draft(owner=seat.member.public_id, form_id=new_id("form"))
-    key = session.scalar(_visible(seat).where(ApiKey.public_id == similar_to)) if similar_to else None
+    key = session.scalar(visible_to(seat).where(ApiKey.public_id == similar_to)) if similar_to else None
     if key is None:
         return draft
-    scopes = [view.text for view in _scope_views(session, [key]).get(key.id, [])]
+    scopes = [view.text for view in scope_views(session, [key]).get(key.id, [])]
     added = [add] if Scope.parse(add) and add not in scopes else []
     owner = key.member.public_id if key.member.is_api else draft.owner
     return Draft(key.name, key.note, owner, key.environment, [*scopes, *added], draft.expires, draft.form_id)
 
 
-def create(session: Session, actor: Actor, keyring: Keyring, draft: Draft) -> tuple[KeyView, PlainKey]:
+def create(
+    session: Session, actor: Actor, keyring: Keyring, draft: Draft, *, replaced: ApiKey | None = None
+) -> tuple[KeyView, PlainKey]:
     """Generate the key of a draft; give it with its text, which is nowhere else.
 
+    `replaced` is the key that it takes over from: one that counts no more and whose name is free (see `rotation`).
     Raises Invalid with every answer to mend, AlreadyShown when this form made its key before, Conflict at the limit.
     """
     planned = plan(session, actor, draft, lock=True)
-    if made_before := _made_by_form(session, actor, draft.form_id):  # asked once the lock is held: it may just have
+    if made_before := made_by_form(session, actor, draft.form_id):  # asked once the lock is held: it may just have
         raise AlreadyShown(made_before)
     owner = planned.owner
     if planned.problems or owner is None:
         raise Invalid(planned.problems, attempt=_overreach(planned))
-    _check_limit(session, owner, actor.at)
+    if replaced is None:
+        _check_limit(session, owner, actor.at)
     plain, digest, pepper_id = keyring.mint(Environment(draft.environment))
     name = text.clean_line(draft.name) or ""
     key = ApiKey(
@@ -325,6 +337,7 @@ def create(session: Session, actor: Actor, keyring: Keyring, draft: Draft) -> tu
         created_at=actor.at,
         created_by_id=planned.seat.member.id,
         expires_at=planned.expires_at,
+        replaces_id=replaced.id if replaced else None,
     )
     key.member = owner.member
     _insert(session, actor, key, is_mine=owner.is_me)
@@ -332,7 +345,7 @@ def create(session: Session, actor: Actor, keyring: Keyring, draft: Draft) -> tu
     session.add_all(
         KeyScope(key_id=key.id, app_id=app_ids[scope.app], action=str(scope.action)) for scope in planned.scopes
     )
-    _tell(session, actor, Event.KEY_GENERATED, key, _facts(key, owner, planned.scopes))
+    tell(session, actor, Event.KEY_GENERATED, key, _facts(key, owner, planned.scopes))
     session.flush()
     return _views(session, planned.seat, keyring, [key], actor.at)[0], plain
 
@@ -410,7 +423,7 @@ def _check_scopes(
     elif len(draft.scopes) > _MAX_SCOPES:
         problems["scopes"] = f"Choose at most {_MAX_SCOPES} scopes."
     elif odd := [written for written, scope in parsed.items() if scope is None or scope.app not in mine]:
-        problems["scopes"] = f"{_quoted(odd[0])} is not a scope. Choose from the list."
+        problems["scopes"] = f"{quoted(odd[0])} is not a scope. Choose from the list."
     elif repeated := [written for written, count in Counter(draft.scopes).items() if count > 1]:
         problems["scopes"] = f"{repeated[0]} is given twice. Choose each scope once."
     elif beyond and owner:
@@ -419,7 +432,8 @@ def _check_scopes(
     return good, beyond
 
 
-def _quoted(written: str) -> str:
+def quoted(written: str) -> str:
+    """Repeat what somebody sent, made harmless and short."""
     return "“" + (text.clean_line(written) or "…")[:60] + "”"
 
 
@@ -435,6 +449,7 @@ def _check_limit(session: Session, owner: Owner, now: datetime) -> None:
     standing = select(func.count()).where(
         ApiKey.member_id == owner.member.id,
         ApiKey.revoked_at.is_(None),
+        ApiKey.retires_at.is_(None),  # a rotating pair counts once
         or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now),
     )
     count = session.scalar(standing) or 0
@@ -450,14 +465,15 @@ def _insert(session: Session, actor: Actor, key: ApiKey, *, is_mine: bool) -> No
             session.add(key)
     except IntegrityError as error:
         rule = broken_rule(error)
-        if "form_id" in rule and (made_before := _made_by_form(session, actor, key.form_id or "")):
+        if "form_id" in rule and (made_before := made_by_form(session, actor, key.form_id or "")):
             raise AlreadyShown(made_before) from None
         if "name" in rule:
             _refuse_name(session, actor, key, is_mine=is_mine)
         raise Unavailable("The key could not be made. Try again.") from error
 
 
-def _made_by_form(session: Session, actor: Actor, form_id: str) -> str | None:
+def made_by_form(session: Session, actor: Actor, form_id: str) -> str | None:
+    """Name the key that a form of the actor's made before, if it did."""
     _, member_id = actor.seat
     if not form_id:
         return None
@@ -482,35 +498,35 @@ def _refuse_name(session: Session, actor: Actor, key: ApiKey, *, is_mine: bool) 
 
 def deactivate(session: Session, actor: Actor, keyring: Keyring, key_id: str) -> KeyView:
     """Stop a key until it is reactivated; from the commit on every request with it is refused."""
-    seat, key = _hold(session, actor, key_id, Event.KEY_DEACTIVATED)
+    seat, key = hold(session, actor, key_id, Event.KEY_DEACTIVATED)
     if key.state_at(actor.at) is not KeyState.ACTIVE:
         raise _changed_meanwhile(session, key, actor.at)
     key.deactivated_at = actor.at
     key.deactivated_by_id = seat.member.id
-    return _changed(session, actor, seat, keyring, key, Event.KEY_DEACTIVATED)
+    return changed(session, actor, seat, keyring, key, Event.KEY_DEACTIVATED)
 
 
 def reactivate(session: Session, actor: Actor, keyring: Keyring, key_id: str) -> KeyView:
     """Let a deactivated key work again, with the same scopes; never another human's."""
-    seat, key = _hold(session, actor, key_id, Event.KEY_REACTIVATED)
+    seat, key = hold(session, actor, key_id, Event.KEY_REACTIVATED)
     if key.member_id != seat.member.id and not key.member.is_api:
         attempt = Attempt(Event.KEY_REACTIVATED, key.public_id, key.name)
         raise Forbidden(ONLY_ITS_OWNER, attempt=attempt)
     if key.state_at(actor.at) is not KeyState.DEACTIVATED:
         raise _changed_meanwhile(session, key, actor.at)
     key.deactivated_at = key.deactivated_by_id = None
-    return _changed(session, actor, seat, keyring, key, Event.KEY_REACTIVATED)
+    return changed(session, actor, seat, keyring, key, Event.KEY_REACTIVATED)
 
 
 def delete(session: Session, actor: Actor, keyring: Keyring, key_id: str, *, typed: str) -> KeyView:
     """Stop a key for ever. One that is in use asks for its name, so that nobody ends the wrong one in a hurry."""
-    seat, key = _hold(session, actor, key_id, Event.KEY_DELETED)
+    seat, key = hold(session, actor, key_id, Event.KEY_DELETED)
     is_busy = key.last_used_at is not None and actor.at - key.last_used_at < BUSY
     if is_busy and text.fold(text.clean_line(typed) or "") != key.name_folded:
         raise Invalid({"name": f"Type {key.name} exactly to delete it."})
     key.revoked_at = actor.at
     key.revoked_by_id = seat.member.id
-    return _changed(session, actor, seat, keyring, key, Event.KEY_DELETED)
+    return changed(session, actor, seat, keyring, key, Event.KEY_DELETED)
 
 
 def list_all(session: Session, actor: Actor, workspace: Workspace, keyring: Keyring) -> list[dict[str, Any]]:
@@ -522,7 +538,7 @@ def list_all(session: Session, actor: Actor, workspace: Workspace, keyring: Keyr
         .where(ApiKey.workspace_id == workspace.id, ApiKey.revoked_at.is_(None))
         .order_by(ApiKey.id)
     ).all()
-    scopes = _scope_views(session, rows)
+    scopes = scope_views(session, rows)
     return [
         {
             "id": key.public_id,
@@ -560,10 +576,10 @@ def revoke(session: Session, actor: Actor, key_id: str) -> str:
     return key.name
 
 
-def _hold(session: Session, actor: Actor, key_id: str, event: Event) -> tuple[Seat, ApiKey]:
+def hold(session: Session, actor: Actor, key_id: str, event: Event) -> tuple[Seat, ApiKey]:
     """Lock a key that the actor may stop; NotFound for any other and for a deleted one."""
     seat = members.seat_of(session, actor)
-    statement = _visible(seat).where(ApiKey.public_id == key_id, ApiKey.revoked_at.is_(None))
+    statement = visible_to(seat).where(ApiKey.public_id == key_id, ApiKey.revoked_at.is_(None))
     key = session.scalar(statement.with_for_update(of=ApiKey))
     if key is None:
         raise NotFound(attempt=Attempt(event, key_id))
@@ -577,13 +593,15 @@ def _changed_meanwhile(session: Session, key: ApiKey, now: datetime) -> Conflict
     return Conflict(f"“{key.name}” is {state} already{who}. Nothing was changed.")
 
 
-def _changed(session: Session, actor: Actor, seat: Seat, keyring: Keyring, key: ApiKey, event: Event) -> KeyView:
-    _tell(session, actor, event, key, {"environment": key.environment, "owner": key.member.public_id})
+def changed(session: Session, actor: Actor, seat: Seat, keyring: Keyring, key: ApiKey, event: Event) -> KeyView:
+    """Write a change of a key into the audit log and give the key as it is now."""
+    tell(session, actor, event, key, {"environment": key.environment, "owner": key.member.public_id})
     session.flush()
     return _views(session, seat, keyring, [key], actor.at)[0]
 
 
-def _tell(session: Session, actor: Actor, event: Event, key: ApiKey, details: dict[str, Any]) -> None:
+def tell(session: Session, actor: Actor, event: Event, key: ApiKey, details: dict[str, Any]) -> None:
+    """Write what happened to a key into the audit log."""
     label = f"{key.name} (…{key.last_four})"
     audit.record(session, actor, event, target_id=key.public_id, target_name=label, details=details)
 

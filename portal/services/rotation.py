@@ -1,0 +1,154 @@
+"""Rotation: a replacement with the same or fewer scopes, while the old key goes on for an overlap."""
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from sqlalchemy import select
+
+from portal.rules.credentials import Keyring, PlainKey, new_id
+from portal.rules.errors import AlreadyShown, Attempt, Conflict, Forbidden, Invalid, NotFound
+from portal.rules.lifetimes import LONGEST_OVERLAP, Lifetime, Overlap
+from portal.services import keys, members
+from portal.services.actor import Actor
+from portal.services.audit import Event
+from portal.services.keys import Draft, KeyView
+from portal.services.members import Seat
+from portal.store.database import Session
+from portal.store.models import ApiKey, KeyState
+
+_REPLACEABLE = timedelta(hours=24)
+
+
+def rotate(session: Session, actor: Actor, keyring: Keyring, draft: Draft) -> tuple[KeyView, PlainKey]:
+    """Replace the key that a draft names by one with the same or fewer scopes; give the new one and its text.
+
+    The old key goes on for the draft's overlap. Raises Invalid for scopes that the old key lacks, Conflict when it is
+    being replaced already or its own predecessor still works.
+    """
+    old = _hold_replaced(session, actor, draft)
+    had = {view.text for view in keys.scope_views(session, [old]).get(old.id, [])}
+    wider = [scope for scope in draft.scopes if scope not in had]
+    if wider:
+        attempt = Attempt(Event.KEY_ROTATED, old.public_id, old.name, {"scopes": wider[:20]})
+        problem = f"{keys.quoted(wider[0])} is not a scope of the key that you rotate. Rotating never adds any."
+        raise Invalid({"scopes": problem}, attempt=attempt)
+    kept = replace(draft, name=old.name, note=old.note, owner=old.member.public_id, environment=old.environment)
+    return generate(session, actor, keyring, kept)
+
+
+def generate(session: Session, actor: Actor, keyring: Keyring, draft: Draft) -> tuple[KeyView, PlainKey]:
+    """Generate the key of a draft in place of the one that it names, which goes on for the draft's overlap.
+
+    Unlike a rotation it may have other scopes: it is a new key, and its creator chooses what it can do.
+    """
+    old = _hold_replaced(session, actor, draft)
+    _begin_overlap(session, actor, old, draft)
+    key, plain = keys.create(session, actor, keyring, draft, replaced=old)
+    end = {"successor": key.id, "retires_at": old.retires_at.isoformat() if old.retires_at else None}
+    keys.tell(session, actor, Event.KEY_ROTATED, old, end)
+    return key, plain
+
+
+def draft_rotation(session: Session, actor: Actor, seat: Seat, key_id: str) -> Draft:
+    """Fill the form that rotates a key: what it has and may still have, for as long again."""
+    key = session.scalar(keys.visible_to(seat).where(ApiKey.public_id == key_id))
+    if key is None or key.state_at(actor.at) is KeyState.REVOKED:
+        raise NotFound()
+    _check_rotatable(session, seat, key, actor.at)
+    return Draft(
+        name=key.name,
+        note=key.note,
+        owner=key.member.public_id,
+        environment=key.environment,
+        scopes=[view.text for view in keys.scope_views(session, [key]).get(key.id, []) if view.effective],
+        expires=Lifetime.like(key.created_at, key.expires_at),
+        form_id=new_id("form"),
+        replaces=key.public_id,
+    )
+
+
+def replace_unused(
+    session: Session, actor: Actor, keyring: Keyring, key_id: str, form_id: str
+) -> tuple[KeyView, PlainKey]:
+    """Make a key anew whose text was lost before it was ever used, and delete the unused one."""
+    if made_before := keys.made_by_form(session, actor, form_id):
+        raise AlreadyShown(made_before)
+    seat, old = keys.hold(session, actor, key_id, Event.KEY_GENERATED)
+    if not _is_replaceable(seat, old, actor.at):
+        raise Conflict("Only a key of the last 24 hours that was never used can be replaced. Rotate this one instead.")
+    lifetime = Lifetime.like(old.created_at, old.expires_at)
+    scopes = [view.text for view in keys.scope_views(session, [old]).get(old.id, [])]
+    old.revoked_at = actor.at
+    old.revoked_by_id = seat.member.id
+    keys.tell(session, actor, Event.KEY_DELETED, old, {"reason": "replaced before it was used"})
+    session.flush()
+    draft = Draft(old.name, old.note, old.member.public_id, old.environment, scopes, lifetime, form_id)
+    return keys.create(session, actor, keyring, draft)
+
+
+def _is_replaceable(seat: Seat, key: ApiKey, now: datetime) -> bool:
+    is_fresh = key.last_used_at is None and now - key.created_at < _REPLACEABLE
+    may_hand_out = key.member_id == seat.member.id or key.member.is_api
+    return is_fresh and may_hand_out and key.state_at(now) is KeyState.ACTIVE and key.retires_at is None
+
+
+def retire(session: Session, actor: Actor, keyring: Keyring, key_id: str) -> KeyView:
+    """End the overlap of a key that is being replaced, at once."""
+    seat, key = keys.hold(session, actor, key_id, Event.KEY_RETIRED)
+    _check_retiring(key, actor.at)
+    key.retires_at = actor.at
+    return keys.changed(session, actor, seat, keyring, key, Event.KEY_RETIRED)
+
+
+def extend(session: Session, actor: Actor, keyring: Keyring, key_id: str) -> KeyView:
+    """Let the old key of a rotation work a day longer: never past its own expiry, for 30 days in all at most."""
+    seat, key = keys.hold(session, actor, key_id, Event.KEY_OVERLAP_EXTENDED)
+    ends = _check_retiring(key, actor.at)
+    if key.member_id != seat.member.id and not key.member.is_api:
+        raise Forbidden("Only its owner can extend this key.")
+    begun = session.scalar(select(ApiKey.created_at).where(ApiKey.replaces_id == key.id)) or actor.at
+    latest = min([begun + LONGEST_OVERLAP, *([key.expires_at] if key.expires_at else [])])
+    if ends >= latest:
+        raise Conflict(f"“{key.name}” cannot be extended further. Move what still uses it to the new key.")
+    key.retires_at = min(ends + timedelta(days=1), latest)
+    return keys.changed(session, actor, seat, keyring, key, Event.KEY_OVERLAP_EXTENDED)
+
+
+def _check_retiring(key: ApiKey, now: datetime) -> datetime:
+    if key.retires_at is None or key.retires_at <= now:
+        raise Conflict(f"“{key.name}” is not being replaced, or has stopped already. Nothing was changed.")
+    return key.retires_at
+
+
+def _hold_replaced(session: Session, actor: Actor, draft: Draft) -> ApiKey:
+    """Lock the key that a draft replaces, after the members, in the order in which every change locks."""
+    seat = members.seat_of(session, actor, lock=True)
+    if made_before := keys.made_by_form(session, actor, draft.form_id):
+        raise AlreadyShown(made_before)
+    _, key = keys.hold(session, actor, draft.replaces, Event.KEY_ROTATED)
+    _check_rotatable(session, seat, key, actor.at)
+    return key
+
+
+def _check_rotatable(session: Session, seat: Seat, key: ApiKey, now: datetime) -> None:
+    if key.member_id != seat.member.id and not key.member.is_api:
+        attempt = Attempt(Event.KEY_ROTATED, key.public_id, key.name)
+        raise Forbidden("Only its owner can rotate this key.", attempt=attempt)
+    if key.retires_at is not None:
+        raise Conflict(f"“{key.name}” (…{key.last_four}) is being replaced already. Rotate its successor later.")
+    if key.state_at(now) is KeyState.DEACTIVATED:
+        raise Conflict(f"“{key.name}” is deactivated. Reactivate it first, or generate a similar key.")
+    before = session.get(ApiKey, key.replaces_id) if key.replaces_id else None
+    if before and before.state_at(now) in (KeyState.ACTIVE, KeyState.DEACTIVATED):
+        message = f"The key before “{key.name}” (…{before.last_four}) still works. Retire it first."
+        raise Conflict(message)
+
+
+def _begin_overlap(session: Session, actor: Actor, old: ApiKey, draft: Draft) -> None:
+    """Let the old key run out, which also frees its name for the successor."""
+    if draft.overlap not in list(Overlap):
+        raise Invalid({"overlap": "Choose how long the old key keeps working."})
+    if draft.owner != old.member.public_id or draft.environment != old.environment:
+        raise Invalid({"owner": "A replacement acts as the same member, in the same environment."})
+    old.retires_at = Overlap(draft.overlap).ends_at(actor.at, old.expires_at)
+    session.flush()
