@@ -50,6 +50,12 @@
   });
 
   document.getElementById("dlg-x").addEventListener("click", () => portal.dialog.ask("button"));
+  // A click beside the dialog closes nothing, but beside an unsaved key it says why.
+  dlg.addEventListener("click", (event) => {
+    const box = dlg.getBoundingClientRect();
+    const beside = event.clientX < box.left || event.clientX > box.right || event.clientY < box.top || event.clientY > box.bottom;
+    if (event.target === dlg && beside && body.querySelector("#reveal")) portal.dialog.ask("backdrop");
+  });
   dlg.addEventListener("click", (event) => {
     const cancel = event.target.closest("[data-cancel]");
     if (!cancel || event.ctrlKey || event.metaKey || event.shiftKey) return;
