@@ -16,7 +16,7 @@ from granian.http import HTTP1Settings
 from portal import demo
 from portal.rules.access import Role
 from portal.rules.errors import PortalError
-from portal.services import keys, members, workspaces
+from portal.services import key_views, keys, members, workspaces
 from portal.services.actor import operator
 from portal.settings import Settings
 from portal.store.database import MISTAKES, TROUBLE, Database
@@ -111,7 +111,7 @@ def register(app: Flask, settings: Settings, database: Database) -> None:
         """List the keys of a workspace that are not deleted."""
         actor = operator()
         with database.reading() as session:
-            rows = keys.list_all(session, actor, workspaces.get(session, workspace), settings.keyring)
+            rows = key_views.list_all(session, actor, workspaces.get(session, workspace), settings.keyring)
         if as_json:
             click.echo(json.dumps(rows, indent=2))
             return

@@ -32,6 +32,9 @@ const portal = {};
       if (document.activeElement === node) return;
     }
   };
+  // Where reading begins in what has just arrived: at what is wrong, at the first field, or at the title.
+  portal.start = (root) =>
+    root.querySelector(".error-summary") ?? root.querySelector("input[data-focus]") ?? root.querySelector("[data-focus]") ?? root;
   // Runs now for the page and again for whatever htmx brings in.
   portal.enhance = (work) => {
     on("DOMContentLoaded", () => work(document));
@@ -75,7 +78,7 @@ const portal = {};
 
   // --- htmx: while a request runs ---
   let slow;
-  const quiet = (ctx) => ctx.sourceElement.id === "review";
+  const quiet = (ctx) => ["review", "first"].includes(ctx.sourceElement.id);
   const submitOf = (ctx) => ctx.request.submitter ?? ctx.sourceElement.querySelector?.("[type=submit]:not(.vh)");
   on("htmx:before:request", ({ detail: { ctx } }) => {
     ctx.target?.setAttribute?.("aria-busy", "true");
@@ -143,11 +146,27 @@ const portal = {};
       portal.dialog.close();
     }
   });
+  // The actions of a row open in the dialog or in a strip of their own below the row; otherwise they are plain links.
   const openers = new WeakMap();
-  const closeStrip = (strip) => {
-    strip.replaceChildren();
-    strip.closest("tr").hidden = true;
+  const closeStrip = (strip) => strip.closest("tr").remove();
+  const stripBelow = (row) => {
+    const strip = el("div", { id: `${row.parentElement.id}-strip`, className: "strip swap" });
+    const tr = el("tr", { className: "strip-row", hidden: true }, el("td", { colSpan: row.cells.length }, strip));
+    tr.setAttribute("role", "row");
+    tr.firstChild.setAttribute("role", "cell");
+    row.after(tr);
+    return strip;
   };
+  on("click", (event) => {
+    const link = event.target.closest?.(".keys td a[id]");
+    if (!link || !window.htmx || event.ctrlKey || event.metaKey || event.shiftKey || link.closest(".strip")) return;
+    event.preventDefault();
+    const row = link.closest("tr");
+    const target = /-(rotate|replace|delete|similar)$/.test(link.id)
+      ? "#dlg-body"
+      : byId(`${row.parentElement.id}-strip`) ?? stripBelow(row);
+    window.htmx.ajax("GET", link.href, { source: link, target });
+  });
   on("htmx:after:swap", ({ detail: { ctx } }) => {
     if (ctx.swap === "none") return;
     const target = typeof ctx.target === "string" ? document.querySelector(ctx.target) : ctx.target;
@@ -157,7 +176,7 @@ const portal = {};
     const opener = ctx.sourceElement.closest("a[id]");
     if (opener) openers.set(target, opener.id);
     target.closest("tr").hidden = false;
-    (target.querySelector("[data-focus]") ?? target).focus();
+    portal.start(target).focus();
   });
   on("click", (event) => {
     const cancel = event.target.closest?.("[data-cancel]");
@@ -211,10 +230,12 @@ const portal = {};
   });
   on("keydown", (event) => {
     if (event.key !== "Escape" || dialogOpen()) return;
-    const open = event.target.closest?.("details.more[open]");
+    const open = event.target.closest?.("details.more[open], details.filters[open]");
     if (open) {
       open.open = false;
       open.querySelector("summary").focus();
+    } else {
+      event.target.closest?.(".strip")?.querySelector("[data-cancel]")?.click();
     }
   });
   portal.enhance((scope) => {
@@ -231,6 +252,23 @@ const portal = {};
       field.before(box);
       box.append(field, show);
     }
+  });
+
+  // --- the search of the list: a pasted key is cut to its last four characters before any request ---
+  document.addEventListener("input", ({ target }) => {
+    if (target.id !== "q") return;
+    const pasted = target.value.match(/_(?:live|test)_([0-9A-Za-z]{8,})/);
+    if (pasted) {
+      target.value = pasted[1].slice(-4);
+      target.setAttribute("hx-vals", '{"reduced": "1"}');
+    } else {
+      target.removeAttribute("hx-vals");
+    }
+  }, true);
+  on("htmx:after:swap", ({ detail: { ctx } }) => {
+    if (ctx.sourceElement.id !== "q") return;
+    const note = byId("q-note")?.textContent.trim();
+    portal.say("status", [byId("keys-panel").dataset.found, note].filter(Boolean).join(". "));
   });
 
   // --- "3 min ago" stays true; nothing is announced ---

@@ -46,7 +46,7 @@
     const wrong = body.querySelector(".error-summary, [aria-invalid=true]");
     document.title = wrong ? `Error: ${title}` : title;
     dlg.scrollTop = 0;
-    (body.querySelector(".error-summary") ?? body.querySelector("input[data-focus]") ?? body.querySelector("[data-focus]") ?? dlg).focus();
+    portal.start(body).focus();
   });
 
   document.getElementById("dlg-x").addEventListener("click", () => portal.dialog.ask("button"));

@@ -66,7 +66,7 @@
 
   // Leaving for real: the text goes first.
   const leave = (root, link) => {
-    const { key, name } = root.dataset;
+    const { key, told } = root.dataset;
     root.dataset.saved = "1";
     window.removeEventListener("beforeunload", warn);
     dlg.removeAttribute("closedby");
@@ -85,7 +85,7 @@
     (docked ?? root).remove();
     portal.stale = false;
     portal.dialog.close();
-    portal.done({ message: `“${name}” was generated.`, focus: [`key-${key}-name`], reload: true }).then(() => {
+    portal.done({ message: told, focus: [`key-${key}-link`], reload: true }).then(() => {
       const row = document.getElementById(`key-${key}`);
       row?.classList.add("is-new");
       row?.querySelector(".st")?.after(" ", el("span", { className: "tag tag-new" }, "New"));

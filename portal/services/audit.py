@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from enum import StrEnum
 from typing import Any
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from portal.rules.credentials import new_id
@@ -34,6 +35,7 @@ class Event(StrEnum):
     KEY_ROTATED = "key_rotated"
     KEY_RETIRED = "key_retired"
     KEY_OVERLAP_EXTENDED = "key_overlap_extended"
+    KEY_EDITED = "key_edited"
     KEY_DELETED = "key_deleted"
     RECORD_CREATED = "record_created"
     RECORD_CHANGED = "record_changed"
@@ -68,6 +70,12 @@ def transaction(database: Database, actor: Actor | None) -> Iterator[Session]:
             with database.transaction() as session:
                 _write(session, actor, tried.action, "refused", None, tried.target_id, tried.target_label, details)
         raise
+
+
+def history_of(session: Session, workspace_id: int, target_id: str, limit: int = 100) -> list[AuditEvent]:
+    """List what was done or refused with one thing, newest first."""
+    here = (AuditEvent.workspace_id == workspace_id, AuditEvent.target_id == target_id)
+    return list(session.scalars(select(AuditEvent).where(*here).order_by(AuditEvent.id.desc()).limit(limit)))
 
 
 def _write(

@@ -4,38 +4,34 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, NoReturn
 
-from sqlalchemy import ColumnElement, Select, func, or_, select
-from sqlalchemy.orm import Session, contains_eager
+from sqlalchemy import func, or_, select
+from sqlalchemy.orm import Session
 
 from portal.rules import text
 from portal.rules.access import (
     AccessLevel,
-    Action,
     AppAccess,
     Environment,
     Role,
     Scope,
-    effective_scopes,
     grantable_scopes,
     level_of,
 )
 from portal.rules.credentials import Keyring, PlainKey, new_id
 from portal.rules.errors import AlreadyShown, Attempt, Conflict, Forbidden, Invalid, NotFound, Unavailable
 from portal.rules.lifetimes import Lifetime, Overlap
-from portal.services import audit, members
+from portal.services import activity, audit, key_views, members
 from portal.services.actor import Actor
 from portal.services.audit import Event
+from portal.services.key_views import KeyView
 from portal.services.members import Seat, Shelf
 from portal.store.database import IntegrityError, broken_rule
-from portal.store.models import Access, ApiKey, App, KeyScope, KeyState, Member, Solution, Workspace
+from portal.store.models import Access, ApiKey, App, KeyScope, KeyState, Member, Solution
 
 KEYS_PER_MEMBER = 20
-PAGE_SIZE = 25
-BUSY = timedelta(hours=24)  # a key used this recently is in use: ending it asks for its name
-EXPIRING = timedelta(days=14)
 ONLY_ITS_OWNER = "Only its owner can reactivate this key."
 _MAX_SCOPES = 100
 _FORM_ID = re.compile(r"[0-9A-Za-z_-]{8,40}")
@@ -87,182 +83,6 @@ class Plan:
     beyond: tuple[str, ...] = ()  # scopes asked for that exist but lie beyond owner or creator
 
 
-@dataclass(frozen=True, slots=True)
-class ScopeView:
-    """One scope of a key in words, and whether it works now."""
-
-    text: str
-    app_name: str
-    app_slug: str
-    solution_name: str
-    action: str
-    effective: bool
-
-    @property
-    def why_not(self) -> str:
-        """Why the scope does nothing now, for a person."""
-        return "" if self.effective else f"its owner no longer has {self.action} in {self.solution_name}"
-
-
-@dataclass(frozen=True, slots=True)
-class OwnerView:
-    """Whom a key acts as, relative to who looks: `me`, another `human`, or an `api` member."""
-
-    id: str
-    name: str
-    kind: str
-
-
-@dataclass(frozen=True, slots=True)
-class KeyView:
-    """What one member may see of a key and do with it. There is no secret in it."""
-
-    id: str
-    name: str
-    note: str
-    hint: str
-    last_four: str
-    environment: str
-    state: KeyState
-    owner: OwnerView
-    scopes: tuple[ScopeView, ...]
-    created_at: datetime
-    created_by: str
-    expires_at: datetime | None
-    last_used_at: datetime | None
-    last_used_address: str | None
-    last_used_client: str | None
-    is_busy: bool
-    is_expiring: bool
-    may_deactivate: bool
-    may_reactivate: bool
-    may_delete: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """One page of keys, in a list of `total`."""
-
-    keys: list[KeyView]
-    number: int
-    total: int
-
-    @property
-    def count(self) -> int:
-        """How many pages there are; at least one."""
-        return max(1, -(-self.total // PAGE_SIZE))
-
-
-# --- Reading --------------------------------------------------------------------------------------------------------
-
-
-def list_for(session: Session, actor: Actor, seat: Seat, keyring: Keyring, *, tab: str, number: int) -> Page:
-    """List the keys that are not deleted: one's own (`me`), API members' (`api`), or everybody's (`all`)."""
-    condition = {"me": ApiKey.member_id == seat.member.id, "api": Member.account_id.is_(None)}.get(tab)
-    statement = visible_to(seat).where(*_standing(actor.at))
-    if condition is not None:
-        statement = statement.where(condition)
-    total = session.scalar(select(func.count()).select_from(statement.with_only_columns(ApiKey.id).subquery())) or 0
-    number = min(number, max(1, -(-total // PAGE_SIZE)))
-    newest = statement.order_by(ApiKey.id.desc()).limit(PAGE_SIZE).offset((number - 1) * PAGE_SIZE)
-    return Page(_views(session, seat, keyring, session.scalars(newest).all(), actor.at), number, total)
-
-
-def get(session: Session, actor: Actor, seat: Seat, keyring: Keyring, key_id: str) -> KeyView:
-    """Find a key that this seat may see; NotFound for any other."""
-    key = session.scalar(visible_to(seat).where(ApiKey.public_id == key_id))
-    if key is None:
-        raise NotFound()
-    return _views(session, seat, keyring, [key], actor.at)[0]
-
-
-def _standing(now: datetime) -> tuple[ColumnElement[bool], ...]:
-    """Give the conditions under which a key is neither deleted nor retired."""
-    return ApiKey.revoked_at.is_(None), or_(ApiKey.retires_at.is_(None), ApiKey.retires_at > now)
-
-
-def visible_to(seat: Seat) -> Select[ApiKey]:
-    """Select the keys that a seat may see, each with its owner."""
-    statement = (
-        select(ApiKey)
-        .join(Member, Member.id == ApiKey.member_id)
-        .options(contains_eager(ApiKey.member))
-        .where(ApiKey.workspace_id == seat.workspace.id)
-    )
-    if seat.is_admin:
-        return statement
-    own: ColumnElement[bool] = ApiKey.member_id == seat.member.id
-    return statement.where(or_(own, _managed(seat)))
-
-
-def _managed(seat: Seat) -> ColumnElement[bool]:
-    managed = select(Member.id).where(*members.managed_by(seat)).scalar_subquery()
-    return ApiKey.member_id.in_(managed)
-
-
-def _views(session: Session, seat: Seat, keyring: Keyring, keys: Sequence[ApiKey], now: datetime) -> list[KeyView]:
-    scopes = scope_views(session, keys)
-    creators = {key.created_by_id for key in keys} - {key.member_id for key in keys} - {seat.member.id}
-    names = {seat.member.id: seat.member.name, **{key.member_id: key.member.name for key in keys}}
-    if creators:
-        rows = session.execute(select(Member.id, Member.name).where(Member.id.in_(creators)))
-        names.update((member_id, name) for member_id, name in rows)
-    return [_view(seat, keyring, key, scopes.get(key.id, ()), names[key.created_by_id], now) for key in keys]
-
-
-def _view(
-    seat: Seat, keyring: Keyring, key: ApiKey, scopes: Iterable[ScopeView], created_by: str, now: datetime
-) -> KeyView:
-    state = key.state_at(now)
-    is_mine = key.member_id == seat.member.id
-    may_hand_out = is_mine or key.member.is_api
-    return KeyView(
-        id=key.public_id,
-        name=key.name,
-        note=key.note,
-        hint=keyring.format.hint(key.environment, key.last_four),
-        last_four=key.last_four,
-        environment=key.environment,
-        state=state,
-        owner=OwnerView(
-            key.member.public_id, key.member.name, "me" if is_mine else "api" if key.member.is_api else "human"
-        ),
-        scopes=tuple(scopes),
-        created_at=key.created_at,
-        created_by=created_by,
-        expires_at=key.expires_at,
-        last_used_at=key.last_used_at,
-        last_used_address=key.last_used_address,
-        last_used_client=key.last_used_client,
-        is_busy=key.last_used_at is not None and now - key.last_used_at < BUSY,
-        is_expiring=state is KeyState.ACTIVE and key.expires_at is not None and key.expires_at - now <= EXPIRING,
-        may_deactivate=state is KeyState.ACTIVE,
-        may_reactivate=state is KeyState.DEACTIVATED and may_hand_out,
-        may_delete=state is not KeyState.REVOKED,
-    )
-
-
-def scope_views(session: Session, keys: Sequence[ApiKey]) -> dict[int, list[ScopeView]]:
-    """Read the scopes of several keys at once, with what each owner has now."""
-    owner = {key.id: key.member for key in keys}
-    rows = session.execute(
-        select(KeyScope.key_id, KeyScope.action, App.slug, App.name, Solution.name, Access.level)
-        .join(App, App.id == KeyScope.app_id)
-        .join(Solution, Solution.id == App.solution_id)
-        .join(ApiKey, ApiKey.id == KeyScope.key_id)
-        .outerjoin(Access, (Access.solution_id == Solution.id) & (Access.member_id == ApiKey.member_id))
-        .where(KeyScope.key_id.in_(owner))
-        .order_by(Solution.name, App.name, KeyScope.action)
-    )
-    views: dict[int, list[ScopeView]] = {}
-    for key_id, action, slug, app_name, solution_name, level in rows:
-        granted = level_of(Role(owner[key_id].role), AccessLevel(level) if level else None)
-        scope = Scope(slug, Action(action))
-        works = bool(effective_scopes([scope], {slug: granted})) and owner[key_id].is_active
-        views.setdefault(key_id, []).append(ScopeView(str(scope), app_name, slug, solution_name, action, works))
-    return views
-
-
 # --- Generating -----------------------------------------------------------------------------------------------------
 
 
@@ -295,10 +115,10 @@ def plan(session: Session, actor: Actor, draft: Draft, *, lock: bool = False) ->
 def first_draft(session: Session, actor: Actor, seat: Seat, *, similar_to: str = "", add: str = "") -> Draft:
     """Fill a new form; with `similar_to`, from that key's answers and the scope `add` that it lacked."""
     draft = Draft(owner=seat.member.public_id, form_id=new_id("form"))
-    key = session.scalar(visible_to(seat).where(ApiKey.public_id == similar_to)) if similar_to else None
+    key = session.scalar(key_views.visible_to(seat).where(ApiKey.public_id == similar_to)) if similar_to else None
     if key is None:
         return draft
-    scopes = [view.text for view in scope_views(session, [key]).get(key.id, [])]
+    scopes = [view.text for view in key_views.scopes_of(session, [key]).get(key.id, [])]
     added = [add] if Scope.parse(add) and add not in scopes else []
     owner = key.member.public_id if key.member.is_api else draft.owner
     return Draft(key.name, key.note, owner, key.environment, [*scopes, *added], draft.expires, draft.form_id)
@@ -347,7 +167,7 @@ def create(
     )
     tell(session, actor, Event.KEY_GENERATED, key, _facts(key, owner, planned.scopes))
     session.flush()
-    return _views(session, planned.seat, keyring, [key], actor.at)[0], plain
+    return key_views.of(session, planned.seat, keyring, [key], actor.at)[0], plain
 
 
 def _facts(key: ApiKey, owner: Owner, scopes: Iterable[Scope]) -> dict[str, Any]:
@@ -521,39 +341,37 @@ def reactivate(session: Session, actor: Actor, keyring: Keyring, key_id: str) ->
 def delete(session: Session, actor: Actor, keyring: Keyring, key_id: str, *, typed: str) -> KeyView:
     """Stop a key for ever. One that is in use asks for its name, so that nobody ends the wrong one in a hurry."""
     seat, key = hold(session, actor, key_id, Event.KEY_DELETED)
-    is_busy = key.last_used_at is not None and actor.at - key.last_used_at < BUSY
-    if is_busy and text.fold(text.clean_line(typed) or "") != key.name_folded:
+    if activity.is_busy(session, key, actor.at) and text.fold(text.clean_line(typed) or "") != key.name_folded:
         raise Invalid({"name": f"Type {key.name} exactly to delete it."})
     key.revoked_at = actor.at
     key.revoked_by_id = seat.member.id
     return changed(session, actor, seat, keyring, key, Event.KEY_DELETED)
 
 
-def list_all(session: Session, actor: Actor, workspace: Workspace, keyring: Keyring) -> list[dict[str, Any]]:
-    """List a workspace's keys that are not deleted, for an operator: facts only, no secret, no digest."""
-    rows = session.scalars(
-        select(ApiKey)
-        .join(ApiKey.member)
-        .options(contains_eager(ApiKey.member))
-        .where(ApiKey.workspace_id == workspace.id, ApiKey.revoked_at.is_(None))
-        .order_by(ApiKey.id)
-    ).all()
-    scopes = scope_views(session, rows)
-    return [
-        {
-            "id": key.public_id,
-            "name": key.name,
-            "hint": keyring.format.hint(key.environment, key.last_four),
-            "environment": key.environment,
-            "state": str(key.state_at(actor.at)),
-            "owner": key.member.name,
-            "scopes": [scope.text for scope in scopes.get(key.id, [])],
-            "createdAt": key.created_at.isoformat(),
-            "expiresAt": key.expires_at.isoformat() if key.expires_at else None,
-            "lastUsedAt": key.last_used_at.isoformat() if key.last_used_at else None,
-        }
-        for key in rows
-    ]
+def edit(
+    session: Session, actor: Actor, keyring: Keyring, key_id: str, *, name: str, note: str, was: tuple[str, str]
+) -> KeyView:
+    """Change a key's name and note, and nothing else of it; `was` is what the form showed, Conflict if that is old."""
+    seat, key = hold(session, actor, key_id, Event.KEY_EDITED)
+    if key.member_id != seat.member.id and not key.member.is_api:
+        attempt = Attempt(Event.KEY_EDITED, key.public_id, key.name)
+        raise Forbidden("Only its owner can rename this key.", attempt=attempt)
+    if (key.name, key.note) != was:
+        raise Conflict(f"Somebody renamed this key a moment ago: it is “{key.name}” now. Look at it again.")
+    problems: dict[str, str] = {}
+    _check_name(Draft(name=name, note=note), problems)
+    if problems:
+        raise Invalid(problems)
+    new_name = text.clean_line(name) or ""
+    try:
+        with session.begin_nested():
+            key.name, key.name_folded, key.note = new_name, text.fold(new_name), text.clean_line(note) or ""
+            session.flush()
+    except IntegrityError:
+        raise Invalid({"name": "This member already has a key with that name. Choose a different name."}) from None
+    tell(session, actor, Event.KEY_EDITED, key, {"before": list(was), "after": [key.name, key.note]})
+    session.flush()
+    return key_views.of(session, seat, keyring, [key], actor.at)[0]
 
 
 def revoke(session: Session, actor: Actor, key_id: str) -> str:
@@ -579,7 +397,7 @@ def revoke(session: Session, actor: Actor, key_id: str) -> str:
 def hold(session: Session, actor: Actor, key_id: str, event: Event) -> tuple[Seat, ApiKey]:
     """Lock a key that the actor may stop; NotFound for any other and for a deleted one."""
     seat = members.seat_of(session, actor)
-    statement = visible_to(seat).where(ApiKey.public_id == key_id, ApiKey.revoked_at.is_(None))
+    statement = key_views.visible_to(seat).where(ApiKey.public_id == key_id, ApiKey.revoked_at.is_(None))
     key = session.scalar(statement.with_for_update(of=ApiKey))
     if key is None:
         raise NotFound(attempt=Attempt(event, key_id))
@@ -597,13 +415,18 @@ def changed(session: Session, actor: Actor, seat: Seat, keyring: Keyring, key: A
     """Write a change of a key into the audit log and give the key as it is now."""
     tell(session, actor, event, key, {"environment": key.environment, "owner": key.member.public_id})
     session.flush()
-    return _views(session, seat, keyring, [key], actor.at)[0]
+    return key_views.of(session, seat, keyring, [key], actor.at)[0]
 
 
 def tell(session: Session, actor: Actor, event: Event, key: ApiKey, details: dict[str, Any]) -> None:
     """Write what happened to a key into the audit log."""
     label = f"{key.name} (…{key.last_four})"
     audit.record(session, actor, event, target_id=key.public_id, target_name=label, details=details)
+
+
+def new_form_id() -> str:
+    """Make the one-time id of a form that mints."""
+    return new_id("form")
 
 
 def check_form_id(form_id: str) -> str:

@@ -112,6 +112,12 @@ def shelves_for(session: Session, seat: Seat) -> list[Shelf]:
     ]
 
 
+def apps_of(session: Session, seat: Seat) -> list[App]:
+    """List the apps that a seat can reach."""
+    apps = session.scalars(select(App).where(App.workspace_id == seat.workspace.id).order_by(App.slug))
+    return [app for app in apps if seat.level_in(app.solution_id) is not AccessLevel.NONE]
+
+
 def admin_names(session: Session, workspace_id: int, limit: int = 2) -> list[str]:
     """Name a few administrators, for "ask …"."""
     statement = select(Member.name).where(Member.workspace_id == workspace_id, Member.role == Role.ADMIN, *_ACTIVE)

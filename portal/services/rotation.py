@@ -8,15 +8,14 @@ from sqlalchemy import select
 from portal.rules.credentials import Keyring, PlainKey, new_id
 from portal.rules.errors import AlreadyShown, Attempt, Conflict, Forbidden, Invalid, NotFound
 from portal.rules.lifetimes import LONGEST_OVERLAP, Lifetime, Overlap
-from portal.services import keys, members
+from portal.services import key_views, keys, members
 from portal.services.actor import Actor
 from portal.services.audit import Event
-from portal.services.keys import Draft, KeyView
+from portal.services.key_views import KeyView
+from portal.services.keys import Draft
 from portal.services.members import Seat
 from portal.store.database import Session
 from portal.store.models import ApiKey, KeyState
-
-_REPLACEABLE = timedelta(hours=24)
 
 
 def rotate(session: Session, actor: Actor, keyring: Keyring, draft: Draft) -> tuple[KeyView, PlainKey]:
@@ -26,7 +25,7 @@ def rotate(session: Session, actor: Actor, keyring: Keyring, draft: Draft) -> tu
     being replaced already or its own predecessor still works.
     """
     old = _hold_replaced(session, actor, draft)
-    had = {view.text for view in keys.scope_views(session, [old]).get(old.id, [])}
+    had = {view.text for view in key_views.scopes_of(session, [old]).get(old.id, [])}
     wider = [scope for scope in draft.scopes if scope not in had]
     if wider:
         attempt = Attempt(Event.KEY_ROTATED, old.public_id, old.name, {"scopes": wider[:20]})
@@ -51,7 +50,7 @@ def generate(session: Session, actor: Actor, keyring: Keyring, draft: Draft) -> 
 
 def draft_rotation(session: Session, actor: Actor, seat: Seat, key_id: str) -> Draft:
     """Fill the form that rotates a key: what it has and may still have, for as long again."""
-    key = session.scalar(keys.visible_to(seat).where(ApiKey.public_id == key_id))
+    key = session.scalar(key_views.visible_to(seat).where(ApiKey.public_id == key_id))
     if key is None or key.state_at(actor.at) is KeyState.REVOKED:
         raise NotFound()
     _check_rotatable(session, seat, key, actor.at)
@@ -60,7 +59,7 @@ def draft_rotation(session: Session, actor: Actor, seat: Seat, key_id: str) -> D
         note=key.note,
         owner=key.member.public_id,
         environment=key.environment,
-        scopes=[view.text for view in keys.scope_views(session, [key]).get(key.id, []) if view.effective],
+        scopes=[view.text for view in key_views.scopes_of(session, [key]).get(key.id, []) if view.effective],
         expires=Lifetime.like(key.created_at, key.expires_at),
         form_id=new_id("form"),
         replaces=key.public_id,
@@ -74,10 +73,11 @@ def replace_unused(
     if made_before := keys.made_by_form(session, actor, form_id):
         raise AlreadyShown(made_before)
     seat, old = keys.hold(session, actor, key_id, Event.KEY_GENERATED)
-    if not _is_replaceable(seat, old, actor.at):
+    may_hand_out = old.member_id == seat.member.id or old.member.is_api
+    if not (may_hand_out and key_views.is_replaceable(old, actor.at)):
         raise Conflict("Only a key of the last 24 hours that was never used can be replaced. Rotate this one instead.")
     lifetime = Lifetime.like(old.created_at, old.expires_at)
-    scopes = [view.text for view in keys.scope_views(session, [old]).get(old.id, [])]
+    scopes = [view.text for view in key_views.scopes_of(session, [old]).get(old.id, [])]
     old.revoked_at = actor.at
     old.revoked_by_id = seat.member.id
     keys.tell(session, actor, Event.KEY_DELETED, old, {"reason": "replaced before it was used"})
@@ -86,10 +86,9 @@ def replace_unused(
     return keys.create(session, actor, keyring, draft)
 
 
-def _is_replaceable(seat: Seat, key: ApiKey, now: datetime) -> bool:
-    is_fresh = key.last_used_at is None and now - key.created_at < _REPLACEABLE
-    may_hand_out = key.member_id == seat.member.id or key.member.is_api
-    return is_fresh and may_hand_out and key.state_at(now) is KeyState.ACTIVE and key.retires_at is None
+def successor_of(session: Session, key: ApiKey) -> ApiKey | None:
+    """Find the key that took over from this one, if it still stands."""
+    return session.scalar(select(ApiKey).where(ApiKey.replaces_id == key.id, ApiKey.revoked_at.is_(None)))
 
 
 def retire(session: Session, actor: Actor, keyring: Keyring, key_id: str) -> KeyView:

@@ -333,6 +333,7 @@ class AuditEvent(Base):
     __table_args__ = (
         _one_of("outcome", "done", "refused"),
         Index("ix_audit_event_workspace_id_id", "workspace_id", "id"),
+        Index("ix_audit_event_target_id_id", "target_id", "id"),
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)

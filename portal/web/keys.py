@@ -6,12 +6,15 @@ from typing import Any
 
 from flask import Blueprint, Response, make_response, redirect, render_template, request, url_for
 
-from portal.rules.access import AccessLevel, Action, Scope
-from portal.rules.credentials import Keyring
+from portal.rules.access import AccessLevel, Action, Environment, Scope
+from portal.rules.credentials import KEY_SHAPED, Keyring, PlainKey
 from portal.rules.errors import AlreadyShown, Forbidden, Invalid, NotFound
-from portal.rules.lifetimes import Lifetime
-from portal.services import keys, members
-from portal.services.keys import Draft, KeyView, Plan
+from portal.rules.lifetimes import Lifetime, Overlap
+from portal.rules.text import clean_line
+from portal.services import activity, key_views, keys, members, rotation
+from portal.services.key_views import Filters, KeyView
+from portal.services.keys import Draft, Plan
+from portal.store.database import TROUBLE
 from portal.store.models import KeyState
 from portal.web.guards import actor, in_workspace, recently_proved, seat
 from portal.web.home import LEVELS
@@ -30,7 +33,7 @@ from portal.web.http import (
 
 pages = Blueprint("keys", __name__, url_prefix="/w/<slug:ws>/api")
 
-_LIFETIMES = {
+LIFETIMES = {
     Lifetime.DAYS_30: "30 days",
     Lifetime.DAYS_90: "90 days",
     Lifetime.YEAR: "1 year",
@@ -38,11 +41,13 @@ _LIFETIMES = {
 }
 
 
-def _keyring() -> Keyring:
+def keyring() -> Keyring:
+    """Give the keyring of this portal."""
     return portal().settings.keyring
 
 
-def _list_url() -> str:
+def list_url() -> str:
+    """Give the address of the workspace's list."""
     return url_for("keys.index", ws=seat().workspace.slug)
 
 
@@ -53,7 +58,7 @@ def _list_url() -> str:
 @in_workspace
 def settings() -> Response:
     """Lead the short address to the list."""
-    return make_response(redirect(_list_url(), 302))
+    return make_response(redirect(list_url(), 302))
 
 
 @pages.get("/keys")
@@ -61,33 +66,86 @@ def settings() -> Response:
 def index() -> Response:
     """List keys: one's own, those of API members, or everybody's, as far as the member may see them."""
     here = seat()
-    tabs = [("me", "My keys")]
-    if here.is_lead:
-        tabs.append(("api", "API members’ keys"))
-    if here.is_admin:
-        tabs.append(("all", "All keys"))
-    tab = request.args.get("owner", "me")
-    tab = tab if tab in dict(tabs) else "me"
+    filters = _filters()
+    may_generate = here.is_admin or bool(here.granted)
     with reading() as session:
-        page = keys.list_for(session, actor(), here, _keyring(), tab=tab, number=page_number())
-        may_generate = here.is_admin or bool(here.granted)
+        page = key_views.list_for(session, actor(), here, keyring(), filters, page_number())
+        counts = key_views.count_for(session, actor(), here, filters.owner)
+        apps = members.apps_of(session, here)
         admins = [] if may_generate else members.admin_names(session, here.workspace.id)
-    first = (page.number - 1) * keys.PAGE_SIZE + 1
+    first = (page.number - 1) * key_views.PAGE_SIZE + 1
     return page_or_fragment(
         "keys/index.html",
         "keys/_panel.html",
         rows=page.keys,
-        tab=tab,
-        tabs=tabs,
+        tab=filters.owner,
+        tabs=_tabs(),
+        filters=filters,
+        reduced="reduced" in request.args,
+        cards=_cards(counts, filters.owner),
+        scope_options=[f"{app.slug}:{action}" for app in apps for action in Action],
         page=page.number,
         pages=page.count,
         total=page.total,
         first=first if page.keys else 0,
-        last=first + len(page.keys) - 1 if page.keys else 0,
+        last=min(first + key_views.PAGE_SIZE - 1, page.total),
         may_generate=may_generate,
         admins=admins,
         is_lead=here.is_lead,
     )
+
+
+def _tabs() -> list[tuple[str, str]]:
+    tabs = [("me", "My keys")]
+    if seat().is_lead:
+        tabs.append(("api", "API members’ keys"))
+    if seat().is_admin:
+        tabs.append(("all", "All keys"))
+    return tabs
+
+
+def _filters() -> Filters:
+    """Read the list's filters from the address; what is none is no filter."""
+    given = request.args
+    owner, env, state = given.get("owner", "me"), given.get("env", ""), given.get("state", "")
+    scope, sort = given.get("scope", ""), given.get("sort", "")
+    return Filters(
+        owner=owner if owner in dict(_tabs()) or (seat().is_lead and public_id(owner)) else "me",
+        q=clean_line(given.get("q", "")[:100]) or "",
+        env=env if env in list(Environment) else "",
+        state=state if state in key_views.STATES else "",
+        scope=scope if Scope.parse(scope) else "",
+        sort=sort if sort in key_views.SORTS else "attention",
+    )
+
+
+def _cards(counts: key_views.Counts, owner: str) -> list[tuple[str, int, str]]:
+    def url(state: str) -> str:
+        return url_for("keys.index", ws=seat().workspace.slug, owner=owner, state=state)
+
+    return [
+        ("Active", counts.active, url("active")),
+        ("Expiring within 14 days", counts.expiring, url("expiring")),
+        ("Unused for 30 days", counts.unused, url("unused")),
+        ("Deactivated or expired", counts.stopped, url("stopped")),
+    ]
+
+
+_KEPT = ("owner", "env", "state", "scope", "sort")  # what a search leaves as it was
+
+
+@pages.post("/keys/search")
+@in_workspace
+def search() -> Response:
+    """Turn a search into an address; a pasted key is cut to its last four characters first."""
+    q = answer("q").strip()
+    values: dict[str, Any] = {name: answer(name) for name in _KEPT if answer(name)}
+    if shaped := KEY_SHAPED.search(q):
+        plain = keyring().format.parse(shaped[0])
+        values |= {"q": plain.last_four if plain else "", "reduced": "1"}
+    else:
+        values["q"] = clean_line(q[:100]) or ""
+    return make_response(redirect(url_for("keys.index", ws=seat().workspace.slug, **values), 303))
 
 
 # --- Generating -----------------------------------------------------------------------------------------------------
@@ -104,6 +162,8 @@ def _draft() -> Draft:
         scopes=request.form.getlist("scopes"),
         expires=answer("expires"),
         form_id=keys.check_form_id(answer("form_id")),
+        replaces=public_id(answer("replaces")),
+        overlap=answer("overlap", Overlap.DAY),
     )
 
 
@@ -150,26 +210,39 @@ def generate() -> Response:
     draft = _draft()
     try:
         with transaction() as session:
-            key, plain = keys.create(session, actor(), _keyring(), draft)
+            make = rotation.generate if draft.replaces else keys.create
+            key, plain = make(session, actor(), keyring(), draft)
     except Invalid as error:
         with reading() as session:
             planned = keys.plan(session, actor(), draft)
         return _form(planned, errors=error.problems)
     except AlreadyShown as error:
-        with reading() as session:
-            made = keys.get(session, actor(), seat(), _keyring(), error.key_id)
-        return page_or_fragment("keys/shown.html", "keys/_shown.html", 410, key=made)
+        return already_shown(error.key_id)
+    return reveal(key, plain)
+
+
+def already_shown(key_id: str) -> Response:
+    """Say that a form was answered before: its key is there, and its text is not shown again."""
+    with reading() as session:
+        made = key_views.get(session, actor(), seat(), keyring(), key_id)
+    return page_or_fragment("keys/shown.html", "keys/_shown.html", 410, key=made)
+
+
+def reveal(key: KeyView, plain: PlainKey) -> Response:
+    """Show a new key's text: in this one answer, and nowhere else."""
     return page_or_fragment(
         "keys/reveal.html",
         "keys/_reveal.html",
         key=key,
         plain=plain.reveal(),
         base_url=portal().settings.base_url,
-        call=_first_call(key),
+        call=first_call(key),
+        first={"state": "waiting"},
+        poll=3,
     )
 
 
-def _first_call(key: KeyView) -> str:
+def first_call(key: KeyView) -> str:
     """Name a call that this key is allowed to make."""
     readable = next((scope for scope in key.scopes if scope.action == Action.READ and scope.effective), None)
     return url_for("api.list_records", app=readable.app_slug) if readable else url_for("api.me")
@@ -200,7 +273,7 @@ def _choices(planned: Plan) -> dict[str, Any]:
         "matrix": [_matrix_row(planned, shelf) for shelf in listed],
         "hidden_solutions": len(planned.shelves) - len(listed),
         "admins": admins,
-        "expiries": [(str(each), label, each.ends_at(actor().at)) for each, label in _LIFETIMES.items()],
+        "expiries": [(str(each), label, each.ends_at(actor().at)) for each, label in LIFETIMES.items()],
         "lost": [_lost(planned, scope) for scope in lost],
         "other_scopes": _other_scopes(planned),
         "review": _review(planned),
@@ -278,12 +351,24 @@ def _review(planned: Plan) -> dict[str, Any] | None:
 # --- Stopping and starting ------------------------------------------------------------------------------------------
 
 
-def _look(key_id: str) -> KeyView:
+def look(key_id: str) -> KeyView:
+    """Give a key that the member may see and that is not deleted; NotFound else."""
     with reading() as session:
-        key = keys.get(session, actor(), seat(), _keyring(), key_id)
+        key = key_views.get(session, actor(), seat(), keyring(), key_id)
     if key.state is KeyState.REVOKED:
         raise NotFound()
     return key
+
+
+def with_impact(key_id: str) -> dict[str, Any]:
+    """Give a key and what ending it would stop; None for the impact when usage cannot be read: treat it as in use."""
+    key = look(key_id)
+    try:
+        with reading() as session:
+            impact = activity.impact_of(session, key_views.row_of(session, seat(), key_id), actor().at)
+    except TROUBLE:
+        impact = None
+    return {"key": key, "impact": impact, "must_type": impact is None or impact.is_busy}
 
 
 @pages.route("/keys/<public_id:key_id>/deactivate", methods=["GET", "POST"])
@@ -291,10 +376,10 @@ def _look(key_id: str) -> KeyView:
 def deactivate(key_id: str) -> Response:
     """Stop a key at once. Never asks for the password: an emergency stop must be quick."""
     if request.method != "POST":  # HEAD is a GET
-        return page_or_fragment("keys/deactivate.html", "keys/_deactivate.html", key=_look(key_id))
+        return page_or_fragment("keys/deactivate.html", "keys/_deactivate.html", **with_impact(key_id))
     with transaction() as session:
-        key = keys.deactivate(session, actor(), _keyring(), key_id)
-    return _row_changed(
+        key = keys.deactivate(session, actor(), keyring(), key_id)
+    return row_changed(
         key, f"“{key.name}” is deactivated. Requests are refused from now.", focus=f"key-{key.id}-reactivate"
     )
 
@@ -305,23 +390,23 @@ def deactivate(key_id: str) -> Response:
 def reactivate(key_id: str) -> Response:
     """Let a deactivated key work again."""
     if request.method != "POST":  # HEAD is a GET
-        key = _look(key_id)
+        key = look(key_id)
         if key.owner.kind == "human":
             raise Forbidden(keys.ONLY_ITS_OWNER)
         return page_or_fragment("keys/reactivate.html", "keys/_reactivate.html", key=key)
     with transaction() as session:
-        key = keys.reactivate(session, actor(), _keyring(), key_id)
-    return _row_changed(
+        key = keys.reactivate(session, actor(), keyring(), key_id)
+    return row_changed(
         key, f"“{key.name}” is active again. Requests are accepted from now.", focus=f"key-{key.id}-deactivate"
     )
 
 
-def _row_changed(key: KeyView, message: str, *, focus: str) -> Response:
+def row_changed(key: KeyView, message: str, *, focus: str) -> Response:
     """Swap the key's row, or reload the list where the answer would land in the dialog."""
     in_dialog = is_from_dialog()
     return fragment_or_redirect(
         None if in_dialog else "keys/_row.html",
-        _list_url(),
+        list_url(),
         message=message,
         focus=[focus, "keys-h"],
         close=in_dialog,
@@ -335,13 +420,13 @@ def _row_changed(key: KeyView, message: str, *, focus: str) -> Response:
 def delete(key_id: str) -> Response:
     """Stop a key for ever. The form's `name` is asked for when the key is in use."""
     if request.method != "POST":  # HEAD is a GET
-        return page_or_fragment("keys/delete.html", "keys/_delete.html", key=_look(key_id), error=None, typed="")
+        return page_or_fragment("keys/delete.html", "keys/_delete.html", **with_impact(key_id), error=None, typed="")
     typed = answer("name")
     try:
         with transaction() as session:
-            key = keys.delete(session, actor(), _keyring(), key_id, typed=typed)
+            key = keys.delete(session, actor(), keyring(), key_id, typed=typed)
     except Invalid as error:
-        context = {"key": _look(key_id), "error": error.problems["name"], "typed": typed[:60]}
+        context = with_impact(key_id) | {"error": error.problems["name"], "typed": typed[:60]}
         return page_or_fragment("keys/delete.html", "keys/_delete.html", 422, **context)
     message = f"“{key.name}” (…{key.last_four}) was deleted."
-    return fragment_or_redirect(None, _list_url(), message=message, focus=["keys-h"], close=True, reload=True)
+    return fragment_or_redirect(None, list_url(), message=message, focus=["keys-h"], close=True, reload=True)

@@ -77,10 +77,12 @@ def upgrade() -> None:
         batch_op.create_unique_constraint(batch_op.f("uq_api_key_replaces_id"), ["replaces_id"])
         batch_op.create_foreign_key(batch_op.f("fk_api_key_replaces_id"), "api_key", ["replaces_id"], ["id"])
     _index_names_in_use("revoked_at IS NULL AND retires_at IS NULL")
+    op.create_index("ix_audit_event_target_id_id", "audit_event", ["target_id", "id"])
 
 
 def downgrade() -> None:
     """Take it back."""
+    op.drop_index("ix_audit_event_target_id_id", "audit_event")
     op.drop_index("uq_api_key_name_in_use", "api_key")
     with op.batch_alter_table("api_key", schema=None) as batch_op:
         batch_op.drop_constraint(batch_op.f("fk_api_key_replaces_id"), type_="foreignkey")

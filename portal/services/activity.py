@@ -1,0 +1,297 @@
+"""What keys did: impact before an ending, charts, denials, callers, first requests. Reads what `usage` wrote."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+
+from sqlalchemy import ColumnElement, case, func, select
+
+from portal.rules.errors import Refusal
+from portal.services.usage import ACCEPTED
+from portal.store.database import Session
+from portal.store.models import ApiKey, App, FirstRequest, RefusedRequest, Usage
+
+RECENT_DAYS = 14
+_HOUR = timedelta(hours=1)
+_CALLERS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class CallerSeen:
+    """A place and program that used a key."""
+
+    address: str
+    client: str
+    count: int
+    first_at: datetime
+    last_at: datetime
+    is_new: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Impact:
+    """What ending a key would stop, in numbers."""
+
+    total: int  # accepted requests in the last 24 hours
+    last_at: datetime | None
+    writes: list[tuple[str, int]]  # by app name
+    callers: list[CallerSeen]
+    environment: str
+    quiet_30d: bool
+
+    @property
+    def never_used(self) -> bool:
+        """Whether no request was ever accepted."""
+        return self.last_at is None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether the key is in use now: ending it asks for its name."""
+        return self.total > 0
+
+
+@dataclass(frozen=True, slots=True)
+class DayBars:
+    """A key's requests in the last 14 days, day by day in UTC."""
+
+    bars: list[tuple[date, int, int]]  # day, accepted, refused
+
+    @property
+    def total(self) -> int:
+        """All accepted ones."""
+        return sum(accepted for _, accepted, _ in self.bars)
+
+    @property
+    def refused(self) -> int:
+        """All refused ones."""
+        return sum(refused for _, _, refused in self.bars)
+
+    @property
+    def today(self) -> int:
+        """Those of today."""
+        return self.bars[-1][1]
+
+    @property
+    def busiest(self) -> tuple[date, int]:
+        """The day with most accepted ones."""
+        day, count, _ = max(self.bars, key=lambda bar: bar[1])
+        return day, count
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """A bar of the requests chart."""
+
+    start: datetime
+    accepted: int
+    refused: int
+
+
+@dataclass(frozen=True, slots=True)
+class Denial:
+    """Refused requests that are alike, told by the latest."""
+
+    at: datetime
+    method: str
+    path: str
+    status: int
+    reason: str
+    scope: str
+    address: str
+    client: str
+    count: int
+    request_id: str
+
+
+def impact_of(session: Session, key: ApiKey, now: datetime) -> Impact:
+    """Count what a key did in the last 24 hours, and find its last use."""
+    since = now - timedelta(hours=24)
+    rows = session.execute(
+        select(
+            Usage.scope, Usage.address, Usage.client, Usage.count.label("times"), Usage.first_at, Usage.last_at
+        ).where(
+            Usage.key_id == key.id,
+            Usage.outcome == ACCEPTED,
+            Usage.hour >= hour_of(since),
+            Usage.last_at > since,
+        )
+    ).all()
+    writes: defaultdict[str, int] = defaultdict(int)
+    for row in rows:
+        app, _, action = row.scope.partition(":")
+        if action == "write":
+            writes[app] += row.times
+    names = _app_names(session, key.workspace_id, writes)
+    last_at = session.scalar(select(func.max(Usage.last_at)).where(Usage.key_id == key.id, Usage.outcome == ACCEPTED))
+    return Impact(
+        total=sum(row.times for row in rows),
+        last_at=last_at or key.last_used_at,
+        writes=[(names.get(app, app), count) for app, count in writes.items()],
+        callers=_by_caller(((row.address, row.client, row.times, row.first_at, row.last_at) for row in rows), now),
+        environment=key.environment,
+        quiet_30d=last_at is None or now - last_at > timedelta(days=30),
+    )
+
+
+def is_busy(session: Session, key: ApiKey, now: datetime) -> bool:
+    """Say whether a key was accepted in the last 24 hours; cheaper than its whole impact."""
+    since = now - timedelta(hours=24)
+    recent = (
+        Usage.key_id == key.id,
+        Usage.outcome == ACCEPTED,
+        Usage.hour >= hour_of(since),
+        Usage.last_at > since,
+    )
+    return session.scalar(select(Usage.key_id).where(*recent).limit(1)) is not None
+
+
+def hour_of(moment: datetime) -> int:
+    """Number a moment's hour, counted from 1970 in UTC."""
+    return int(moment.timestamp()) // 3600
+
+
+def callers_of(session: Session, key: ApiKey, now: datetime, since: datetime | None = None) -> list[CallerSeen]:
+    """List the last five places that a key was used from, with what they are."""
+    conditions = [Usage.key_id == key.id, Usage.outcome == ACCEPTED]
+    if since is not None:
+        conditions += [Usage.hour >= hour_of(since), Usage.last_at > since]
+    rows = session.execute(
+        select(Usage.address, Usage.client, func.sum(Usage.count), func.min(Usage.first_at), func.max(Usage.last_at))
+        .where(*conditions)
+        .group_by(Usage.address, Usage.client)
+        .order_by(func.max(Usage.last_at).desc())
+        .limit(_CALLERS)
+    )
+    return _by_caller((tuple(row) for row in rows), now)
+
+
+def _by_caller(rows: Iterable[Sequence[object]], now: datetime) -> list[CallerSeen]:
+    seen: dict[tuple[str, str], CallerSeen] = {}
+    for address, client, count, first_at, last_at in rows:
+        place = (str(address), str(client))
+        known = seen.get(place)
+        assert isinstance(first_at, datetime) and isinstance(last_at, datetime)  # noqa: S101
+        first = min(first_at, known.first_at) if known else first_at
+        last = max(last_at, known.last_at) if known else last_at
+        total = int(str(count)) + (known.count if known else 0)
+        seen[place] = CallerSeen(*place, total, first, last, now - first < timedelta(hours=24))
+    return sorted(seen.values(), key=lambda caller: caller.last_at, reverse=True)[:_CALLERS]
+
+
+def recent_days(session: Session, key_ids: Sequence[int], now: datetime) -> dict[int, DayBars]:
+    """Count the last 14 days of several keys at once, by day in UTC."""
+    today = hour_of(now) // 24
+    first = today - RECENT_DAYS + 1
+    day = Usage.hour // 24
+    rows = session.execute(
+        select(Usage.key_id, day, _accepted(), _refused())
+        .where(Usage.key_id.in_(key_ids), Usage.hour >= first * 24)
+        .group_by(Usage.key_id, day)
+    )
+    counted = {(key_id, number): (accepted, refused) for key_id, number, accepted, refused in rows}
+    return {
+        key_id: DayBars(
+            [
+                (_day(number), *(int(count) for count in counted.get((key_id, number), (0, 0))))  # type: ignore[misc]
+                for number in range(first, today + 1)
+            ]
+        )
+        for key_id in key_ids
+    }
+
+
+def buckets(session: Session, key: ApiKey, now: datetime, span: timedelta) -> list[Bucket]:
+    """Count a key's requests for its chart: by the hour over a day, else by the day in UTC."""
+    size = 1 if span <= timedelta(hours=24) else 24
+    last = hour_of(now) // size
+    first = last - int(span / _HOUR) // size + 1
+    number = Usage.hour // size
+    rows = session.execute(
+        select(number, _accepted(), _refused())
+        .where(Usage.key_id == key.id, Usage.hour >= first * size)
+        .group_by(number)
+    )
+    counted = {at: (int(accepted), int(refused)) for at, accepted, refused in rows}
+    return [
+        Bucket(datetime.fromtimestamp(at * size * 3600, UTC), *counted.get(at, (0, 0))) for at in range(first, last + 1)
+    ]
+
+
+def denials(session: Session, key: ApiKey, limit: int = 20) -> list[Denial]:
+    """List a key's refused requests of the last 30 days, like ones as one, latest first."""
+    rows = session.scalars(
+        select(RefusedRequest).where(RefusedRequest.key_id == key.id).order_by(RefusedRequest.id.desc()).limit(1000)
+    )
+    grouped: dict[tuple[str, ...], list[RefusedRequest]] = {}
+    for row in rows:
+        grouped.setdefault((row.method, row.path, row.reason, row.required, row.address, row.client), []).append(row)
+    return [
+        Denial(
+            at=found[0].at,
+            method=found[0].method,
+            path=found[0].path,
+            status=403 if found[0].reason in (Refusal.MISSING_SCOPE, Refusal.ACCESS_WITHDRAWN) else 401,
+            reason=found[0].reason,
+            scope=found[0].required,
+            address=found[0].address,
+            client=found[0].client,
+            count=len(found),
+            request_id=found[0].request_id,
+        )
+        for found in list(grouped.values())[:limit]
+    ]
+
+
+def last_exercised(session: Session, key: ApiKey) -> dict[str, datetime]:
+    """Say when each scope of a key was last used with success."""
+    rows = session.execute(
+        select(Usage.scope, func.max(Usage.last_at))
+        .where(Usage.key_id == key.id, Usage.outcome == ACCEPTED, Usage.scope != "")
+        .group_by(Usage.scope)
+    )
+    return {scope: at for scope, at in rows}  # noqa: C416 - rows are no pairs to mypy
+
+
+def first_request(session: Session, key: ApiKey) -> FirstRequest | None:
+    """Find the first request that a key was accepted with."""
+    return session.get(FirstRequest, key.id)
+
+
+def last_refusal(session: Session, key: ApiKey) -> RefusedRequest | None:
+    """Find the latest refused request of a key."""
+    return session.scalars(
+        select(RefusedRequest).where(RefusedRequest.key_id == key.id).order_by(RefusedRequest.id.desc()).limit(1)
+    ).first()
+
+
+def accepted_since(session: Session, key: ApiKey, since: datetime) -> int:
+    """Count the requests that a key was accepted with since a moment."""
+    rows = session.scalar(
+        select(func.sum(Usage.count)).where(
+            Usage.key_id == key.id,
+            Usage.outcome == ACCEPTED,
+            Usage.hour >= hour_of(since),
+            Usage.first_at > since,
+        )
+    )
+    return int(rows or 0)
+
+
+def _app_names(session: Session, workspace_id: int, slugs: Iterable[str]) -> dict[str, str]:
+    rows = session.execute(
+        select(App.slug, App.name).where(App.workspace_id == workspace_id, App.slug.in_(list(slugs)))
+    )
+    return {slug: name for slug, name in rows}  # noqa: C416
+
+
+def _accepted() -> ColumnElement[int]:
+    return func.sum(case((Usage.outcome == ACCEPTED, Usage.count), else_=0))
+
+
+def _refused() -> ColumnElement[int]:
+    return func.sum(case((Usage.outcome != ACCEPTED, Usage.count), else_=0))
+
+
+def _day(number: int) -> date:
+    return datetime.fromtimestamp(number * 86_400, UTC).date()

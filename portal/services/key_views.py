@@ -1,0 +1,413 @@
+"""API keys as members see them: rows, lists, filters, counts. What changes a key: `keys` and `rotation`."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, UnaryExpression, and_, case, exists, func, or_, select
+from sqlalchemy.orm import aliased, contains_eager
+
+from portal.rules import text
+from portal.rules.access import AccessLevel, Action, Role, Scope, effective_scopes, level_of
+from portal.rules.credentials import Keyring
+from portal.rules.errors import NotFound
+from portal.services import activity, members
+from portal.services.activity import DayBars
+from portal.services.actor import Actor
+from portal.services.members import Seat
+from portal.store.database import Session
+from portal.store.models import Access, ApiKey, App, KeyScope, KeyState, Member, Solution, Workspace
+
+PAGE_SIZE = 25
+BUSY = timedelta(hours=24)  # a key used this recently is in use: ending it asks for its name
+EXPIRING = timedelta(days=14)
+UNUSED = timedelta(days=30)
+STATES = ("active", "deactivated", "expired", "stopped", "expiring", "unused", "revoked")
+SORTS = ("name", "created", "used", "expires")
+REPLACEABLE = timedelta(hours=24)
+
+
+@dataclass(frozen=True, slots=True)
+class ScopeView:
+    """One scope of a key in words, and whether it works now."""
+
+    text: str
+    app_name: str
+    app_slug: str
+    solution_name: str
+    action: str
+    effective: bool
+
+    @property
+    def why_not(self) -> str:
+        """Why the scope does nothing now, for a person."""
+        return "" if self.effective else f"its owner no longer has {self.action} in {self.solution_name}"
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerView:
+    """Whom a key acts as, relative to who looks: `me`, another `human`, or an `api` member."""
+
+    id: str
+    name: str
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeyView:
+    """What one member may see of a key and do with it. There is no secret in it."""
+
+    id: str
+    name: str
+    note: str
+    hint: str
+    last_four: str
+    environment: str
+    state: KeyState
+    owner: OwnerView
+    scopes: tuple[ScopeView, ...]
+    created_at: datetime
+    created_by: str
+    expires_at: datetime | None
+    last_used_at: datetime | None
+    last_used_address: str | None
+    last_used_client: str | None
+    deactivated_at: datetime | None
+    revoked_at: datetime | None
+    retires_at: datetime | None
+    successor_id: str | None
+    predecessor_id: str | None
+    recent: DayBars | None
+    is_unused: bool
+    is_retiring: bool
+    is_busy: bool
+    is_expiring: bool
+    may_deactivate: bool
+    may_reactivate: bool
+    may_delete: bool
+    may_rotate: bool
+    may_retire: bool
+    may_extend: bool
+    may_replace: bool
+    may_edit: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of keys, in a list of `total`."""
+
+    keys: list[KeyView]
+    number: int
+    total: int
+
+    @property
+    def count(self) -> int:
+        """How many pages there are; at least one."""
+        return max(1, -(-self.total // PAGE_SIZE))
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """What a list of keys is narrowed to and how it is sorted; `owner` is `me`, `api`, `all` or a member's id."""
+
+    owner: str = "me"
+    q: str = ""
+    env: str = ""
+    state: str = ""
+    scope: str = ""
+    sort: str = "attention"
+
+    @property
+    def active_count(self) -> int:
+        """How many filters narrow the list, beside whose keys they are."""
+        return sum(map(bool, (self.q, self.env, self.state, self.scope)))
+
+
+def list_for(session: Session, actor: Actor, seat: Seat, keyring: Keyring, filters: Filters, number: int) -> Page:
+    """List keys as far as a seat sees them; the old key of a rotation follows its successor."""
+    statement = visible_to(seat).where(*_matching(session, seat, filters, actor.at))
+    if not filters.active_count:
+        successor = aliased(ApiKey)
+        taken_over = exists().where(successor.replaces_id == ApiKey.id, successor.revoked_at.is_(None))
+        statement = statement.where(or_(ApiKey.retires_at.is_(None), ~taken_over))
+    total = session.scalar(select(func.count()).select_from(statement.with_only_columns(ApiKey.id).subquery())) or 0
+    number = min(number, max(1, -(-total // PAGE_SIZE)))
+    page = statement.order_by(*_sorted_by(filters.sort, actor.at)).limit(PAGE_SIZE).offset((number - 1) * PAGE_SIZE)
+    found = list(session.scalars(page))
+    if not filters.active_count:
+        found = _with_predecessors(session, seat, found, actor.at)
+    return Page(of(session, seat, keyring, found, actor.at, with_days=True), number, total)
+
+
+def _matching(session: Session, seat: Seat, filters: Filters, now: datetime) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = []
+    if filters.owner == "me":
+        conditions.append(ApiKey.member_id == seat.member.id)
+    elif filters.owner == "api":
+        conditions.append(Member.account_id.is_(None))
+    elif filters.owner != "all":
+        conditions.append(Member.public_id == filters.owner)
+    if filters.q:
+        named = ApiKey.name_folded.contains(text.fold(filters.q), autoescape=True)
+        noted = ApiKey.note.icontains(filters.q, autoescape=True)
+        conditions.append(or_(named, noted, ApiKey.last_four == filters.q))
+    if filters.env:
+        conditions.append(ApiKey.environment == filters.env)
+    conditions += _in_state(filters.state, now)
+    if scope := Scope.parse(filters.scope):
+        has = (
+            select(KeyScope.key_id)
+            .join(App, App.id == KeyScope.app_id)
+            .where(App.workspace_id == seat.workspace.id, App.slug == scope.app, KeyScope.action == str(scope.action))
+        )
+        conditions.append(ApiKey.id.in_(has))
+    return conditions
+
+
+def _in_state(state: str, now: datetime) -> list[ColumnElement[bool]]:
+    """Give the conditions of a state filter; without one, all keys that are neither deleted nor retired."""
+    retired = and_(ApiKey.retires_at.is_not(None), ApiKey.retires_at <= now)
+    unexpired = or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now)
+    active = and_(unexpired, ApiKey.deactivated_at.is_(None))
+    narrowed: dict[str, ColumnElement[bool]] = {
+        "active": active,
+        "deactivated": and_(unexpired, ApiKey.deactivated_at.is_not(None)),
+        "expired": ~unexpired,
+        "stopped": or_(~unexpired, ApiKey.deactivated_at.is_not(None)),
+        "expiring": and_(active, ApiKey.expires_at <= now + EXPIRING),
+        "unused": and_(active, func.coalesce(ApiKey.last_used_at, ApiKey.created_at) < now - UNUSED),
+    }
+    if state == "revoked":
+        return [or_(ApiKey.revoked_at.is_not(None), retired)]
+    return [*_standing(now), *([narrowed[state]] if state in narrowed else [])]
+
+
+def _sorted_by(sort: str, now: datetime) -> list[UnaryExpression[Any] | ColumnElement[Any]]:
+    latest = [ApiKey.last_used_at.desc().nulls_last(), ApiKey.id.desc()]
+    orders: dict[str, list[Any]] = {
+        "name": [ApiKey.name_folded, ApiKey.id],
+        "created": [ApiKey.id.desc()],
+        "used": latest,
+        "expires": [ApiKey.expires_at.asc().nulls_last(), ApiKey.id],
+    }
+    needs_attention = case((ApiKey.expires_at <= now + EXPIRING, 0), else_=1)
+    return orders.get(sort, [needs_attention, *latest])
+
+
+def _with_predecessors(session: Session, seat: Seat, found: list[ApiKey], now: datetime) -> list[ApiKey]:
+    replaced = [key.replaces_id for key in found if key.replaces_id]
+    if not replaced:
+        return found
+    old = {key.id: key for key in session.scalars(visible_to(seat).where(ApiKey.id.in_(replaced), *_standing(now)))}
+    return [each for key in found for each in (key, old.get(key.replaces_id or 0)) if each is not None]
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How many keys of a tab need a look."""
+
+    active: int
+    expiring: int
+    unused: int
+    stopped: int
+
+
+def count_for(session: Session, actor: Actor, seat: Seat, owner: str) -> Counts:
+    """Count the keys of one tab by what needs attention, in one statement."""
+    states = ("active", "expiring", "unused", "stopped")
+    columns = [func.count(case((and_(*_in_state(state, actor.at)), 1))) for state in states]
+    whose = _matching(session, seat, Filters(owner=owner), actor.at)
+    row = session.execute(visible_to(seat).where(*whose).with_only_columns(*columns)).one()
+    return Counts(*map(int, row))
+
+
+def get(session: Session, actor: Actor, seat: Seat, keyring: Keyring, key_id: str) -> KeyView:
+    """Find a key that this seat may see; NotFound for any other."""
+    key = row_of(session, seat, key_id)
+    return of(session, seat, keyring, [key], actor.at)[0]
+
+
+def row_of(session: Session, seat: Seat, key_id: str) -> ApiKey:
+    """Find the row of a key that this seat may see; NotFound for any other."""
+    key = session.scalar(visible_to(seat).where(ApiKey.public_id == key_id))
+    if key is None:
+        raise NotFound()
+    return key
+
+
+def _standing(now: datetime) -> tuple[ColumnElement[bool], ...]:
+    """Give the conditions under which a key is neither deleted nor retired."""
+    return ApiKey.revoked_at.is_(None), or_(ApiKey.retires_at.is_(None), ApiKey.retires_at > now)
+
+
+def visible_to(seat: Seat) -> Select[ApiKey]:
+    """Select the keys that a seat may see, each with its owner."""
+    statement = (
+        select(ApiKey)
+        .join(Member, Member.id == ApiKey.member_id)
+        .options(contains_eager(ApiKey.member))
+        .where(ApiKey.workspace_id == seat.workspace.id)
+    )
+    if seat.is_admin:
+        return statement
+    own: ColumnElement[bool] = ApiKey.member_id == seat.member.id
+    return statement.where(or_(own, _managed(seat)))
+
+
+def _managed(seat: Seat) -> ColumnElement[bool]:
+    managed = select(Member.id).where(*members.managed_by(seat)).scalar_subquery()
+    return ApiKey.member_id.in_(managed)
+
+
+def of(
+    session: Session,
+    seat: Seat,
+    keyring: Keyring,
+    keys: Sequence[ApiKey],
+    now: datetime,
+    *,
+    with_days: bool = False,
+) -> list[KeyView]:
+    """Show keys as a seat may see them, all with the same few statements; `with_days` adds their last 14 days."""
+    scopes = scopes_of(session, keys)
+    creators = {key.created_by_id for key in keys} - {key.member_id for key in keys} - {seat.member.id}
+    names = {seat.member.id: seat.member.name, **{key.member_id: key.member.name for key in keys}}
+    if creators:
+        rows = session.execute(select(Member.id, Member.name).where(Member.id.in_(creators)))
+        names.update((member_id, name) for member_id, name in rows)
+    days = activity.recent_days(session, [key.id for key in keys], now) if with_days and keys else {}
+    pairs = _pairs(session, keys)
+    return [
+        _view(seat, keyring, key, scopes.get(key.id, ()), names[key.created_by_id], now, days.get(key.id), pairs)
+        for key in keys
+    ]
+
+
+def _pairs(session: Session, keys: Sequence[ApiKey]) -> dict[int, ApiKey]:
+    """Find the keys that took over from these, and those that these took over from, by internal id of the other."""
+    ids = [key.id for key in keys]
+    before = [key.replaces_id for key in keys if key.replaces_id]
+    if not any(key.replaces_id or key.retires_at for key in keys):
+        return {}
+    rows = session.scalars(select(ApiKey).where(or_(ApiKey.replaces_id.in_(ids), ApiKey.id.in_(before))))
+    found: dict[int, ApiKey] = {}
+    for row in rows:
+        found[row.id] = row
+        if row.replaces_id:
+            found[-row.replaces_id] = row  # under the negative id of the one before: its successor
+    return found
+
+
+def _view(
+    seat: Seat,
+    keyring: Keyring,
+    key: ApiKey,
+    scopes: Iterable[ScopeView],
+    created_by: str,
+    now: datetime,
+    recent: DayBars | None,
+    pairs: Mapping[int, ApiKey],
+) -> KeyView:
+    state = key.state_at(now)
+    is_mine = key.member_id == seat.member.id
+    may_hand_out = is_mine or key.member.is_api
+    is_retiring = key.retires_at is not None and state in (KeyState.ACTIVE, KeyState.DEACTIVATED)
+    successor, predecessor = pairs.get(-key.id), pairs.get(key.replaces_id or 0)
+    before_works = predecessor is not None and predecessor.state_at(now) in (KeyState.ACTIVE, KeyState.DEACTIVATED)
+    return KeyView(
+        id=key.public_id,
+        name=key.name,
+        note=key.note,
+        hint=keyring.format.hint(key.environment, key.last_four),
+        last_four=key.last_four,
+        environment=key.environment,
+        state=state,
+        owner=OwnerView(
+            key.member.public_id, key.member.name, "me" if is_mine else "api" if key.member.is_api else "human"
+        ),
+        scopes=tuple(scopes),
+        created_at=key.created_at,
+        created_by=created_by,
+        expires_at=key.expires_at,
+        last_used_at=key.last_used_at,
+        last_used_address=key.last_used_address,
+        last_used_client=key.last_used_client,
+        deactivated_at=key.deactivated_at,
+        revoked_at=key.revoked_at,
+        retires_at=key.retires_at,
+        successor_id=successor.public_id if successor else None,
+        predecessor_id=predecessor.public_id if predecessor else None,
+        recent=recent,
+        is_unused=key.last_used_at is None,
+        is_retiring=is_retiring,
+        is_busy=key.last_used_at is not None and now - key.last_used_at < BUSY,
+        is_expiring=state is KeyState.ACTIVE and key.expires_at is not None and key.expires_at - now <= EXPIRING,
+        may_deactivate=state is KeyState.ACTIVE,
+        may_reactivate=state is KeyState.DEACTIVATED and may_hand_out,
+        may_delete=state is not KeyState.REVOKED,
+        may_rotate=(
+            may_hand_out
+            and state in (KeyState.ACTIVE, KeyState.EXPIRED)
+            and key.retires_at is None
+            and not before_works
+        ),
+        may_retire=is_retiring,
+        may_extend=is_retiring and may_hand_out,
+        may_replace=may_hand_out and is_replaceable(key, now),
+        may_edit=may_hand_out and state is not KeyState.REVOKED,
+    )
+
+
+def is_replaceable(key: ApiKey, now: datetime) -> bool:
+    """Say whether a key is so new and unused that its text may have been lost: it can be made anew."""
+    is_fresh = key.last_used_at is None and now - key.created_at < REPLACEABLE
+    return is_fresh and key.state_at(now) is KeyState.ACTIVE and key.retires_at is None
+
+
+def scopes_of(session: Session, keys: Sequence[ApiKey]) -> dict[int, list[ScopeView]]:
+    """Read the scopes of several keys at once, with what each owner has now."""
+    owner = {key.id: key.member for key in keys}
+    rows = session.execute(
+        select(KeyScope.key_id, KeyScope.action, App.slug, App.name, Solution.name, Access.level)
+        .join(App, App.id == KeyScope.app_id)
+        .join(Solution, Solution.id == App.solution_id)
+        .join(ApiKey, ApiKey.id == KeyScope.key_id)
+        .outerjoin(Access, (Access.solution_id == Solution.id) & (Access.member_id == ApiKey.member_id))
+        .where(KeyScope.key_id.in_(owner))
+        .order_by(Solution.name, App.name, KeyScope.action)
+    )
+    views: dict[int, list[ScopeView]] = {}
+    for key_id, action, slug, app_name, solution_name, level in rows:
+        granted = level_of(Role(owner[key_id].role), AccessLevel(level) if level else None)
+        scope = Scope(slug, Action(action))
+        works = bool(effective_scopes([scope], {slug: granted})) and owner[key_id].is_active
+        views.setdefault(key_id, []).append(ScopeView(str(scope), app_name, slug, solution_name, action, works))
+    return views
+
+
+def list_all(session: Session, actor: Actor, workspace: Workspace, keyring: Keyring) -> list[dict[str, Any]]:
+    """List a workspace's keys that are not deleted, for an operator: facts only, no secret, no digest."""
+    rows = session.scalars(
+        select(ApiKey)
+        .join(ApiKey.member)
+        .options(contains_eager(ApiKey.member))
+        .where(ApiKey.workspace_id == workspace.id, ApiKey.revoked_at.is_(None))
+        .order_by(ApiKey.id)
+    ).all()
+    scopes = scopes_of(session, rows)
+    return [
+        {
+            "id": key.public_id,
+            "name": key.name,
+            "hint": keyring.format.hint(key.environment, key.last_four),
+            "environment": key.environment,
+            "state": str(key.state_at(actor.at)),
+            "owner": key.member.name,
+            "scopes": [scope.text for scope in scopes.get(key.id, [])],
+            "createdAt": key.created_at.isoformat(),
+            "expiresAt": key.expires_at.isoformat() if key.expires_at else None,
+            "lastUsedAt": key.last_used_at.isoformat() if key.last_used_at else None,
+        }
+        for key in rows
+    ]

@@ -1,0 +1,243 @@
+"""The pages of one key: what it is, what it did, what was done with it; its name; its first request."""
+
+from datetime import timedelta
+from typing import Any
+
+from flask import Response, request
+
+from portal.rules.access import Scope
+from portal.rules.errors import Forbidden, Invalid, Refusal
+from portal.services import activity, audit, key_views, keys, rotation
+from portal.services.activity import Denial
+from portal.services.audit import Event
+from portal.services.key_views import KeyView
+from portal.store.models import AuditEvent, FirstRequest, RefusedRequest
+from portal.web.guards import actor, in_workspace, seat
+from portal.web.http import answer, page_or_fragment, portal, reading, transaction
+from portal.web.keys import first_call, keyring, look, pages, row_changed, with_impact
+
+_RANGES = {"24h": timedelta(hours=24), "7d": timedelta(days=7), "30d": timedelta(days=30)}
+_UNUSED_SCOPES = timedelta(days=60)
+_QUIET = timedelta(hours=1)  # an old key that is quiet this long while its successor is busy is safe to retire
+_REASONS = {
+    Refusal.MISSING_SCOPE: "403: lacks {scope}",
+    Refusal.ACCESS_WITHDRAWN: "403: its owner no longer has the access that {scope} needs",
+    Refusal.DEACTIVATED: "401: key deactivated",
+    Refusal.EXPIRED: "401: key expired",
+    Refusal.REVOKED: "401: key deleted",
+    Refusal.RETIRED: "401: key retired after its rotation",
+    Refusal.OWNER_INACTIVE: "401: its owner is deactivated",
+    Refusal.OTHER_WORKSPACE: "401: used for another workspace",
+}
+_SENTENCES = {
+    Event.KEY_GENERATED: "generated this key",
+    Event.KEY_ROTATED: "rotated this key",
+    Event.KEY_RETIRED: "retired this key",
+    Event.KEY_OVERLAP_EXTENDED: "let this key work longer",
+    Event.KEY_DEACTIVATED: "deactivated this key",
+    Event.KEY_REACTIVATED: "reactivated this key",
+    Event.KEY_DELETED: "deleted this key",
+    Event.KEY_EDITED: "changed its name or note",
+}
+
+
+@pages.get("/keys/<public_id:key_id>")
+@in_workspace
+def detail(key_id: str) -> Response:
+    """Show what a key is: facts, scopes with their last use, and the other key of a rotation."""
+    now = actor().at
+    with reading() as session:
+        key = key_views.get(session, actor(), seat(), keyring(), key_id)
+        row = key_views.row_of(session, seat(), key_id)
+        exercised = activity.last_exercised(session, row)
+        callers = activity.callers_of(session, row, now)
+        impact = activity.impact_of(session, row, now)
+        pair = _pair(session, key)
+        first = activity.first_request(session, row)
+        refused = activity.last_refusal(session, row)
+    stale = [scope for scope in key.scopes if now - (exercised.get(scope.text) or key.created_at) > _UNUSED_SCOPES]
+    return page_or_fragment(
+        "keys/detail.html",
+        "keys/detail.html",
+        key=key,
+        impact=impact,
+        scopes_table=[(scope, exercised.get(scope.text)) for scope in key.scopes],
+        unused_scopes=len(stale),
+        callers=callers,
+        base_url=portal().settings.base_url,
+        call=first_call(key),
+        first=_first(first, refused),
+        poll=None,
+        **pair,
+    )
+
+
+def _pair(session: Any, key: KeyView) -> dict[str, Any]:
+    """Tell of a rotation that goes on: both keys, who still uses the old one, and whether it is safe to retire."""
+    old_id = key.id if key.is_retiring else key.predecessor_id
+    nothing: dict[str, Any] = {"pair": None, "callers_of_old": [], "safe_to_retire": False, "new_count": 0}
+    if not old_id or (key.is_retiring and not key.successor_id):
+        return nothing
+    old = key_views.row_of(session, seat(), old_id)
+    new = rotation.successor_of(session, old)
+    view = key_views.get(session, actor(), seat(), keyring(), key.successor_id or old_id)
+    if new is None or (not key.is_retiring and not view.is_retiring):
+        return nothing
+    now = actor().at
+    last_at = activity.impact_of(session, old, now).last_at
+    new_count = activity.accepted_since(session, new, new.created_at)
+    is_quiet = last_at is None or now - last_at > _QUIET
+    return {
+        "pair": view,
+        "callers_of_old": activity.callers_of(session, old, now, since=new.created_at),
+        "old_last_at": last_at,
+        "new_count": new_count,
+        "safe_to_retire": is_quiet and new_count > 0,
+    }
+
+
+@pages.get("/keys/<public_id:key_id>/requests")
+@in_workspace
+def requests(key_id: str) -> Response:
+    """Show what a key did: accepted and refused requests over time, denials with their reason, and callers."""
+    span = request.args.get("range", "7d")
+    span = span if span in _RANGES else "7d"
+    now = actor().at
+    with reading() as session:
+        key = key_views.get(session, actor(), seat(), keyring(), key_id)
+        row = key_views.row_of(session, seat(), key_id)
+        bars = activity.buckets(session, row, now, _RANGES[span])
+        denials = activity.denials(session, row)
+        callers = activity.callers_of(session, row, now)
+        first = activity.first_request(session, row)
+        refused = activity.last_refusal(session, row)
+        planned = keys.plan(session, actor(), keys.Draft(owner=key.owner.id))
+    grantable = {str(scope) for scope in planned.grantable}
+    label = "%H:%M" if span == "24h" else "%-d %b"
+    return page_or_fragment(
+        "keys/requests.html",
+        "keys/_requests.html",
+        key=key,
+        range=span,
+        buckets=[(bar.start.strftime(label), bar.start, bar.accepted, bar.refused) for bar in bars],
+        total=sum(bar.accepted for bar in bars),
+        refused=sum(bar.refused for bar in bars),
+        denials=[_denial(denial, grantable) for denial in denials],
+        callers=callers,
+        base_url=portal().settings.base_url,
+        call=first_call(key),
+        first=_first(first, refused),
+        poll=None,
+    )
+
+
+def _denial(denial: Denial, grantable: set[str]) -> dict[str, Any]:
+    is_scope = denial.reason == Refusal.MISSING_SCOPE
+    may = is_scope and denial.scope in grantable
+    known = Scope.parse(denial.scope)
+    return {
+        "at": denial.at,
+        "latest_at": denial.at,
+        "method": denial.method,
+        "path": denial.path,
+        "status": denial.status,
+        "reason": denial.reason,
+        "words": _REASONS[Refusal(denial.reason)].format(scope=denial.scope),
+        "address": denial.address,
+        "client": denial.client,
+        "count": denial.count,
+        "scope": denial.scope,
+        "may_generate": may,
+        "ask": f"Ask an administrator for {known.action} in {known.app}." if is_scope and known and not may else None,
+    }
+
+
+@pages.get("/keys/<public_id:key_id>/history")
+@in_workspace
+def history(key_id: str) -> Response:
+    """Show what was done with a key, newest first."""
+    with reading() as session:
+        key = key_views.get(session, actor(), seat(), keyring(), key_id)
+        events = audit.history_of(session, seat().workspace.id, key_id)
+    return page_or_fragment("keys/history.html", "keys/history.html", key=key, events=[_event(each) for each in events])
+
+
+def _event(event: AuditEvent) -> dict[str, Any]:
+    words = {str(each): sentence for each, sentence in _SENTENCES.items()}
+    what = words.get(event.action, event.action.replace("_", " "))
+    if event.outcome == "refused":
+        what = f"tried: {what}. It was refused: {event.details.get('reason', '')}"
+    return {"at": event.at, "who": event.actor_name, "what": what, "address": event.address}
+
+
+@pages.get("/keys/<public_id:key_id>/impact")
+@in_workspace
+def impact(key_id: str) -> Response:
+    """Show what ending a key would stop."""
+    return page_or_fragment("keys/impact.html", "keys/_impact.html", **with_impact(key_id))
+
+
+@pages.get("/keys/<public_id:key_id>/first-request")
+@in_workspace
+def first_request(key_id: str) -> Response:
+    """Tell of the first request with a new key; the fragment asks again by itself, ever slower, for 15 minutes."""
+    with reading() as session:
+        key = key_views.get(session, actor(), seat(), keyring(), key_id)
+        row = key_views.row_of(session, seat(), key_id)
+        first = _first(activity.first_request(session, row), activity.last_refusal(session, row))
+    age = actor().at - key.created_at
+    poll = None
+    if first["state"] != "accepted":
+        if age > timedelta(minutes=15):
+            first = first if first["state"] == "refused" else {"state": "stopped"}
+        else:
+            poll = 3 if age < timedelta(minutes=1) else 10 if age < timedelta(minutes=5) else 30
+    return page_or_fragment("keys/first.html", "keys/_first.html", key=key, first=first, poll=poll)
+
+
+def _first(first: FirstRequest | None, refused: RefusedRequest | None) -> dict[str, Any]:
+    if first:
+        return {
+            "state": "accepted",
+            "method": first.method,
+            "path": first.path,
+            "status": first.status,
+            "at": first.at,
+            "address": first.address,
+        }
+    if refused:
+        words = _REASONS[Refusal(refused.reason)].format(scope=refused.required)
+        return {
+            "state": "refused",
+            "method": refused.method,
+            "path": refused.path,
+            "at": refused.at,
+            "address": refused.address,
+            "reason_words": words,
+            "scope": refused.required,
+        }
+    return {"state": "waiting"}
+
+
+@pages.route("/keys/<public_id:key_id>/edit", methods=["GET", "POST"])
+@in_workspace
+def edit(key_id: str) -> Response:
+    """Change a key's name and note."""
+    key = look(key_id)
+    if not key.may_edit:
+        raise Forbidden("Only its owner can rename this key.")
+    if request.method != "POST":
+        return _edit_form(key, key.name, key.note)
+    name, note = answer("name"), answer("note")
+    was = (answer("was_name", key.name), answer("was_note", key.note))
+    try:
+        with transaction() as session:
+            key = keys.edit(session, actor(), keyring(), key_id, name=name, note=note, was=was)
+    except Invalid as error:
+        return _edit_form(key, name, note, error.problems)
+    return row_changed(key, f"“{key.name}” is saved.", focus=f"key-{key.id}-link")
+
+
+def _edit_form(key: KeyView, name: str, note: str, errors: Any = None) -> Response:
+    context = {"key": key, "name": name[:200], "note": note[:400], "errors": errors or {}}
+    return page_or_fragment("keys/edit.html", "keys/_edit.html", 422 if errors else 200, **context)

@@ -1,0 +1,125 @@
+"""Rotating a key: the form, the reveal, and what ends or lengthens the overlap; replacing a key whose text was lost."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from flask import Response, request
+
+from portal.rules.errors import AlreadyShown, Invalid
+from portal.rules.lifetimes import Overlap
+from portal.services import activity, key_views, keys, rotation
+from portal.services.keys import Draft
+from portal.web.guards import actor, in_workspace, recently_proved, seat
+from portal.web.http import answer, fragment_or_redirect, page_or_fragment, reading, transaction
+from portal.web.keys import LIFETIMES, already_shown, keyring, list_url, look, pages, reveal, row_changed, with_impact
+
+_OVERLAPS = {
+    Overlap.NONE: "Stop it now",
+    Overlap.HOUR: "1 hour",
+    Overlap.DAY: "24 hours",
+    Overlap.WEEK: "7 days",
+    Overlap.UNTIL: "Until I retire it (30 days at most)",
+}
+
+
+@pages.route("/keys/<public_id:key_id>/rotate", methods=["GET", "POST"])
+@in_workspace
+@recently_proved("to rotate an API key")
+def rotate(key_id: str) -> Response:
+    """Replace a key by one with the same or fewer scopes, while the old one goes on for a while."""
+    if request.method != "POST":
+        with reading() as session:
+            draft = rotation.draft_rotation(session, actor(), seat(), key_id)
+        return _rotate_form(key_id, draft)
+    draft = Draft(
+        scopes=request.form.getlist("scopes"),
+        expires=answer("expires"),
+        form_id=keys.check_form_id(answer("form_id")),
+        replaces=key_id,
+        overlap=answer("overlap"),
+    )
+    try:
+        with transaction() as session:
+            key, plain = rotation.rotate(session, actor(), keyring(), draft)
+    except Invalid as error:
+        return _rotate_form(key_id, draft, error.problems)
+    except AlreadyShown as error:
+        return already_shown(error.key_id)
+    return reveal(key, plain)
+
+
+def _rotate_form(key_id: str, draft: Draft, errors: Mapping[str, str] | None = None) -> Response:
+    context = with_impact(key_id)
+    key = context["key"]
+    with reading() as session:
+        row = key_views.row_of(session, seat(), key_id)
+        exercised = activity.last_exercised(session, row)
+    now = actor().at
+    return page_or_fragment(
+        "keys/rotate.html",
+        "keys/_rotate.html",
+        422 if errors else 200,
+        **context,
+        answers=draft,
+        errors=errors or {},
+        leaked="leaked" in request.args,
+        overlaps=[(str(each), label, each.ends_at(now, key.expires_at)) for each, label in _OVERLAPS.items()],
+        scopes=[
+            {"scope": scope, "last_exercised_at": exercised.get(scope.text), "chosen": scope.text in draft.scopes}
+            for scope in key.scopes
+            if scope.effective
+        ],
+        expiries=[(str(each), label, each.ends_at(now)) for each, label in LIFETIMES.items()],
+    )
+
+
+@pages.route("/keys/<public_id:key_id>/replace", methods=["GET", "POST"])
+@in_workspace
+@recently_proved("to replace an API key")
+def replace(key_id: str) -> Response:
+    """Make a key anew whose text was lost before its first use."""
+    if request.method != "POST":
+        form_id = keys.new_form_id()
+        return page_or_fragment("keys/replace.html", "keys/_replace.html", key=look(key_id), form_id=form_id)
+    try:
+        with transaction() as session:
+            form_id = keys.check_form_id(answer("form_id"))
+            key, plain = rotation.replace_unused(session, actor(), keyring(), key_id, form_id)
+    except AlreadyShown as error:
+        return already_shown(error.key_id)
+    return reveal(key, plain)
+
+
+@pages.route("/keys/<public_id:key_id>/retire", methods=["GET", "POST"])
+@in_workspace
+def retire(key_id: str) -> Response:
+    """End an overlap now. Stopping a key never asks for the password."""
+    if request.method != "POST":
+        return page_or_fragment("keys/retire.html", "keys/_retire.html", **with_impact(key_id), **_evidence(key_id))
+    with transaction() as session:
+        key = rotation.retire(session, actor(), keyring(), key_id)
+    message = f"“{key.name}” (…{key.last_four}) is retired. Requests are refused from now."
+    focus = [f"key-{key.successor_id}-link", "keys-h"]
+    return fragment_or_redirect(None, list_url(), message=message, focus=focus, close=True, reload=True)
+
+
+@pages.route("/keys/<public_id:key_id>/extend", methods=["GET", "POST"])
+@in_workspace
+@recently_proved("to let the old key work longer")
+def extend(key_id: str) -> Response:
+    """Let the old key of a rotation work a day longer."""
+    if request.method != "POST":
+        return page_or_fragment("keys/extend.html", "keys/_extend.html", key=look(key_id))
+    with transaction() as session:
+        key = rotation.extend(session, actor(), keyring(), key_id)
+    return row_changed(key, f"“{key.name}” (…{key.last_four}) works a day longer.", focus=f"key-{key.id}-retire")
+
+
+def _evidence(key_id: str) -> dict[str, Any]:
+    """Say how a rotation stands: when the old key was last used, and what the new one has done since."""
+    with reading() as session:
+        old = key_views.row_of(session, seat(), key_id)
+        impact = activity.impact_of(session, old, actor().at)
+        new = rotation.successor_of(session, old)
+        new_count = activity.accepted_since(session, new, new.created_at) if new else 0
+    return {"old_last_at": impact.last_at, "new_count": new_count}
