@@ -20,7 +20,7 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.postgresql import psycopg
 
 from portal.rules.access import AccessLevel, Role, Scope, effective_scopes, level_of
-from portal.rules.credentials import KEY_SHAPED, KeyDigest, Keyring
+from portal.rules.credentials import KeyDigest, Keyring
 from portal.rules.errors import KeyRefused, Refusal
 from portal.store.database import TROUBLE, Database
 from portal.store.models import Access, Account, ApiKey, App, KeyScope, Member, Workspace
@@ -79,9 +79,13 @@ class KeyCheck:
     ) -> Caller:
         """Decide about one request; `account_id` is the workspace that the caller asserts, `query` its query string.
 
+        A key in the query is refused even beside a good header: it is in somebody's log by now.
+
         Raises KeyRefused, or one of `database.TROUBLE` when the database cannot be asked.
         """
-        plain = self._keyring.format.parse(_credential(authorization, query))
+        if query and self._keyring.format.shape.search(unquote_to_bytes(query).decode("latin-1")):
+            raise KeyRefused(Refusal.MALFORMED)
+        plain = self._keyring.format.parse(_credential(authorization))
         if plain is None:
             raise KeyRefused(Refusal.MALFORMED)
         digests = self._keyring.digests(plain)
@@ -147,10 +151,8 @@ class KeyCheck:
         return rows[0] if rows else None
 
 
-def _credential(authorization: str | None, query: str) -> str:
-    """Take the one Bearer credential out of a header; '' for several, or where a key came in the query as well."""
-    if query and KEY_SHAPED.search(unquote_to_bytes(query).decode("latin-1")):
-        return ""
+def _credential(authorization: str | None) -> str:
+    """Take the one Bearer credential out of a header; '' for what is not one."""
     match = _BEARER.fullmatch(authorization or "")
     if match:
         return match[1]

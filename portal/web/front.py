@@ -32,6 +32,7 @@ SECURITY_HEADERS = [
 ]
 _HTTPS_HEADERS = [("Strict-Transport-Security", "max-age=31536000")]
 _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9A-Za-z._-]+))(?::[0-9]{1,5})?")
+BODIES_AT_ONCE = 48  # that one process waits for; fewer than the server has threads, so that some are always left
 _BODILESS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 _FORWARDED = ("HTTP_X_FORWARDED_FOR", "HTTP_X_FORWARDED_PROTO", "HTTP_X_FORWARDED_HOST", "HTTP_X_FORWARDED_PORT")
 
@@ -50,6 +51,7 @@ class Front:
         self._headers = SECURITY_HEADERS + (_HTTPS_HEADERS if settings.is_https else [])
         self._body_limit = body_limit
         self._turn = threading.Lock()
+        self._waiting = threading.Semaphore(BODIES_AT_ONCE)
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         """Pass a request on."""
@@ -60,8 +62,8 @@ class Front:
         if _host_name(environ.get("HTTP_HOST", "")) not in self._hosts:
             return _plain(start_safely, "400 Bad Request", b"This address is not served here.\n")
         self._find_client(environ)
-        if environ["REQUEST_METHOD"] not in _BODILESS:
-            self._take_body(environ)
+        if environ["REQUEST_METHOD"] not in _BODILESS and (refusal := self._take_body(environ)):
+            return _plain(start_safely, *refusal)
         # The server has threads to spare so that clients that stall while they send hold up nobody, but the portal
         # itself runs one request at a time: more would only pass the interpreter lock to and fro.
         with self._turn:
@@ -71,16 +73,32 @@ class Front:
                 _log.exception("a request failed, and so did telling of it")
                 return _plain(start_safely, "500 Internal Server Error", b"Something broke on our side.\n")
 
-    def _take_body(self, environ: dict[str, Any]) -> None:
-        """Wait for the whole body, up to one byte over its limit, which then answers 413 however it was sent."""
-        limit = self._body_limit(environ["PATH_INFO"])
+    def _take_body(self, environ: dict[str, Any]) -> tuple[str, bytes] | None:
+        """Wait for the whole body, up to one byte over its limit, which then answers 413 however it was sent.
+
+        Gives a refusal for a body that was cut off (what came of it must not be carried out) and while too many
+        clients take their time: reads, checks of keys and /healthz go on meanwhile.
+        """
+        path = environ["PATH_INFO"]
+        limit = self._body_limit(path)
         length = environ.get("CONTENT_LENGTH") or ""
-        if length.isascii() and length.isdigit() and int(length[:20]) > limit:
-            return  # refused by its length, unread
-        body = environ["wsgi.input"].read(limit + 1)
+        declared = int(length) if re.fullmatch("[0-9]{1,15}", length, re.ASCII) else None
+        if declared is not None and declared > limit:
+            return None  # refused by its length, unread
+        if declared is None and "HTTP_TRANSFER_ENCODING" in environ and not path.startswith("/api/"):
+            return "411 Length Required", b"Send this form with its Content-Length.\n"
+        if not self._waiting.acquire(blocking=False):
+            return "503 Service Unavailable", b"Too many requests are still on their way. Try again.\n"
+        try:
+            body = environ["wsgi.input"].read(limit + 1)
+        finally:
+            self._waiting.release()
+        if declared is not None and len(body) < declared:
+            return "400 Bad Request", b"The request was cut off before its end. Nothing was changed.\n"
         environ["wsgi.input"] = io.BytesIO(body)
         environ["CONTENT_LENGTH"] = str(len(body))
         environ.pop("HTTP_TRANSFER_ENCODING", None)
+        return None
 
     def _find_client(self, environ: dict[str, Any]) -> None:
         peer = environ.get("REMOTE_ADDR", "")
@@ -113,7 +131,7 @@ def _host_name(host: str) -> str:
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        address = ipaddress.ip_address(text)
+        address = ipaddress.ip_address(text if "%" not in text else "")  # scope ids may be of any length
     except ValueError:
         return None
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
