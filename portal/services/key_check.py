@@ -66,13 +66,15 @@ class Reach(NamedTuple):
 
 
 class KeyCheck:
-    """The check, with its prepared statement and one connection a thread."""
+    """The check, with its prepared statement and one connection a process: requests take turns anyway."""
 
     def __init__(self, database: Database, keyring: Keyring) -> None:
         self._database = database
         self._keyring = keyring
         self._sql = _statement(database, len(keyring.peppers))
-        self._kept = threading.local()
+        self._asking = threading.Lock()
+        self._connection: Any = None
+        self._pid = 0  # of the process that opened it: no connection may cross a fork
 
     def check(
         self, authorization: str | None, *, account_id: str | None = None, query: str = "", now: datetime
@@ -95,10 +97,11 @@ class KeyCheck:
         return self._decide(row, digests, account_id, str(plain.environment), now)
 
     def close(self) -> None:
-        """Close this thread's connection; the next check opens another."""
-        if getattr(self._kept, "pid", None) == os.getpid():
-            self._kept.pid = None
-            self._kept.connection.close()
+        """Close the connection; the next check opens another."""
+        with self._asking:
+            if self._connection is not None and self._pid == os.getpid():
+                self._connection.close()
+            self._connection = None
 
     def _decide(
         self, row: Sequence[Any], digests: Sequence[KeyDigest], account_id: str | None, environment: str, now: datetime
@@ -135,19 +138,18 @@ class KeyCheck:
 
     def _read(self, parameters: Mapping[str, bytes]) -> Sequence[Any] | None:
         """Ask the database once; over a connection that broke since it was last used, once more over a new one."""
-        kept = self._kept
-        if getattr(kept, "pid", None) == os.getpid():
-            try:
-                return self._ask(kept.connection, parameters)
-            except TROUBLE:
-                kept.pid = None
-                kept.connection.close()
-        kept.connection = self._database.driver_connection()
-        kept.pid = os.getpid()
-        return self._ask(kept.connection, parameters)
+        with self._asking:
+            if self._connection is not None and self._pid == os.getpid():
+                try:
+                    return self._ask(parameters)
+                except TROUBLE:
+                    self._connection.close()
+            self._connection, self._pid = None, os.getpid()
+            self._connection = self._database.driver_connection()
+            return self._ask(parameters)
 
-    def _ask(self, connection: Any, parameters: Mapping[str, bytes]) -> Sequence[Any] | None:
-        rows: list[Sequence[Any]] = connection.execute(self._sql, parameters).fetchall()
+    def _ask(self, parameters: Mapping[str, bytes]) -> Sequence[Any] | None:
+        rows: list[Sequence[Any]] = self._connection.execute(self._sql, parameters).fetchall()
         return rows[0] if rows else None
 
 
