@@ -12,6 +12,7 @@ from flask import Flask
 from granian import Granian
 from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
+from granian.log import LogLevels
 
 from portal import demo
 from portal.rules.access import Role
@@ -173,7 +174,7 @@ def run_server(settings: Settings, target: str = "app:create_app") -> None:
         websockets=False,
         respawn_failed_workers=True,
         workers_kill_timeout=10,
-        log_dictconfig={"version": 1, "disable_existing_loggers": False, "root": {"level": "INFO"}},
+        log_level=LogLevels.error,  # it warns of the threads that are meant, and tells what we have told
         working_dir=Path(__file__).parent.parent,
     )
     server.serve()

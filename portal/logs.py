@@ -11,13 +11,14 @@ from flask import g, has_request_context
 from portal.rules.credentials import KEY_SHAPED
 
 _REDACTED = "[redacted]"
+_LONGEST = 16_384  # characters of one text; a traceback fits, what somebody sends to keep us busy does not
 _NAMES = "authorization|cookie|passw|token|secret|pepper"
 _SECRETS = re.compile(
     rf"{KEY_SHAPED.pattern}"
     # What stands behind a secret's name: a quoted text, or all up to the next form field or the end of the line.
-    rf"|(?P<name>[\w-]{{0,40}}(?:{_NAMES})[\w-]{{0,40}}(?:[\"']?\s*[:=]|[\"']\s*,)\s*)"
+    rf"|(?P<name>(?<![\w-])[\w-]{{0,40}}(?:{_NAMES})[\w-]{{0,40}}(?:[\"']?\s*[:=]|[\"']\s*,)\s*)"
     r"(?:\"(?:\\.|[^\"\\])*\"?|'(?:\\.|[^'\\])*'?|[^&\r\n]*)"
-    r"|(?P<user>://[^:/\s@]*:)[^@\s]+(?=@)",
+    r"|(?P<user>://[^:/\s@]{0,64}:)[^@\s]{1,256}(?=@)",
     re.IGNORECASE,
 )
 _SECRET_NAME = re.compile(_NAMES, re.IGNORECASE)
@@ -26,6 +27,8 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 
 def redact(text: str) -> str:
     """Replace everything shaped like a key, and what follows a secret's name."""
+    if len(text) > _LONGEST:
+        text = text[:_LONGEST] + "… (cut)"
     return _SECRETS.sub(lambda match: (match["name"] or match["user"] or "") + _REDACTED, text)
 
 
@@ -58,4 +61,5 @@ def configure() -> None:
         handler.setFormatter(JsonLines())
         root.addHandler(handler)
     root.setLevel(logging.INFO)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    for chatty in ("alembic", "flask_wtf"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)

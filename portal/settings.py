@@ -49,6 +49,9 @@ class Settings:
         port = _number(environ, "PORT", 5000, 1, 65_535)
         base_url, scheme, host = _split_base_url(environ.get("PORTAL_BASE_URL") or f"http://127.0.0.1:{port}")
         is_local = scheme == "http" and host in _LOOPBACK
+        bind = _bind(environ)
+        if is_local and not ipaddress.ip_address(bind).is_loopback:
+            raise BadSetting("PORTAL_BIND lets others in: set PORTAL_BASE_URL to the address that they use.")
         if not is_local and environ.get("FLASK_DEBUG", "0") not in ("", "0"):
             raise BadSetting("FLASK_DEBUG must not be set in production.")
         instance.mkdir(parents=True, exist_ok=True)
@@ -59,7 +62,7 @@ class Settings:
             base_url=base_url,
             hosts=_LOOPBACK if is_local else (host,),
             trusted_proxies=_networks(environ),
-            bind=_bind(environ),
+            bind=bind,
             port=port,
             workers=_number(environ, "PORTAL_WORKERS", 1, 1, 64),
             is_local=is_local,
@@ -79,6 +82,8 @@ def _split_base_url(text: str) -> tuple[str, str, str]:
     if not match or int((match[3] or ":1")[1:]) > 65_535:
         raise BadSetting(f"PORTAL_BASE_URL must look like https://keys.example.org, not {text[:200]!r}.")
     scheme, host, port = match[1].lower(), match[2].lower(), match[3] or ""
+    if port == {"http": ":80", "https": ":443"}[scheme]:
+        port = ""  # browsers leave it out of Origin
     return f"{scheme}://{host}{port}", scheme, host.strip("[]")
 
 

@@ -99,12 +99,14 @@ class KeyFormat:
 
     prefix: str = "sk"
     pattern: re.Pattern[str] = field(init=False, repr=False)
+    shape: re.Pattern[str] = field(init=False, repr=False)  # a key of ours anywhere in a text, whole or cut
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9]{1,9}", self.prefix):
             raise ValueError("a key prefix is 2 to 10 lower-case letters and digits and begins with a letter")
         expression = rf"{self.prefix}_(live|test)_[0-9A-Za-z]{{{SECRET_LENGTH}}}_[0-9A-Za-z]{{{CHECKSUM_LENGTH}}}"
         object.__setattr__(self, "pattern", re.compile(expression))
+        object.__setattr__(self, "shape", re.compile(rf"{self.prefix}_(?:live|test)_[0-9A-Za-z]{{20}}"))
 
     def mint(self, environment: Environment) -> PlainKey:
         """Make a new key from 256 bits of the operating system's randomness."""

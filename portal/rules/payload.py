@@ -9,6 +9,7 @@ from portal.rules.errors import Invalid, Unreadable
 
 MAX_DEPTH = 16
 MAX_ITEMS = 100  # in one array
+MAX_MEMBERS = 1000  # in one object
 MAX_INTEGER = 2**53 - 1  # beyond it, other languages' numbers lose digits (RFC 7493, section 2.2)
 _SURROGATE_OR_NUL = re.compile("[\x00\ud800-\udfff]")
 
@@ -74,6 +75,8 @@ def _check_shape(value: dict[str, Any]) -> None:
 def _containers_in(container: dict[str, Any] | list[Any]) -> list[Any]:
     if isinstance(container, list) and len(container) > MAX_ITEMS:
         raise Invalid({"fields": f"An array may hold at most {MAX_ITEMS} items."})
+    if isinstance(container, dict) and len(container) > MAX_MEMBERS:
+        raise Invalid({"fields": f"An object may hold at most {MAX_MEMBERS} members."})
     children = [*container, *container.values()] if isinstance(container, dict) else container
     for child in children:
         if isinstance(child, str):

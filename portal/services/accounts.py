@@ -53,9 +53,7 @@ def begin_attempt(session: Session, actor: Actor, email: str) -> Attempt:
     address = clean_email(email)
     email_hash = hashlib.sha256((address or email[:254]).encode("utf-8", "surrogatepass")).digest()
     prefix = _prefix(actor.address)
-    if session.get_bind().dialect.name == "postgresql":
-        # Counting and adding must not interleave. SQLite's writer is alone anyway.
-        session.execute(text("LOCK TABLE sign_in_failure IN SHARE ROW EXCLUSIVE MODE"))
+    _take_turns(session)
     session.execute(delete(SignInFailure).where(SignInFailure.at <= actor.at - _LONG_WINDOW))
     tries_left = _check_limits(session, email_hash, prefix, actor.at)
     failure = SignInFailure(email_hash=email_hash, prefix=prefix, at=actor.at)
@@ -63,6 +61,12 @@ def begin_attempt(session: Session, actor: Actor, email: str) -> Attempt:
     account = _find_usable(session, address) if address else None
     session.flush()
     return Attempt(failure.id, email_hash, prefix, account, tries_left)
+
+
+def _take_turns(session: Session) -> None:
+    """Let nobody else count or take back tries until this ends. SQLite's writer is alone anyway."""
+    if session.get_bind().dialect.name == "postgresql":
+        session.execute(text("LOCK TABLE sign_in_failure IN SHARE ROW EXCLUSIVE MODE"))
 
 
 def fail(session: Session, actor: Actor, attempt: Attempt) -> None:
@@ -104,6 +108,7 @@ def _check_limits(session: Session, email_hash: bytes, prefix: str, now: datetim
 
 def _forgive(session: Session, attempt: Attempt, now: datetime) -> None:
     """Take back the try that was right, and the earlier ones of the same account and prefix for the short limit."""
+    _take_turns(session)
     session.execute(delete(SignInFailure).where(SignInFailure.id == attempt.failure_id))
     session.execute(
         update(SignInFailure)

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from portal.rules.credentials import new_id
+from portal.rules.credentials import KEY_SHAPED, new_id
 from portal.rules.errors import PortalError
 from portal.services.actor import Actor
 from portal.store.database import Database
@@ -109,4 +109,5 @@ def _write(
 
 def _written(name: str, longest: int) -> str:
     """Make a name that somebody sent storable: a refused attempt may hold anything."""
-    return "".join(character if character.isprintable() else "\ufffd" for character in name[:longest])
+    clean = "".join(character if character.isprintable() else "\ufffd" for character in name[:longest])
+    return KEY_SHAPED.sub("…", clean)

@@ -20,7 +20,7 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.postgresql import psycopg
 
 from portal.rules.access import AccessLevel, Role, Scope, effective_scopes, level_of
-from portal.rules.credentials import KEY_SHAPED, KeyDigest, Keyring
+from portal.rules.credentials import KeyDigest, Keyring
 from portal.rules.errors import KeyRefused, Refusal
 from portal.store.database import TROUBLE, Database
 from portal.store.models import Access, Account, ApiKey, App, KeyScope, Member, Workspace
@@ -74,22 +74,28 @@ class Reach(NamedTuple):
 
 
 class KeyCheck:
-    """The check, with its prepared statement and one connection a thread."""
+    """The check, with its prepared statement and one connection a process: requests take turns anyway."""
 
     def __init__(self, database: Database, keyring: Keyring) -> None:
         self._database = database
         self._keyring = keyring
         self._sql = _statement(database, len(keyring.peppers))
-        self._kept = threading.local()
+        self._asking = threading.Lock()
+        self._connection: Any = None
+        self._pid = 0  # of the process that opened it: no connection may cross a fork
 
     def check(
         self, authorization: str | None, *, account_id: str | None = None, query: str = "", now: datetime
     ) -> Caller:
         """Decide about one request; `account_id` is the workspace that the caller asserts, `query` its query string.
 
+        A key in the query is refused even beside a good header: it is in somebody's log by now.
+
         Raises KeyRefused, or one of `database.TROUBLE` when the database cannot be asked.
         """
-        plain = self._keyring.format.parse(_credential(authorization, query))
+        if query and self._keyring.format.shape.search(unquote_to_bytes(query).decode("latin-1")):
+            raise KeyRefused(Refusal.MALFORMED)
+        plain = self._keyring.format.parse(_credential(authorization))
         if plain is None:
             raise KeyRefused(Refusal.MALFORMED)
         digests = self._keyring.digests(plain)
@@ -99,10 +105,11 @@ class KeyCheck:
         return self._decide(row, digests, account_id, str(plain.environment), now)
 
     def close(self) -> None:
-        """Close this thread's connection; the next check opens another."""
-        if getattr(self._kept, "pid", None) == os.getpid():
-            self._kept.pid = None
-            self._kept.connection.close()
+        """Close the connection; the next check opens another."""
+        with self._asking:
+            if self._connection is not None and self._pid == os.getpid():
+                self._connection.close()
+            self._connection = None
 
     def _decide(
         self, row: Sequence[Any], digests: Sequence[KeyDigest], account_id: str | None, environment: str, now: datetime
@@ -142,26 +149,23 @@ class KeyCheck:
 
     def _read(self, parameters: Mapping[str, bytes]) -> Sequence[Any] | None:
         """Ask the database once; over a connection that broke since it was last used, once more over a new one."""
-        kept = self._kept
-        if getattr(kept, "pid", None) == os.getpid():
-            try:
-                return self._ask(kept.connection, parameters)
-            except TROUBLE:
-                kept.pid = None
-                kept.connection.close()
-        kept.connection = self._database.driver_connection()
-        kept.pid = os.getpid()
-        return self._ask(kept.connection, parameters)
+        with self._asking:
+            if self._connection is not None and self._pid == os.getpid():
+                try:
+                    return self._ask(parameters)
+                except TROUBLE:
+                    self._connection.close()
+            self._connection, self._pid = None, os.getpid()
+            self._connection = self._database.driver_connection()
+            return self._ask(parameters)
 
-    def _ask(self, connection: Any, parameters: Mapping[str, bytes]) -> Sequence[Any] | None:
-        rows: list[Sequence[Any]] = connection.execute(self._sql, parameters).fetchall()
+    def _ask(self, parameters: Mapping[str, bytes]) -> Sequence[Any] | None:
+        rows: list[Sequence[Any]] = self._connection.execute(self._sql, parameters).fetchall()
         return rows[0] if rows else None
 
 
-def _credential(authorization: str | None, query: str) -> str:
-    """Take the one Bearer credential out of a header; '' for several, or where a key came in the query as well."""
-    if query and KEY_SHAPED.search(unquote_to_bytes(query).decode("latin-1")):
-        return ""
+def _credential(authorization: str | None) -> str:
+    """Take the one Bearer credential out of a header; '' for what is not one."""
     match = _BEARER.fullmatch(authorization or "")
     if match:
         return match[1]

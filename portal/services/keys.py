@@ -20,7 +20,7 @@ from portal.rules.access import (
     grantable_scopes,
     level_of,
 )
-from portal.rules.credentials import Keyring, PlainKey, new_id
+from portal.rules.credentials import KEY_SHAPED, Keyring, PlainKey, new_id
 from portal.rules.errors import AlreadyShown, Attempt, Conflict, Forbidden, Invalid, NotFound, Unavailable
 from portal.rules.lifetimes import Lifetime, Overlap
 from portal.services import activity, audit, key_views, members
@@ -220,6 +220,8 @@ def _check_name(draft: Draft, problems: dict[str, str]) -> None:
     name = text.clean_line(draft.name)
     if name is None:
         problems["name"] = "Enter a name without control characters or hidden text direction marks."
+    elif KEY_SHAPED.search(name):
+        problems["name"] = "This looks like a key. Never write one down here: choose a name that tells what it is for."
     elif len(name) < 3:
         problems["name"] = "Enter a name so that you can recognise this key later: 3 characters or more."
     elif len(name) > 60:
@@ -227,6 +229,8 @@ def _check_name(draft: Draft, problems: dict[str, str]) -> None:
     note = text.clean_line(draft.note)
     if note is None:
         problems["note"] = "Enter a note without control characters or hidden text direction marks."
+    elif KEY_SHAPED.search(note):
+        problems["note"] = "This looks like a key. Never write one down here: note where it lives."
     elif len(note) > 140:
         problems["note"] = f"Enter at most 140 characters; this note has {len(note)}."
 
@@ -254,7 +258,7 @@ def _check_scopes(
 
 def quoted(written: str) -> str:
     """Repeat what somebody sent, made harmless and short."""
-    return "“" + (text.clean_line(written) or "…")[:60] + "”"
+    return "“" + KEY_SHAPED.sub("…", text.clean_line(written) or "…")[:60] + "”"
 
 
 def _overreach(planned: Plan) -> Attempt | None:
@@ -334,8 +338,21 @@ def reactivate(session: Session, actor: Actor, keyring: Keyring, key_id: str) ->
         raise Forbidden(ONLY_ITS_OWNER, attempt=attempt)
     if key.state_at(actor.at) is not KeyState.DEACTIVATED:
         raise _changed_meanwhile(session, key, actor.at)
+    _check_still_grantable(session, seat, key)
     key.deactivated_at = key.deactivated_by_id = None
     return changed(session, actor, seat, keyring, key, Event.KEY_REACTIVATED)
+
+
+def _check_still_grantable(session: Session, seat: Seat, key: ApiKey) -> None:
+    """Forbid to start what one could not generate: somebody with more access may have stopped it for a reason."""
+    access = _access_of(session, [key.member, seat.member])
+    mine, owners = access[seat.member.id][0], access[key.member_id][0]
+    works = {Scope.parse(view.text) for view in key_views.scopes_of(session, [key]).get(key.id, []) if view.effective}
+    beyond = sorted(str(scope) for scope in works - grantable_scopes(owners, mine))
+    if beyond:
+        attempt = Attempt(Event.KEY_REACTIVATED, key.public_id, key.name, {"scopes": beyond})
+        message = f"This key holds {beyond[0]}, which you cannot hand out. Ask an administrator."
+        raise Forbidden(message, attempt=attempt)
 
 
 def delete(session: Session, actor: Actor, keyring: Keyring, key_id: str, *, typed: str) -> KeyView:

@@ -9,13 +9,15 @@ from sqlalchemy.orm import Session, contains_eager, joinedload
 
 from portal.rules import credentials, text
 from portal.rules.access import AccessLevel, Role, level_of, may_grant
-from portal.rules.errors import Forbidden, Invalid, NotFound
+from portal.rules.errors import Conflict, Forbidden, Invalid, NotFound
 from portal.services import audit
 from portal.services.actor import Actor
 from portal.services.audit import Event
+from portal.store.database import IntegrityError
 from portal.store.models import Access, Account, ApiKey, App, Invitation, Member, Solution, Workspace
 
 INVITATION_LIFE = timedelta(days=7)
+_MEANWHILE = "An account was made for this address a moment ago. Open the link again and sign in with it."
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,13 +238,17 @@ def open_invitation(session: Session, token: str, actor: Actor, *, lock: bool = 
     return OpenInvitation(invitation, session.scalar(select(Account).where(Account.email == invitation.email)))
 
 
-def accept_invitation(session: Session, actor: Actor, token: str, *, name: str, password: str) -> Member:
-    """Let a person join with a new account; Invalid for answers to mend.
+def accept_invitation(
+    session: Session, actor: Actor, token: str, *, name: str, password: str, known: Account | None
+) -> Member:
+    """Let a person join: with a new account, or with the `known` one whose password the caller has checked.
 
-    For an address that has an account the caller has checked that account's password before, and `name` is not asked.
+    Raises Invalid for answers to mend, Conflict when the address got its account only just now.
     """
     found = open_invitation(session, token, actor, lock=True)
     invitation, account = found.invitation, found.account
+    if (account.id if account else None) != (known.id if known else None):
+        raise Conflict(_MEANWHILE)
     if account is None:
         clean = text.clean_line(name)
         problems = {}
@@ -259,8 +265,11 @@ def accept_invitation(session: Session, actor: Actor, token: str, *, name: str, 
             password_hash=credentials.hash_password(password),
             created_at=actor.at,
         )
-        session.add(account)
-        session.flush()
+        try:
+            with session.begin_nested():
+                session.add(account)
+        except IntegrityError:
+            raise Conflict(_MEANWHILE) from None
     member = session.scalar(
         select(Member).where(Member.account_id == account.id, Member.workspace_id == invitation.workspace_id)
     )
@@ -292,7 +301,17 @@ def accept_invitation(session: Session, actor: Actor, token: str, *, name: str, 
 def _take_back(session: Session, actor: Actor, member: Member, role: Role) -> None:
     """Make a member active again with what the invitation says: old access and old keys do not come back by it."""
     if member.removed_at is not None:
+        lost = {str(solution_id): level.value for solution_id, level in granted_to(session, member).items()}
         session.execute(delete(Access).where(Access.member_id == member.id))
+        audit.record(
+            session,
+            actor,
+            Event.ACCESS_GRANTED,
+            workspace_id=member.workspace_id,
+            target_id=member.public_id,
+            target_name=member.name,
+            details={"before": lost, "after": {}},
+        )
     member.deactivated_at = member.removed_at = None
     member.role = role
     standing = (ApiKey.member_id == member.id, ApiKey.revoked_at.is_(None), ApiKey.deactivated_at.is_(None))

@@ -14,6 +14,8 @@ from sqlalchemy.exc import DatabaseError, DataError, IntegrityError, InterfaceEr
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 from sqlalchemy.types import TypeDecorator
 
+PATIENCE = 5000  # milliseconds that a writer waits for others
+
 # What a database that is away, hung, locked or full looks like, through SQLAlchemy or from the driver itself.
 TROUBLE: tuple[type[Exception], ...] = (
     DatabaseError,
@@ -83,13 +85,14 @@ class Database:
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)
 
     @contextmanager
-    def transaction(self) -> Iterator[Session]:
-        """Give a session that writes: committed at the end, rolled back on an error. SQLite locks at its start,
+    def transaction(self, *, patience: int = PATIENCE) -> Iterator[Session]:
+        """Give a session that writes: committed at the end, rolled back on an error.
 
-        because a reader that turns writer half-way fails with "database is locked" whatever the time-out.
+        SQLite locks at its start, because a reader that turns writer half-way fails with "database is locked" whatever
+        the time-out. `patience` is how many milliseconds to wait for others that write.
         """
         with self._sessions.begin() as session:
-            session.connection(execution_options={"portal_write": True})
+            session.connection(execution_options={"portal_write": True, "portal_patience": patience})
             yield session
 
     @contextmanager
@@ -117,7 +120,7 @@ _POSTGRESQL_OPTIONS: dict[str, Any] = {
     "pool_pre_ping": True,
     "connect_args": {"connect_timeout": 3, "options": "-c statement_timeout=10000 -c lock_timeout=8000"},
 }
-_PRAGMAS = ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=5000")
+_PRAGMAS = ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", f"busy_timeout={PATIENCE}")
 
 
 def checked_url(text: str) -> URL:
@@ -147,12 +150,24 @@ def _prepare_sqlite(engine: Engine, url: URL) -> None:
 
     @event.listens_for(engine, "begin")
     def begin(connection: Any) -> None:
-        writes = connection.get_execution_options().get("portal_write")
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+        options = connection.get_execution_options()
+        if not options.get("portal_write"):
+            connection.exec_driver_sql("BEGIN")
+            return
+        patience = options["portal_patience"]
+        if patience == PATIENCE:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            return
+        connection.exec_driver_sql(f"PRAGMA busy_timeout={patience:d}")
+        try:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        finally:
+            connection.exec_driver_sql(f"PRAGMA busy_timeout={PATIENCE}")
 
 
 __all__ = [
     "MISTAKES",
+    "PATIENCE",
     "TROUBLE",
     "Base",
     "Database",

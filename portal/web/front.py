@@ -8,11 +8,13 @@ client headers whose names have underscores (nginx does by default): WSGI cannot
 
 import io
 import ipaddress
+import json
 import logging
 import re
+import secrets
 import threading
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from portal.settings import Settings
 
@@ -32,12 +34,33 @@ SECURITY_HEADERS = [
 ]
 _HTTPS_HEADERS = [("Strict-Transport-Security", "max-age=31536000")]
 _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9A-Za-z._-]+))(?::[0-9]{1,5})?")
+BODIES_AT_ONCE = 48  # that one process waits for; fewer than the server has threads, so that some are always left
 _BODILESS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 _FORWARDED = ("HTTP_X_FORWARDED_FOR", "HTTP_X_FORWARDED_PROTO", "HTTP_X_FORWARDED_HOST", "HTTP_X_FORWARDED_PORT")
 
 Headers = list[tuple[str, str]]
 StartResponse = Callable[..., Any]
 Wsgi = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
+
+
+class Refusal(NamedTuple):
+    """What the front itself answers."""
+
+    status: str
+    type: str
+    code: str
+    message: str
+
+
+_OTHER_HOST = Refusal("400 Bad Request", "validation_error", "unknown_host", "This address is not served here.")
+_NO_LENGTH = Refusal("411 Length Required", "validation_error", "length_required", "Send the form with its length.")
+_TOO_MANY = Refusal(
+    "503 Service Unavailable", "api_error", "unavailable", "Too many requests are still on their way. Try again."
+)
+_CUT_OFF = Refusal(
+    "400 Bad Request", "validation_error", "cut_off", "The request was cut off before its end. Nothing was changed."
+)
+_BROKEN = Refusal("500 Internal Server Error", "api_error", "internal_error", "Something broke on our side.")
 
 
 class Front:
@@ -50,6 +73,7 @@ class Front:
         self._headers = SECURITY_HEADERS + (_HTTPS_HEADERS if settings.is_https else [])
         self._body_limit = body_limit
         self._turn = threading.Lock()
+        self._waiting = threading.Semaphore(BODIES_AT_ONCE)
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         """Pass a request on."""
@@ -58,10 +82,10 @@ class Front:
             return start_response(status, headers + self._headers, exc_info)
 
         if _host_name(environ.get("HTTP_HOST", "")) not in self._hosts:
-            return _plain(start_safely, "400 Bad Request", b"This address is not served here.\n")
+            return _refuse(environ, start_safely, _OTHER_HOST)
         self._find_client(environ)
-        if environ["REQUEST_METHOD"] not in _BODILESS:
-            self._take_body(environ)
+        if environ["REQUEST_METHOD"] not in _BODILESS and (refusal := self._take_body(environ)):
+            return _refuse(environ, start_safely, refusal)
         # The server has threads to spare so that clients that stall while they send hold up nobody, but the portal
         # itself runs one request at a time: more would only pass the interpreter lock to and fro.
         with self._turn:
@@ -69,18 +93,34 @@ class Front:
                 return self._app(environ, start_safely)
             except Exception:
                 _log.exception("a request failed, and so did telling of it")
-                return _plain(start_safely, "500 Internal Server Error", b"Something broke on our side.\n")
+                return _refuse(environ, start_safely, _BROKEN)
 
-    def _take_body(self, environ: dict[str, Any]) -> None:
-        """Wait for the whole body, up to one byte over its limit, which then answers 413 however it was sent."""
-        limit = self._body_limit(environ["PATH_INFO"])
+    def _take_body(self, environ: dict[str, Any]) -> "Refusal | None":
+        """Wait for the whole body, up to one byte over its limit, which then answers 413 however it was sent.
+
+        Gives a refusal for a body that was cut off (what came of it must not be carried out) and while too many
+        clients take their time: reads, checks of keys and /healthz go on meanwhile.
+        """
+        path = environ["PATH_INFO"]
+        limit = self._body_limit(path)
         length = environ.get("CONTENT_LENGTH") or ""
-        if length.isascii() and length.isdigit() and int(length[:20]) > limit:
-            return  # refused by its length, unread
-        body = environ["wsgi.input"].read(limit + 1)
+        declared = int(length) if re.fullmatch("[0-9]{1,15}", length, re.ASCII) else None
+        if declared is not None and declared > limit:
+            return None  # refused by its length, unread
+        if declared is None and "HTTP_TRANSFER_ENCODING" in environ and not path.startswith("/api/"):
+            return _NO_LENGTH
+        if not self._waiting.acquire(blocking=False):
+            return _TOO_MANY
+        try:
+            body = environ["wsgi.input"].read(limit + 1)
+        finally:
+            self._waiting.release()
+        if declared is not None and len(body) < declared:
+            return _CUT_OFF
         environ["wsgi.input"] = io.BytesIO(body)
         environ["CONTENT_LENGTH"] = str(len(body))
         environ.pop("HTTP_TRANSFER_ENCODING", None)
+        return None
 
     def _find_client(self, environ: dict[str, Any]) -> None:
         peer = environ.get("REMOTE_ADDR", "")
@@ -113,18 +153,29 @@ def _host_name(host: str) -> str:
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        address = ipaddress.ip_address(text)
+        address = ipaddress.ip_address(text if "%" not in text else "")  # scope ids may be of any length
     except ValueError:
         return None
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return mapped or address
 
 
-def _plain(start_response: StartResponse, status: str, body: bytes) -> list[bytes]:
+def _refuse(environ: dict[str, Any], start_response: StartResponse, refusal: Refusal) -> list[bytes]:
+    """Answer without the portal's help: JSON to integrations, a plain line to people."""
+    request_id = "req_" + secrets.token_hex(12)
+    if environ["PATH_INFO"].startswith("/api/"):
+        error = {"type": refusal.type, "code": refusal.code, "message": refusal.message}
+        body = json.dumps({"error": error, "meta": {"requestId": request_id}}).encode()
+        kind = "application/json"
+    else:
+        body, kind = f"{refusal.message}\n".encode(), "text/plain; charset=utf-8"
     headers = [
-        ("Content-Type", "text/plain; charset=utf-8"),
+        ("Content-Type", kind),
         ("Content-Length", str(len(body))),
         ("Cache-Control", "no-store"),
+        ("X-Request-Id", request_id),
     ]
-    start_response(status, headers)
+    if refusal.status.startswith("503"):
+        headers.append(("Retry-After", "5"))
+    start_response(refusal.status, headers)
     return [body]

@@ -1,6 +1,7 @@
 """Who may call a view, said in one line above it. A view without such a line is out of reach (deny by default)."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from enum import StrEnum
 from functools import wraps
@@ -14,6 +15,7 @@ from portal.rules.errors import NotFound
 from portal.services import accounts, members
 from portal.services.actor import Actor, Means
 from portal.services.members import Seat
+from portal.store.database import TROUBLE
 from portal.store.models import Account, UserSession
 from portal.web.http import (
     answer,
@@ -134,7 +136,8 @@ def in_workspace(view: View) -> View:
             g.request_id,
         )
         if accounts.is_due_to_be_seen(user_session, g.now, found.workspace.id):
-            with transaction() as session:
+            # A page must not wait for those who write, nor fail because they do; the next page tries again.
+            with suppress(*TROUBLE), portal().database.transaction(patience=50) as session:
                 accounts.mark_seen(session, user_session, g.now, found.workspace.id)
         return view(**values)
 

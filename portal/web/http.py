@@ -50,6 +50,7 @@ FORM_LIMIT = 16 * 1024  # bytes of a form
 SIGN_IN_LIMIT = 4 * 1024
 JSON_LIMIT = 1024 * 1024
 _PUBLIC_ID = re.compile(PUBLIC_ID)
+_MAX_CARRIED = 150  # answers of a form that are sent back to be sent again
 UNSAFE = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
 
@@ -341,7 +342,7 @@ def _error(row: _Row, code: str, message: str, **extra: Any) -> Response:
 
 def _form_expired() -> Response:
     """Keep what was typed when a form outlived its session's token: it is shown again, to be sent with a new one."""
-    if is_fragment():
+    if is_fragment() or len(request.form) > _MAX_CARRIED:
         return _error(_Row(400, "validation_error", ""), "csrf", "This form was open too long. Reload the page.")
     context = {
         "action": request.path,
@@ -383,10 +384,12 @@ _KEY_WORDS = {
 
 
 def _refuse_key(error: KeyRefused) -> Response:
-    """Answer 401 or 403 with the challenge of RFC 6750; a known key's exact reason is kept under the request id."""
-    if error.key_pk is not None:  # a flood of garbage must not fill the disk, and its answers say all there is to know
-        _log.info("a key was refused", extra={"reason": str(error.refusal), "key_id": error.key_id})
-        g.refused = error
+    """Answer 401 or 403 with the challenge of RFC 6750; a known key's exact reason is kept under the request id.
+
+    Nothing is logged here: it would fill the disk, and the time it takes would tell a known key from an unknown one.
+    """
+    g.refused = error
+    if error.key_pk is not None:
         status = 401 if error.required is None else 403
         portal().usage.refused(_use(error.key_pk, error.required or "", status), str(error.refusal))
     challenge = f'Bearer realm="{PRODUCT}"'

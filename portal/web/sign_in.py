@@ -59,6 +59,8 @@ def _sign_in(email: str, password: str) -> bool:
             accounts.fail(session, actor, attempt)
         return False
     with transaction() as session:
+        if current_user.is_authenticated:  # whoever sat here before is signed out
+            accounts.sign_out(session, actor, current_user.user_session)
         user_session, token = accounts.sign_in(session, actor, attempt, password, client_label(request.environ))
     browser_session.clear()  # nothing of the time before, its CSRF token included, goes on
     start_browser_session(user_session, token)
@@ -168,7 +170,7 @@ def _join(found: members.OpenInvitation, token: str, name: str, password: str) -
     elif password != answer("password_again"):
         raise Invalid({"password_again": "Type the same password twice."})
     with transaction() as session:
-        members.accept_invitation(session, actor, token, name=name, password=password)
+        members.accept_invitation(session, actor, token, name=name, password=password, known=found.account)
     _sign_in(email, password)
 
 

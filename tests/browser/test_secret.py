@@ -69,7 +69,7 @@ def test_the_text_is_in_one_answer_and_nowhere_else(way: Way, page: Page, live_s
     assert key not in page.evaluate(HELD)
     if way is not Way.PLAIN:
         assert key not in page.evaluate(KEPT)
-    assert trail.answers_with(key) == [(KEYS, "no-store")]
+    assert trail.answers_to_forms() == [(KEYS, "no-store")]
     assert key not in trail.sent()
     assert key not in live_server.log.read_text()
     with closing(Database(live_server.database_url)) as database:
@@ -110,23 +110,12 @@ def test_reload_makes_no_second_key_and_shows_none(way: Way, page: Page, live_se
     assert count_keys(live_server) == before
 
 
-def test_the_field_can_be_sent_by_no_form_and_kept_by_no_password_manager(way: Way, page: Page) -> None:
-    passwords = page.locator("input[type=password]")
-    show(page, way, "Field")
+def test_the_field_is_for_eyes_and_clipboard_only(way: Way, page: Page) -> None:
+    key = show(page, way, "Field")
     field = page.get_by_label("API key, full text")
     said = field.evaluate("it => [it.form, it.name, it.readOnly, it.autocomplete, it.spellcheck]")
     assert said == [None, "", True, "off", False]
-    assert passwords.count() == 0
-    for path in (KEYS, NEW):
-        page.on("dialog", lambda dialog: dialog.accept())
-        page.goto(path)
-        assert passwords.count() == 0
-
-
-def test_print_leaves_the_text_out(way: Way, page: Page) -> None:
-    key = show(page, way, "Print")
-    field = page.get_by_label("API key, full text")
-    expect(field).to_be_visible()
+    assert page.locator("input[type=password]").count() == 0  # a password manager would offer to keep the key
     page.emulate_media(media="print")
     expect(field).not_to_be_visible()
     expect(page.get_by_text("Secret not printed")).to_be_visible()
@@ -196,7 +185,10 @@ class Trail:
         self._console: list[str] = []
         self._requests: list[Request] = []
         context.on("console", lambda message: self._console.append(message.text))
-        context.on("request", lambda request: self._requests.append(request))
+        context.on("request", self._note)
+
+    def _note(self, request: Request) -> None:
+        self._requests.append(request)
 
     def sent(self) -> str:
         """Give everything but the answers' bodies, which are for the screen."""
@@ -207,14 +199,11 @@ class Trail:
             told += [repr(response.all_headers())] if response else []
         return "\n".join(told)
 
-    def answers_with(self, text: str) -> list[tuple[str, str]]:
-        """Name the answers that hold a text: their paths, and whether they may be stored."""
-        found = []
-        for request in self._requests:
-            response = request.response()
-            if response and response.status == 200 and text in response.text():
-                found.append((request.url.partition("/w/")[2], response.headers["cache-control"]))
-        return found
+    def answers_to_forms(self) -> list[tuple[str, str]]:
+        """Name the forms that were sent for a key, and whether the browser may store the answers."""
+        sent = [request for request in self._requests if request.method == "POST" and request.url.endswith(KEYS)]
+        answers = [request.response() for request in sent]
+        return [(KEYS, answer.headers["cache-control"]) for answer in answers if answer]
 
 
 def _unpacked(cookie: Cookie) -> str:

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
+from functools import cached_property
 from threading import Barrier
 from typing import Any, TypeVar
 
@@ -31,8 +33,13 @@ class Office:
     def __init__(self, database: Database, keyring: Keyring = RING) -> None:
         self.database = database
         self.keyring = keyring
-        self.key_check = KeyCheck(database, keyring)
         self._told_before = 0
+        self._actors: dict[str, Actor] = {}
+
+    @cached_property
+    def key_check(self) -> KeyCheck:
+        """The hot path, on a connection of its own."""
+        return KeyCheck(self.database, self.keyring)
 
     # --- People -----------------------------------------------------------------------------------------------------
 
@@ -44,10 +51,11 @@ class Office:
 
     def actor(self, name: str, at: datetime = NOON) -> Actor:
         """Make somebody act."""
-        member = self.member(name)
-        return Actor(
-            at, Means.SESSION, member.name, member.public_id, member.workspace_id, member.id, "203.0.113.7", "req_1"
-        )
+        if name not in self._actors:
+            member = self.member(name)
+            seat = (member.name, member.public_id, member.workspace_id, member.id)
+            self._actors[name] = Actor(NOON, Means.SESSION, *seat, "203.0.113.7", "req_1")
+        return replace(self._actors[name], at=at)
 
     def seat(self, name: str) -> Seat:
         """Give somebody's seat."""
@@ -76,7 +84,7 @@ class Office:
     def draft(self, owner: str, **answers: Any) -> Draft:
         """Fill in the generate form with answers that are fine for rio, but for those named."""
         usual = {"name": "Nightly export", "environment": "live", "scopes": ["tasks:read"], "expires": "90d"}
-        return Draft(owner=self.member(owner).public_id, **usual | answers)
+        return Draft(owner=self.actor(owner).public_id or "", **usual | answers)
 
     def generate(
         self, creator: str, *, owner: str | None = None, at: datetime = NOON, **answers: Any
@@ -120,7 +128,8 @@ class Office:
 
     def close(self) -> None:
         """Give the hot path's connection back."""
-        self.key_check.close()
+        if "key_check" in vars(self):
+            self.key_check.close()
 
 
 def at_once(calls: Mapping[str, Callable[[], Found]]) -> dict[str, Found | Exception]:

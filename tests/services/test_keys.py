@@ -98,7 +98,7 @@ def test_a_generated_key_is_told_of_with_its_facts_but_no_secret(office: Office)
         (["tasks:read", "oops", "*"], "oops"),
         (["tasks:read"] * 101, "at most 100"),
         ([f"app{n}:read" for n in range(101)], "at most 100"),
-        (["x" * 1_000_000], "x" * 60),
+        (["x" * 100_000], "x" * 60),
     ],
 )
 def test_odd_scopes_are_refused_and_the_first_is_named(shared_office: Office, scopes: list[str], named: str) -> None:
@@ -170,7 +170,7 @@ def test_access_that_was_lowered_since_the_form_was_opened_counts(office: Office
         ({"name": "ab"}, "name"),
         ({"name": " ab "}, "name"),
         ({"name": "x" * 61}, "name"),
-        ({"name": "x" * 1_000_000}, "name"),
+        ({"name": "x" * 100_000}, "name"),
         ({"name": "a\x00bc"}, "name"),
         ({"name": "abc\u202edef"}, "name"),
         ({"name": "\u200b\u200b\u200b"}, "name"),

@@ -38,7 +38,8 @@ def accept(
     office: Office, token: str, name: str = "Ida Berg", password: str = LONG_ENOUGH, at: datetime = NOON
 ) -> Member:
     with office.database.transaction() as session:
-        return members.accept_invitation(session, visitor(at), token, name=name, password=password)
+        known = members.open_invitation(session, token, visitor(at)).account
+        return members.accept_invitation(session, visitor(at), token, name=name, password=password, known=known)
 
 
 # --- Invitations ----------------------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """Records: live and sandbox apart, held to their app's schema, changed by one at a time."""
 
+import socket
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -11,6 +13,7 @@ from portal.rules.errors import DoesNotFit, Forbidden, NotFound, PreconditionFai
 from portal.services import audit, records
 from portal.services.records import Place, Sandbox
 from portal.store.models import App, Record
+from tests.servers import free_port
 from tests.services.office import NOON, Office, at_once
 
 TASK = {"title": "Count safety vests"}
@@ -148,11 +151,14 @@ def test_the_format_of_an_email_field_is_held_to(office: Office) -> None:
 
 def test_a_schema_that_points_to_another_server_asks_nobody(office: Office) -> None:
     """Should such a schema ever get past `add_app`: no request leaves, and the record is not let through."""
-    with office.database.transaction() as session:
+    with closing(socket.create_server(("127.0.0.1", free_port()))) as server, office.database.transaction() as session:
+        server.settimeout(0)
         app = session.scalars(select(App).where(App.slug == "tasks")).one()
-        app.schema = {"type": "object", "$ref": "http://127.0.0.1:1/schema.json"}
-    with pytest.raises(Exception, match=r"127\.0\.0\.1:1"):
-        create(office, place(office), TASK)
+        app.schema = {"type": "object", "$ref": f"http://127.0.0.1:{server.getsockname()[1]}/schema.json"}
+        with pytest.raises(Exception, match="Unresolvable"):
+            records.create(session, office.actor("ana"), place(office), TASK)
+        with pytest.raises(BlockingIOError):  # nobody has called
+            server.accept()
 
 
 # --- Versions -------------------------------------------------------------------------------------------------------

@@ -1,0 +1,170 @@
+"""What a page must be for people who see, point, zoom, read or hear it differently; each check lists what is wrong."""
+
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+from axe_playwright_python.base import AXE_SCRIPT
+from playwright.sync_api import Page
+
+TAGS = ("wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice")
+CLOCK = re.compile(r"\b\d\d:\d\d\b(?!:\d\d)(?! UTC)")
+
+# Everything that can be pressed or filled in, is on the screen and not hidden for the eyes only. A label belongs to
+# its box: a press on the one is a press on the other.
+_CONTROLS = """
+const forEars = (node) => node && (node.offsetWidth <= 1 && node.offsetHeight <= 1 || forEars(node.offsetParent));
+const shown = (node) => node.checkVisibility({visibilityProperty: true, opacityProperty: true})
+    && !node.closest("[aria-hidden=true]") && node.getClientRects().length && !forEars(node);
+const inert = (node) => document.querySelector("dialog:modal") && !node.closest("dialog:modal");
+const controls = () => [...document.querySelectorAll("a, button, input, textarea, select, summary, [tabindex='0']")]
+    .filter((node) => node.type !== "hidden" && shown(node) && !inert(node));
+const target = (node) => node.matches("[type=checkbox], [type=radio]") ? node.closest("label") ?? node : node;
+const call = (node) => node.id ? `#${node.id}` : `${node.localName} “${node.textContent.trim().slice(0, 40)}”`;
+"""
+
+
+def axe(page: Page, *rules: str) -> list[str]:
+    """Run axe-core with all rules of the six tags, or only with those named."""
+    if not page.evaluate("Boolean(window.axe)"):
+        page.evaluate(AXE_SCRIPT)
+    only = {"type": "rule", "values": rules} if rules else {"type": "tag", "values": TAGS}
+    # Without `preload` axe does not read the style sheets itself, which is for experimental rules alone.
+    options = {"runOnly": only, "resultTypes": ["violations"], "preload": False, "iframes": False}
+    found: dict[str, Any] = page.evaluate("options => axe.run(options)", options)
+    return [
+        f"axe {violation['id']}: {', '.join(str(node['target']) for node in violation['nodes'][:3])}"
+        for violation in found["violations"]
+    ]
+
+
+def outline(page: Page) -> list[str]:
+    """Look at title and headings: one h1, no level left out."""
+    title, levels = page.evaluate("""() => [document.title,
+        [...document.querySelectorAll("h1, h2, h3, h4, h5, h6")]
+            .filter((node) => node.checkVisibility()).map((node) => Number(node.localName[1]))]""")
+    faults = []
+    if not re.search(r"\S – (\S+ – )?Latchkey$", title):
+        faults.append(f"title: {title}")
+    if levels.count(1) != 1:
+        faults.append(f"headings: {levels}")
+    return faults + [f"headings: {levels}" for one, then in pairwise(levels) if then > one + 1]
+
+
+def targets(page: Page, least: int = 24) -> list[str]:
+    """List what is too small to be hit, in CSS pixels."""
+    return _listed(
+        page,
+        """least => controls().map(target).filter((node) => {
+            const box = node.getBoundingClientRect();
+            return Math.round(box.width) < least || Math.round(box.height) < least;
+        }).map((node) => {
+            const box = node.getBoundingClientRect();
+            return `too small: ${call(node)} ${Math.round(box.width)} × ${Math.round(box.height)}`;
+        })""",
+        least,
+    )
+
+
+def overflow(page: Page) -> list[str]:
+    """List what makes the page, or the dialog, scroll sideways."""
+    return _listed(
+        page,
+        """() => [document.documentElement, ...document.querySelectorAll("dialog[open]")]
+            .filter((node) => node.scrollWidth > node.clientWidth)
+            .map((node) => `${call(node)} is ${node.scrollWidth} wide in ${node.clientWidth}: ` +
+                [...node.querySelectorAll("*")].filter((it) => it.getBoundingClientRect().right > innerWidth + 1)
+                    .slice(0, 3).map(call))""",
+    )
+
+
+def spacing(page: Page) -> list[str]:
+    """Space the text out as WCAG 1.4.12 says; list what is then cut off, or lies over another control."""
+    page.evaluate("""() => {
+        const sheet = new CSSStyleSheet();
+        sheet.replaceSync(`* { line-height: 1.5 !important; letter-spacing: .12em !important;
+            word-spacing: .16em !important } p { margin-bottom: 2em !important }`);
+        document.adoptedStyleSheets = [sheet];
+    }""")
+    found = _listed(
+        page,
+        """() => {
+            const cut = [...document.querySelectorAll("body *")].filter((node) => {
+                const style = getComputedStyle(node);
+                const clips = (over, inner, outer) => ["hidden", "clip"].includes(over) && inner > outer + 1;
+                return shown(node) && !inert(node) && !node.closest("svg") && node.innerText?.trim() &&
+                    (clips(style.overflowX, node.scrollWidth, node.clientWidth)
+                     || clips(style.overflowY, node.scrollHeight, node.clientHeight));
+            }).map((node) => `cut off: ${call(node)}`);
+            const boxes = controls().filter((node) => !node.closest("[popover]"))
+                .map((node) => [node, target(node).getBoundingClientRect()]);
+            const over = boxes.flatMap(([one, a], n) => boxes.slice(n + 1)
+                .filter(([other, b]) => !target(one).contains(other) && !target(other).contains(one)
+                    && Math.min(a.right, b.right) - Math.max(a.left, b.left) > 2
+                    && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 2
+                    && !one.closest(".panel-foot, .topbar") === !other.closest(".panel-foot, .topbar"))
+                .map(([other]) => `${call(one)} lies over ${call(other)}`));
+            return [...cut, ...over];
+        }""",
+    )
+    page.evaluate("document.adoptedStyleSheets = []")
+    return found
+
+
+def motion(page: Page) -> list[str]:
+    """List what moves although the person asked for no motion."""
+    return _listed(
+        page,
+        """() => [
+            ...document.getAnimations().map((it) => `moves: ${call(it.effect.target)}`),
+            ...[...document.querySelectorAll("body *")].filter((node) => {
+                const {transitionDuration, animationDuration} = getComputedStyle(node);
+                return [transitionDuration, animationDuration].some((times) =>
+                    times.split(",").some((time) => parseFloat(time) > (time.includes("ms") ? 1 : .001)));
+            }).map((node) => `would move: ${call(node)}`)]""",
+    )
+
+
+def plain_twins(page: Page) -> list[str]:
+    """List what htmx does that no link, form or submit button does without it (NOJS-02)."""
+    return _listed(
+        page,
+        """() => [...document.querySelectorAll("[hx-get], [hx-post]")].filter((node) => {
+            const url = new URL(node.getAttribute("hx-get") ?? node.getAttribute("hx-post"), location).href;
+            const link = node.closest("a[href]"), form = node.closest("form[action]");
+            const twin = document.querySelector(node.dataset.plain ?? "none");
+            return link?.href !== url && form?.action !== url && node.formAction !== url
+                && !twin?.matches("a[href], [type=submit]");
+        }).map((node) => `no plain twin: ${call(node)}`)""",
+    )
+
+
+def clocks(page: Page) -> list[str]:
+    """List moments whose zone is not told, to the reader or to the machine (FRM-11)."""
+    untold = _listed(
+        page,
+        """() => [...document.querySelectorAll("time")].filter((node) => shown(node)
+            && (!node.dateTime.endsWith("Z")
+                || !/UTC$/.test(node.textContent) && !/UTC$/.test(node.nextElementSibling?.textContent.trim() ?? "")))
+            .map((node) => `no zone: ${call(node)}`)""",
+    )
+    return untold + [f"no zone: {found}" for found in CLOCK.findall(page.locator("body").inner_text())]
+
+
+def inert_controls(page: Page) -> list[str]:
+    """List what can be seen and does nothing without scripts (NOJS-03). Radios without a form steer style sheets."""
+    return _listed(
+        page,
+        """() => controls().filter((node) =>
+            node.matches("a") ? !node.getAttribute("href") || node.getAttribute("href") === "#"
+            : node.matches("button, [type=submit]")
+                ? !node.popoverTargetElement && !(node.form && node.type === "submit")
+            : node.matches("input, select") && node.type !== "radio" && !node.form
+        ).map((node) => `does nothing: ${call(node)}`)""",
+    )
+
+
+def _listed(page: Page, script: str, argument: object = None) -> list[str]:
+    found: Sequence[str] = page.evaluate(f"(argument) => {{ {_CONTROLS} return ({script})(argument); }}", argument)
+    return list(found)

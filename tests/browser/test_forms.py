@@ -1,0 +1,428 @@
+"""The forms: what they offer and keep, what they say when an answer is missing, and what outlives trouble (ux FRM)."""
+
+import random
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from playwright.sync_api import Locator, Page, Route, expect
+
+from portal.demo import PASSWORD
+from portal.services import keys
+from tests.browser.acting import (
+    KEYS,
+    NEW,
+    SCOPE,
+    Mouse,
+    fill_form,
+    open_form,
+    reveal,
+    scope,
+    sign_in,
+    sign_in_unseen,
+)
+from tests.browser.backstage import Backstage
+from tests.browser.conftest import NewPage
+
+SUMMARY = "Check these answers"
+NO_NAME = "Enter a name so that you can recognise this key later: 3 characters or more."
+NO_SCOPE = "Choose at least one scope. Scopes cannot be added later."
+TROUBLE = ("offline", "our server broken", "a broken server before ours")
+LOST = "That did not go through. Nothing was changed as far as we know. Try again."
+
+
+@pytest.fixture
+def page(new_page: NewPage) -> Page:
+    """The page of max: full in Sales, read-only in Operations."""
+    return new_page("max")
+
+
+# --- Answers that are missing or wrong ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scripts", [True, False])
+def test_an_empty_form_says_what_is_missing_and_keeps_the_rest(scripts: bool, new_page: NewPage) -> None:
+    page = new_page("max", scripts=scripts)
+    page.goto(KEYS)
+    open_form(Mouse(page))
+    page.get_by_label("Used in").fill("GitHub Actions, billing-sync")
+    page.get_by_role("radio", name="Live").check()
+    page.get_by_role("radio", name="1 year").check()
+    with page.expect_response(lambda response: response.request.method == "POST") as answer:
+        page.locator("#new-submit").click()
+    assert answer.value.status == 422
+    summary = page.get_by_role("group", name=SUMMARY)
+    expect(summary).to_be_focused()
+    expect(page).to_have_title(re.compile("^Error: "))
+    expect(summary.get_by_role("link")).to_have_text([NO_NAME, NO_SCOPE])
+    name = page.get_by_label("What is this key for?")
+    for message, field in ((NO_NAME, name), (NO_SCOPE, page.locator(SCOPE).first)):
+        expect(page.locator(".error", has_text=message)).to_be_visible()
+        expect(field).to_have_attribute("aria-invalid", "true")
+        summary.get_by_role("link", name=message).click()
+        expect(field).to_be_focused()
+    expect(name).to_have_accessible_description(re.compile(re.escape(NO_NAME)))
+    expect(page.get_by_label("Used in")).to_have_value("GitHub Actions, billing-sync")
+    expect(page.get_by_role("radio", name="Live")).to_be_checked()
+    expect(page.get_by_role("radio", name="1 year")).to_be_checked()
+    # The same form goes on to the end.
+    fill_form(Mouse(page), f"At last, {scripts}", ["leads:write"])
+    if not scripts:
+        page.get_by_role("button", name="Continue").click()
+    page.get_by_role("button", name="Generate live key").click()
+    expect(page.get_by_label("API key, full text")).to_be_visible()
+
+
+def test_a_scope_beyond_ones_access_is_not_offered_and_not_given(page: Page) -> None:
+    page.goto(KEYS)
+    open_form(Mouse(page))
+    offered = {box.get_attribute("value") for box in page.locator(SCOPE).all()}
+    assert offered == {f"{app}:{action}" for app in ("leads", "accounts") for action in ("read", "write")} | {
+        "tasks:read",
+        "reservations:read",
+    }
+    expect(page.get_by_text("Read-only for you")).to_have_count(2)
+    fill_form(Mouse(page), "Forged")
+    scope(page, "tasks:read").evaluate("box => box.value = 'tasks:write'")
+    page.get_by_role("button", name="Generate sandbox key").click()
+    expect(page.get_by_role("group", name=SUMMARY)).to_contain_text("tasks:write")
+    expect(page.get_by_role("dialog")).to_be_visible()
+
+
+def test_a_name_in_use_is_told_in_the_dialog(page: Page, backstage: Backstage) -> None:
+    backstage.key("max", "Billing")
+    page.goto(KEYS)
+    open_form(Mouse(page))
+    fill_form(Mouse(page), "BILLING")
+    page.get_by_role("button", name="Generate sandbox key").click()
+    expect(page.get_by_role("group", name=SUMMARY)).to_contain_text("You already have a key called “BILLING”")
+    expect(scope(page, "tasks:read")).to_be_checked()
+
+
+def test_the_twenty_first_key_is_refused_in_the_dialog(new_page: NewPage, backstage: Backstage) -> None:
+    for n in range(20):
+        backstage.key("ana", f"Key {n}")
+    page = new_page("ana")
+    page.goto(KEYS)
+    open_form(Mouse(page))
+    fill_form(Mouse(page), "One too many")
+    page.get_by_role("button", name="Generate sandbox key").click()
+    expect(page.locator("#dlg-alert")).to_have_text("You have 20 of 20 keys. Delete one first.")
+    expect(page.get_by_label("What is this key for?")).to_have_value("One too many")
+    expect(page.get_by_role("button", name="Generate sandbox key")).to_be_enabled()
+
+
+# --- The generate form ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scripts", [True, False])
+def test_another_owner_keeps_the_ticks_that_it_may_have(scripts: bool, new_page: NewPage) -> None:
+    page = new_page("lea", scripts=scripts)
+    page.goto(KEYS)
+    open_form(Mouse(page))
+    fill_form(Mouse(page), "Sync", ["tasks:read", "tasks:write", "leads:read"])
+    page.get_by_role("radio", name="Nightly sync").check()
+    if not scripts:
+        page.get_by_role("button", name="Show scopes for this owner").click()
+    lost = ("tasks:write", "leads:read")
+    told = page.locator("#dlg-status") if scripts else page.locator("#scopes")
+    for text in lost:
+        expect(told).to_contain_text(f"{text} was removed: it is beyond what Nightly sync may hold.")
+        expect(page.locator(f"{SCOPE}[value='{text}']")).to_have_count(0)
+    expect(page.locator(f"{SCOPE}:checked")).to_have_count(1)
+    expect(scope(page, "tasks:read")).to_be_checked()
+    expect(page.get_by_role("radio", name="Nightly sync")).to_be_checked()
+    expect(page.get_by_label("What is this key for?")).to_have_value("Sync")
+
+
+def test_every_choice_of_expiry_names_its_moment(page: Page, backstage: Backstage) -> None:
+    before = datetime.now(UTC).replace(microsecond=0)
+    page.goto(NEW)
+    after = datetime.now(UTC)
+    for label, days in (("30 days", 30), ("90 days", 90), ("1 year", 365)):
+        moment = page.locator("label", has_text=label).locator("time")
+        ends_at = datetime.fromisoformat(moment.get_attribute("datetime") or "")
+        assert before <= ends_at - timedelta(days=days) <= after
+        assert moment.inner_text() == f"{ends_at.day} {ends_at:%b %Y, %H:%M} UTC"
+    expect(page.locator("label", has_text="Never").locator("time")).to_have_count(0)
+    expect(page.get_by_role("radio", name="90 days")).to_be_checked()
+    reveal(page, "Ninety days")
+    made = backstage.find("Ninety days")
+    assert made.expires_at == made.created_at + timedelta(days=90)
+
+
+def test_review_sentence_lists_exactly_the_scopes_that_are_sent(page: Page) -> None:
+    page.goto(KEYS)
+    open_form(Mouse(page))
+    fill_form(Mouse(page), "Random", [])
+    page.get_by_role("radio", name="Nev").check()
+    boxes = {box.get_attribute("value") or "": box for box in page.locator(SCOPE).all()}
+    chance = random.Random(2)
+    for _ in range(6):
+        chosen = chance.sample(sorted(boxes), chance.randint(1, len(boxes)))
+        for text, box in boxes.items():
+            box.set_checked(text in chosen)
+        sent = page.evaluate("new FormData(document.getElementById('new-key-form')).getAll('scopes')")
+        assert sorted(sent) == sorted(chosen)
+        powers = [
+            f"{verb} {words([text.split(':')[0].title() for text in sorted(chosen) if text.endswith(action)])}"
+            for verb, action in (("read", ":read"), ("add, change and delete", ":write"))
+            if any(text.endswith(action) for text in chosen)
+        ]
+        others = 8 - len(chosen)
+        expect(page.locator("#review")).to_have_text(
+            f"“Random” will be able to {' and '.join(powers)} on sandbox data in Acme, acting as you. "
+            f"It never expires. It will not reach anything else ({others} other scope{'s' if others > 1 else ''})."
+        )
+
+
+def words(names: list[str]) -> str:
+    """List names as a person would."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def test_closing_a_form_with_answers_asks_first(page: Page) -> None:
+    page.goto(KEYS)
+    open_form(Mouse(page))
+    page.get_by_label("What is this key for?").fill("Half a")
+    page.keyboard.press("Escape")
+    question = page.get_by_role("group", name="Discard this new key?")
+    expect(question.locator(":focus")).to_be_visible()
+    page.get_by_role("button", name="Keep editing").click()
+    expect(page.get_by_label("What is this key for?")).to_have_value("Half a")
+    page.get_by_role("button", name="Close", exact=True).click()
+    page.get_by_role("button", name="Discard").click()
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    expect(page.get_by_role("link", name="Generate new API key")).to_be_focused()
+
+
+def test_the_longest_name_and_note_are_shown_whole_on_a_phone(new_page: NewPage, backstage: Backstage) -> None:
+    name, note = "W" * 60, "Mm" * 70
+    key_id = backstage.key("rio", name, note=note)
+    backstage.use(key_id)
+    page = new_page("rio", width=320, height=568)
+    page.goto(KEYS)
+    expect_whole(page.get_by_text(name, exact=True), page.get_by_text(note))
+    page.get_by_role("link", name=f"Deactivate {name}").click()
+    expect_whole(page.get_by_role("heading", name=f"Deactivate “{name}”?"), page.get_by_role("button", name=name))
+    page.get_by_role("link", name=f"Delete {name}").click()
+    expect_whole(page.get_by_role("heading", name=f"Delete “{name}” for good?"), page.get_by_text(f"Type {name}"))
+
+
+def expect_whole(*texts: Locator) -> None:
+    """Look whether texts are on the screen from their first to their last letter."""
+    for text in texts:
+        text.first.scroll_into_view_if_needed()
+        fits = text.first.evaluate("""node => {
+            const range = document.createRange();
+            range.selectNodeContents(node);
+            const inside = [...range.getClientRects()].every((box) => box.left >= 0 && box.right <= innerWidth);
+            let hidden = false;
+            for (let it = node; it; it = it.parentElement) {
+                const style = getComputedStyle(it);
+                const clips = style.overflowX !== "visible" && it.scrollWidth > it.clientWidth && it.clientWidth;
+                hidden ||= clips || style.textOverflow === "ellipsis" || style.webkitLineClamp !== "none";
+            }
+            return inside && !hidden;
+        }""")
+        assert fits, text
+
+
+# --- The password again ---------------------------------------------------------------------------------------------
+
+
+def prove(page: Page, password: str = PASSWORD) -> None:
+    """Answer "Confirm it's you"."""
+    expect(page.get_by_role("heading", name="Confirm it’s you")).to_be_visible()
+    page.get_by_role("textbox", name="Password").fill(password)
+    page.get_by_role("button", name="Confirm").click()
+
+
+@pytest.mark.parametrize("scripts", [True, False])
+def test_a_lapsed_proof_costs_no_answer(scripts: bool, new_page: NewPage, backstage: Backstage) -> None:
+    page = new_page(scripts=scripts)
+    sign_in_unseen(page.context, "lea")
+    backstage.lapse("lea")
+    page.goto(KEYS)
+    page.get_by_role("link", name="Generate new API key").click()
+    prove(page)
+    name = f"Proved twice, {scripts}"
+    page.get_by_label("Used in").fill("Loading dock")
+    page.get_by_role("radio", name="30 days").check()
+    fill_form(Mouse(page), name, ["tasks:read", "tasks:write"], live=True)
+    if not scripts:
+        page.get_by_role("button", name="Continue").click()
+    backstage.lapse("lea")
+    page.get_by_role("button", name="Generate live key").click()
+    prove(page, "not the password")
+    expect(page.get_by_text("That password is not right. 4 tries left.")).to_be_visible()
+    prove(page)
+    expect(page.get_by_label("API key, full text")).to_be_visible()
+    made = backstage.find(name)
+    assert (made.note, made.environment) == ("Loading dock", "live")
+    assert made.expires_at == made.created_at + timedelta(days=30)
+    expect(page.locator("#reveal .scope-list code")).to_have_text(["tasks:read", "tasks:write"])
+
+
+@pytest.mark.parametrize("scripts", [True, False])
+def test_stopping_a_key_never_asks_for_the_password_and_starting_it_does(
+    scripts: bool, new_page: NewPage, backstage: Backstage
+) -> None:
+    name = f"Stopped, {scripts}"
+    backstage.key("lea", name)
+    page = new_page(scripts=scripts)
+    sign_in_unseen(page.context, "lea")
+    backstage.lapse("lea")
+    page.goto(KEYS)
+    press(page, "Deactivate", name)
+    expect(page.locator("#status")).to_contain_text("is deactivated")
+    page.get_by_role("link", name=f"Reactivate {name}").click()
+    prove(page)
+    page.get_by_role("button", name=f"Reactivate {name}").click()
+    expect(page.locator("#status")).to_have_text(f"“{name}” is active again. Requests are accepted from now.")
+    if scripts:
+        expect(page.get_by_role("link", name=f"Deactivate {name}")).to_be_focused()
+    backstage.lapse("lea")
+    page.get_by_role("link", name=f"Delete {name}").click()
+    page.get_by_role("button", name="Delete live key").click()
+    expect(page.locator("#status")).to_contain_text(f"“{name}”")
+    expect(page.get_by_role("rowheader", name=name)).to_have_count(0)
+    assert backstage.find(name).revoked_at
+
+
+def press(page: Page, verb: str, name: str) -> None:
+    """Open an action of a row, and confirm it."""
+    page.get_by_role("link", name=f"{verb} {name}").click()
+    page.get_by_role("button", name=f"{verb} {name}").click()
+
+
+# --- Deleting -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scripts", [True, False])
+def test_a_key_in_use_is_deleted_by_its_name(scripts: bool, new_page: NewPage, backstage: Backstage) -> None:
+    name = f"Busy Bee, {scripts}"
+    key_id = backstage.key("rio", name)
+    backstage.use(key_id)
+    page = new_page("rio", scripts=scripts)
+    page.goto(KEYS)
+    page.get_by_role("link", name=f"Delete {name}").click()
+    title = page.get_by_role("heading", name=f"Delete “{name}” for good?")
+    expect(title).to_be_visible()
+    if scripts:
+        expect(title).to_be_focused()
+    expect(page.get_by_text("Used 3 min ago")).to_be_visible()
+    form = page.get_by_role("dialog") if scripts else page.get_by_role("main")
+    actions = form.get_by_text(re.compile("^(Cancel|Deactivate instead|Delete live key)$"))
+    expect(actions).to_have_text(["Cancel", "Deactivate instead", "Delete live key"])
+    field = page.get_by_label(f"Type {name} to delete it")
+    field.fill("Busy")
+    if scripts:
+        field.press("Enter")  # a hurried hand must not end the wrong key
+        expect(page.get_by_text("exactly to delete it")).to_have_count(0)
+    page.get_by_role("button", name="Delete live key").click()
+    expect(page.get_by_text(f"Type {name} exactly to delete it")).to_be_visible()
+    expect(field).to_be_focused()
+    expect(field).to_have_value("Busy")
+    assert not backstage.find(name).revoked_at
+    field.fill(f"  {name.upper()} ")
+    page.get_by_role("button", name="Delete live key").click()
+    expect(page.locator("#status")).to_have_text(f"“{name}” (…{backstage.find(name).last_four}) was deleted.")
+    expect(page.get_by_role("rowheader", name=name)).to_have_count(0)
+
+
+def test_deleting_offers_deactivating_instead(new_page: NewPage, backstage: Backstage) -> None:
+    name = "Better not"
+    key_id = backstage.key("rio", name)
+    page = new_page("rio")
+    page.goto(KEYS)
+    page.get_by_role("link", name=f"Delete {name}").click()
+    expect(page.get_by_label(re.compile("^Type ")), "an idle key asks for no name").to_have_count(0)
+    page.get_by_role("button", name="Deactivate instead").click()
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    expect(page.locator("#status")).to_have_text(f"“{name}” is deactivated. Requests are refused from now.")
+    expect(page.locator(f"#key-{key_id}-reactivate")).to_be_focused()
+
+
+# --- Trouble --------------------------------------------------------------------------------------------------------
+
+
+def test_what_changed_meanwhile_is_told_beside_the_row(new_page: NewPage, backstage: Backstage) -> None:
+    key_id = backstage.key("rio", "Two tabs")
+    page = new_page("rio")
+    page.goto(KEYS)
+    page.get_by_role("link", name="Deactivate Two tabs").click()
+    backstage.act("rio", keys.deactivate, key_id, at=datetime.now(UTC))
+    page.get_by_role("button", name="Deactivate Two tabs").click()
+    expect(page.locator("#alert")).to_contain_text("“Two tabs” is deactivated already")
+
+
+@pytest.mark.parametrize("trouble", TROUBLE)
+def test_generating_into_the_void_loses_no_answer(trouble: str, page: Page, backstage: Backstage) -> None:
+    page.goto(KEYS)
+    open_form(Mouse(page))
+    fill_form(Mouse(page), f"Into the void, {trouble}", ["leads:read"])
+    stop = break_down(page, f"**{KEYS}", trouble)
+    page.get_by_role("button", name="Generate sandbox key").click()
+    alert = page.locator("#dlg-alert")
+    expect(alert).to_have_text("We could not confirm the result. Check the list before trying again.")
+    expect(page.get_by_role("link", name="Go to the list")).to_be_visible()
+    expect(page.get_by_label("What is this key for?")).to_have_value(f"Into the void, {trouble}")
+    expect(scope(page, "leads:read")).to_be_checked()
+    stop()
+    page.get_by_role("button", name="Generate sandbox key").click()
+    expect(page.get_by_label("API key, full text")).to_be_visible()
+    expect(alert).to_have_text("")
+    assert backstage.find(f"Into the void, {trouble}").created_at
+
+
+@pytest.mark.parametrize("trouble", TROUBLE)
+def test_a_failed_press_changes_nothing_and_can_be_tried_again(trouble: str, page: Page, backstage: Backstage) -> None:
+    name = f"Pressed, {trouble}"
+    key_id = backstage.key("max", name)
+    page.goto(KEYS)
+    page.get_by_role("link", name=f"Deactivate {name}").click()
+    expect(page.get_by_role("button", name=f"Deactivate {name}")).to_be_visible()
+    stop = break_down(page, f"**{KEYS}/{key_id}/deactivate", trouble)
+    page.get_by_role("button", name=f"Deactivate {name}").click()
+    expect(page.locator("#alert")).to_have_text(LOST)
+    expect(page.get_by_role("button", name=f"Deactivate {name}")).to_be_visible()
+    stop()
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator("#status")).to_have_text(f"“{name}” is deactivated. Requests are refused from now.")
+    expect(page.locator("#alert")).to_have_text("")
+
+
+def break_down(page: Page, address: str, trouble: str) -> Callable[[], None]:
+    """Let nothing that is sent to an address come through; give what ends this."""
+
+    def fail(route: Route) -> None:
+        if route.request.method != "POST":
+            route.fallback()
+        elif trouble == "offline":
+            route.abort("internetdisconnected")
+        elif trouble == "our server broken":
+            to = {"HX-Retarget": "#alert", "HX-Reswap": "innerHTML"}
+            route.fulfill(status=500, body="<span>Something broke</span>", content_type="text/html", headers=to)
+        else:
+            route.fulfill(status=502, body="<!doctype html><title>Bad gateway</title>", content_type="text/html")
+
+    page.route(address, fail)
+    return lambda: page.unroute(address, fail)
+
+
+@pytest.mark.parametrize("control", ["Generate new API key", "Deactivate Left open"])
+def test_a_session_that_ended_leads_through_sign_in_and_back(
+    control: str, new_page: NewPage, backstage: Backstage
+) -> None:
+    if control.startswith("Deactivate"):
+        backstage.key("lea", "Left open")
+    page = new_page()
+    sign_in_unseen(page.context, "lea")
+    page.goto(f"{KEYS}?owner=me")
+    backstage.end_session("lea")
+    page.get_by_role("link", name=control).click()
+    sign_in(Mouse(page), "lea")
+    expect(page).to_have_url(re.compile(re.escape(f"{KEYS}?owner=me")))
+    expect(page.get_by_role("heading", name="API keys", level=1)).to_be_visible()

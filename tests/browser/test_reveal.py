@@ -1,0 +1,187 @@
+"""The reveal: copying that is checked, a guard against closing too early, a key that no close button can lose (REV)."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+from tests.browser.acting import reveal
+from tests.browser.conftest import NewPage
+
+NO_CLIPBOARD = "Object.defineProperty(navigator, 'clipboard', {value: undefined})"
+REFUSING_CLIPBOARD = "void (navigator.clipboard.writeText = () => Promise.reject(new Error('denied')))"
+NO_COMMAND = "void (document.execCommand = () => false)"
+# Holds the browser's answer back until the test lets it go.
+SLOW_CLIPBOARD = """() => {
+    const write = navigator.clipboard.writeText.bind(navigator.clipboard);
+    navigator.clipboard.writeText = async (text) => {
+        await new Promise((go) => window.letGo = go);
+        return write(text);
+    };
+}"""
+BLOCKED = "Your browser blocked copying. The key is selected: press Ctrl+C, or ⌘C on a Mac."
+
+
+@pytest.fixture
+def page(new_page: NewPage) -> Page:
+    """The page of rio, whose browser allows copying."""
+    return new_page("rio", permissions=["clipboard-read", "clipboard-write"])
+
+
+def test_copy_says_so_only_when_the_browser_has_done_it(page: Page, clipboard: Callable[[], str]) -> None:
+    key = reveal(page, "Slow clipboard", live=True)
+    page.evaluate(SLOW_CLIPBOARD)
+    expect(page.locator("#reveal-msg")).to_have_text("Not saved yet")
+    page.bring_to_front()
+    page.get_by_role("button", name="Copy key").click()
+    page.wait_for_function("Boolean(window.letGo)")
+    expect(page.locator("#reveal-msg")).to_have_text("Not saved yet")
+    page.evaluate("letGo()")
+    expect(page.locator("#reveal-msg")).to_have_text(
+        re.compile(r"Live key copied at \d\d:\d\d:\d\d\. Paste it into your secret store now\.")
+    )
+    assert clipboard() == key
+
+
+@pytest.mark.parametrize("trouble", [NO_CLIPBOARD, REFUSING_CLIPBOARD])
+def test_copy_falls_back_to_the_field_in_the_dialog(trouble: str, page: Page, clipboard: Callable[[], str]) -> None:
+    key = reveal(page, f"Fallback {len(trouble)}")
+    page.evaluate(trouble)
+    page.bring_to_front()
+    page.get_by_role("button", name="Copy key").click()
+    expect(page.locator("#reveal-msg")).to_contain_text("Sandbox key copied at")
+    assert clipboard() == key
+
+
+def test_blocked_copying_is_told_and_leaves_the_key_selected_and_unsaved(page: Page) -> None:
+    key = reveal(page, "Blocked")
+    page.get_by_role("button", name="Hide").click()
+    page.evaluate(f"{NO_CLIPBOARD}; {NO_COMMAND}")
+    page.get_by_role("button", name="Copy key").click()
+    expect(page.locator("#reveal-msg")).to_have_text(BLOCKED)
+    expect(page.get_by_role("button", name="Hide")).to_be_visible()
+    field = page.get_by_label("API key, full text")
+    expect(field).to_be_focused()
+    assert field.evaluate("it => it.value.slice(it.selectionStart, it.selectionEnd)") == key
+    expect(page.get_by_text(re.compile("copied|saved as", re.IGNORECASE))).to_have_count(0)
+    page.get_by_role("link", name="Done").click()
+    expect(guard(page)).to_be_focused()
+
+
+def test_nothing_closes_over_an_unsaved_key(page: Page) -> None:
+    key = reveal(page, "Guarded")
+    field = page.get_by_label("API key, full text")
+    ways_out: dict[str, Callable[[], None]] = {
+        "Escape": lambda: page.keyboard.press("Escape"),
+        "Done": lambda: page.get_by_role("link", name="Done").click(),
+        "Generate another": lambda: page.get_by_role("link", name="Generate another").click(),
+        "×": lambda: page.get_by_role("button", name="Close", exact=True).click(),
+        "beside the dialog": lambda: page.mouse.click(5, 5),
+    }
+    for way_out, leave in ways_out.items():
+        field.focus()
+        leave()
+        expect(guard(page), way_out).to_be_focused()
+        expect(page.get_by_role("dialog")).to_be_visible()
+        expect(field).to_have_value(key)
+    page.get_by_role("group", name="You have not saved this key").get_by_role("button", name="Copy key").click()
+    expect(guard(page)).to_have_count(0)
+    expect(page.get_by_role("link", name="Done")).to_be_focused()
+
+
+def test_escape_twice_docks_the_key_on_the_page(page: Page, clipboard: Callable[[], str]) -> None:
+    key = reveal(page, "Docked")
+    page.bring_to_front()
+    page.keyboard.press("Escape")
+    page.keyboard.press("Escape")
+    dock = page.get_by_role("region", name="Unsaved key")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    expect(dock.get_by_role("heading", name="Copy this key now")).to_be_focused()
+    expect(dock.get_by_label("API key, full text")).to_have_value(key)
+    dock.get_by_role("link", name="Done").click()
+    expect(guard(page)).to_be_focused()
+    dock.get_by_role("group", name="You have not saved this key").get_by_role("button", name="Copy key").click()
+    expect(dock.locator("#reveal-msg")).to_contain_text("Sandbox key copied at")
+    assert clipboard() == key
+    page.bring_to_front()
+    dock.get_by_role("link", name="Done").click()
+    expect_closed(page, "Docked")
+    expect(dock).to_have_count(0)
+
+
+def test_a_dialog_that_the_browser_closes_by_itself_docks_the_key(page: Page) -> None:
+    key = reveal(page, "Forced")
+    page.evaluate("document.getElementById('dlg').close()")
+    dock = page.get_by_role("region", name="Unsaved key")
+    expect(dock.get_by_role("heading", name="Copy this key now")).to_be_focused()
+    expect(dock.get_by_label("API key, full text")).to_have_value(key)
+
+
+def test_closing_without_saving_is_possible_and_takes_the_text_away(page: Page) -> None:
+    reveal(page, "Given up")
+    page.get_by_role("link", name="Done").click()
+    page.get_by_role("button", name="Close without saving").click()
+    expect_closed(page, "Given up")
+
+
+def by_copying(page: Page) -> None:
+    page.get_by_role("button", name="Copy key").click()
+    expect(page.locator("#reveal-msg")).to_contain_text("copied at")
+
+
+def by_hand(page: Page) -> None:
+    page.get_by_label("API key, full text").focus()
+    page.keyboard.press("Shift+End")  # a part is not the key
+    page.keyboard.press("Shift+ArrowLeft")
+    page.keyboard.press("Control+C")
+    expect(page.locator("#reveal-msg")).to_have_text("Not saved yet")
+    page.keyboard.press("Control+A")
+    page.keyboard.press("Control+C")
+    expect(page.locator("#reveal-msg")).to_contain_text("copied at")
+
+
+def by_download(page: Page) -> None:
+    with page.expect_download():
+        page.get_by_role("button", name="Download .env").click()
+
+
+def by_tick(page: Page) -> None:
+    page.get_by_role("checkbox", name="I have stored this key").check()
+
+
+@pytest.mark.parametrize("save", [by_copying, by_hand, by_download, by_tick])
+def test_a_saved_key_closes_at_once(save: Callable[[Page], None], page: Page) -> None:
+    name = f"Saved {save.__name__}"
+    reveal(page, name)
+    save(page)
+    page.get_by_role("link", name="Done").click()
+    expect_closed(page, name)
+
+
+def test_download_is_a_file_to_use_as_it_is(page: Page) -> None:
+    key = reveal(page, "CRM sync, Zürich №7", ["tasks:read", "reservations:read"], live=True)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download .env").click()
+    path = download.value.path()
+    first, second, third = Path(path).read_text().splitlines()
+    until = page.locator("#reveal time").last.get_attribute("datetime")
+    assert download.value.suggested_filename == "acme-live-crm-sync-zu-rich-no7.env"
+    assert first == "# CRM sync, Zürich №7 · live · Acme · scopes: reservations:read tasks:read"
+    assert second == f"# expires {until} · do not commit this file"
+    assert third == f"API_KEY={key}"
+
+
+def guard(page: Page) -> Locator:
+    """Find what asks before an unsaved key is left."""
+    return page.get_by_role("heading", name="You have not saved this key")
+
+
+def expect_closed(page: Page, name: str) -> None:
+    """Look whether the reveal has gone and its key's row, in the list, has the focus."""
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    expect(page.locator("#status")).to_have_text(f"“{name}” was generated.")
+    expect(page.locator("#secret")).to_have_count(0)
+    expect(page.get_by_role("rowheader", name=name).locator(":focus")).to_have_text(name)
+    expect(page.get_by_role("row", name=name).get_by_text("New", exact=True)).to_be_visible()
