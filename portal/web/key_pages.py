@@ -66,7 +66,7 @@ def detail(key_id: str) -> Response:
         callers=callers,
         base_url=portal().settings.base_url,
         call=first_call(key),
-        first=_first(first, refused),
+        first=_first(key, first, refused),
         poll=None,
         **pair,
     )
@@ -126,7 +126,7 @@ def requests(key_id: str) -> Response:
         callers=callers,
         base_url=portal().settings.base_url,
         call=first_call(key),
-        first=_first(first, refused),
+        first=_first(key, first, refused),
         poll=None,
     )
 
@@ -184,7 +184,7 @@ def first_request(key_id: str) -> Response:
     with reading() as session:
         key = key_views.get(session, actor(), seat(), keyring(), key_id)
         row = key_views.row_of(session, seat(), key_id)
-        first = _first(activity.first_request(session, row), activity.last_refusal(session, row))
+        first = _first(key, activity.first_request(session, row), activity.last_refusal(session, row))
     age = actor().at - key.created_at
     poll = None
     if first["state"] != "accepted":
@@ -195,10 +195,11 @@ def first_request(key_id: str) -> Response:
     return page_or_fragment("keys/first.html", "keys/_first.html", key=key, first=first, poll=poll)
 
 
-def _first(first: FirstRequest | None, refused: RefusedRequest | None) -> dict[str, Any]:
+def _first(key: KeyView, first: FirstRequest | None, refused: RefusedRequest | None) -> dict[str, Any]:
     if first:
         return {
             "state": "accepted",
+            "environment": key.environment,
             "method": first.method,
             "path": first.path,
             "status": first.status,
@@ -209,6 +210,7 @@ def _first(first: FirstRequest | None, refused: RefusedRequest | None) -> dict[s
         words = _REASONS[Refusal(refused.reason)].format(scope=refused.required)
         return {
             "state": "refused",
+            "environment": key.environment,
             "method": refused.method,
             "path": refused.path,
             "at": refused.at,
