@@ -267,6 +267,7 @@ const portal = {};
   }, true);
   on("htmx:after:swap", ({ detail: { ctx } }) => {
     if (ctx.sourceElement.id !== "q") return;
+    history.replaceState(null, "", ctx.response.raw.url); // htmx keeps out of the history here
     const note = byId("q-note")?.textContent.trim();
     portal.say("status", [byId("keys-panel").dataset.found, note].filter(Boolean).join(". "));
   });
