@@ -230,15 +230,23 @@ def test_what_is_no_request_for_us_is_no_trouble(wire: Wire, message: bytes) -> 
     assert status(wire(message)) in {0, 400, 404, 505}
 
 
+@pytest.mark.parametrize("length", [99, 10_000, 100_000, 2_000_000])
 @pytest.mark.parametrize(
     ("path", "content_type"),
-    [(b"/login", b"application/x-www-form-urlencoded"), (b"/api/v1/apps/tasks/records", b"application/json")],
+    [
+        (b"/login", b"application/x-www-form-urlencoded"),
+        (b"/api/v1/apps/tasks/records", b"application/json"),
+        (b"//api/v1/apps/tasks/records", b"application/json"),
+    ],
 )
-def test_a_client_that_stalls_in_its_body_stops_nobody_else(wire: Wire, path: bytes, content_type: bytes) -> None:
-    head = b"POST %b HTTP/1.1\r\n%bAuthorization: Bearer %b\r\nContent-Type: %b\r\nContent-Length: 99\r\n\r\n"
+def test_a_client_that_stalls_in_its_body_stops_nobody_else(
+    wire: Wire, path: bytes, content_type: bytes, length: int
+) -> None:
+    head = b"POST %b HTTP/1.1\r\n%bAuthorization: Bearer %b\r\nContent-Type: %b\r\nContent-Length: %d\r\n\r\n"
     with wire.connect() as stalled:
-        stalled.sendall(head % (path, HOST, wire.key, content_type) + JSON[:3])
+        stalled.sendall(head % (path, HOST, wire.key, content_type, length) + JSON[:3])
         assert status(wire.get(path=b"/healthz")) == 200
+        assert status(wire.get(b"Authorization: Bearer %b\r\n" % wire.key)) == 200
 
 
 def test_when_too_many_clients_stall_the_others_are_told_to_come_back(wire: Wire) -> None:
