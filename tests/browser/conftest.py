@@ -40,6 +40,7 @@ EXPECTED_ERROR = re.compile(
     "Failed to load resource: (the server responded with a status of|net::)|htmx: htmx:error: Failed"
 )
 
+
 class NewPage:
     """Opens pages on one server and notes what no page may do: fail, breach the content policy, call abroad."""
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import Literal
 
 import pytest
 from playwright.sync_api import Page, expect
@@ -20,6 +21,15 @@ from tests.browser.conftest import NewPage
 
 DAYS = timedelta(days=1)
 GLOBEX = "/w/globex/api/keys"
+LOOKS: tuple[tuple[Literal["light", "dark"], int], ...] = (
+    ("light", 1280),
+    ("dark", 1280),
+    ("dark", 320),
+    ("light", 320),
+)
+OPPOSITE = (("light", 1280), ("dark", 320))
+# These show everything that the others are made of.
+MAIN = ("sign in", "home", "list", "form in the dialog", "check", "reveal in the dialog", "delete in the dialog")
 REGIONS = ("status", "alert", "dlg-status", "dlg-alert")
 
 
@@ -258,7 +268,7 @@ def test_everybody_can_use_every_page_on_the_way(way: str, new_page: NewPage, sc
     page.on("dialog", lambda dialog: dialog.accept())
     faults = []
     for stop in go(page, scene):
-        faults += [f"{stop}: {fault}" for fault in look_around(page)]
+        faults += [f"{stop}: {fault}" for fault in look_around(page, thoroughly=stop in MAIN)]
         path, title = page.evaluate("[location.pathname, document.title]")
         if "error" not in stop and scene.titles.setdefault(title, path) != path:
             faults += [f"{stop}: has the title of {scene.titles[title]}"]
@@ -267,17 +277,21 @@ def test_everybody_can_use_every_page_on_the_way(way: str, new_page: NewPage, sc
     assert faults == []
 
 
-def look_around(page: Page) -> list[str]:
-    """Look at a stop in both themes, on a screen and on a phone. What is no matter of colour is so in either theme."""
-    colours = ("color-contrast", "link-in-text-block")
+def look_around(page: Page, *, thoroughly: bool) -> list[str]:
+    """Look at a stop in both themes, on a screen, on a phone and magnified.
+
+    axe takes its time. What it looks for depends on theme or on width, but for contrast on both; so it sees two
+    opposite looks, or all `thoroughly`, and contrast is measured in each. What lies behind a dialog it has seen before.
+    """
+    part = next((part for part in ("dialog:modal", ".strip:has(form)") if page.locator(part).count()), "html")
     faults = looking.outline(page) + looking.motion(page) + looking.plain_twins(page) + looking.clocks(page)
-    faults += looking.axe(page) + looking.targets(page) + looking.overflow(page) + looking.spacing(page)
-    page.emulate_media(color_scheme="dark")
-    faults += looking.axe(page, *colours)
-    page.set_viewport_size({"width": 320, "height": 568})
-    faults += looking.axe(page) + looking.targets(page) + looking.overflow(page) + looking.spacing(page)
-    page.emulate_media(color_scheme="light")
-    faults += looking.axe(page, *colours)
+    for theme, width in LOOKS:
+        page.emulate_media(color_scheme=theme)
+        page.set_viewport_size({"width": width, "height": 900 if width > 320 else 568})
+        found = looking.contrast(page) + looking.overflow(page)
+        if thoroughly or (theme, width) in OPPOSITE:
+            found += looking.axe(page, part) + looking.targets(page) + looking.spacing(page)
+        faults += [f"{theme}, {width}: {fault}" for fault in found]
     page.set_viewport_size({"width": 320, "height": 256})  # 1280 × 1024, magnified to 400 %
     faults += looking.overflow(page)
     page.set_viewport_size({"width": 1280, "height": 900})

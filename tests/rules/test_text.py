@@ -70,6 +70,8 @@ def test_a_line_is_kept_but_for_the_space_around_it(typed: str, kept: str) -> No
         "\t",
         "\x7f",
         "\x85",
+        "\u2028",
+        "\u2029",
         "\ud800",
         "\udfff",
         "\ufeff",
