@@ -114,12 +114,12 @@ def register(app: Flask, settings: Settings, database: Database) -> None:
         with database.reading() as session:
             rows = keys.list_all(session, actor, workspaces.get(session, workspace), settings.keyring)
         if as_json:
-            click.echo(json.dumps(rows, indent=2))
+            click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
             return
         for row in rows:
-            used = row["lastUsedAt"] or "never used"
+            used = f"last used {row['lastUsedAt']}" if row["lastUsedAt"] else "never used"
             click.echo(f"{row['id']}  {row['hint']}  {row['state']:<11}  {row['owner']} / {row['name']}  ({used})")
-        click.echo(f"{len(rows)} keys.")
+        click.echo(f"{len(rows)} {'key' if len(rows) == 1 else 'keys'}.")
 
     @command("revoke-key")
     @click.argument("key_id")

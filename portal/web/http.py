@@ -341,7 +341,7 @@ def carried_answers() -> list[tuple[str, str]]:
     return [(name, value) for name, value in request.form.items(multi=True) if name not in own]
 
 
-_to_json = json.JSONEncoder(separators=(",", ":")).encode
+_to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def api_reply(data: Any, status: int = 200, meta: dict[str, Any] | None = None) -> Response:

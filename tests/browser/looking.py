@@ -58,7 +58,7 @@ def contrast(page: Page) -> list[str]:
             const over = (top, below) => [0, 1, 2].map((n) => below[n] + (top[n] - below[n]) * top[3] / 255);
             const ground = (node) => {
                 const own = rgba(getComputedStyle(node).backgroundColor);
-                return own[3] === 255 || node === document.documentElement ? own : over(own, ground(node.parentElement ?? document.documentElement));
+                return own[3] === 255 || !node.parentElement ? own : over(own, ground(node.parentElement));
             };
             const light = (colour) => [.2126, .7152, .0722].reduce((sum, share, n) => {
                 const part = colour[n] / 255;
@@ -103,8 +103,8 @@ def targets(page: Page, least: int = 24) -> list[str]:
     return _listed(
         page,
         """least => controls().map(target).filter((node) => {
-            const box = node.getBoundingClientRect();
-            return Math.round(box.width) < least || Math.round(box.height) < least;
+            const box = node.getBoundingClientRect();  // above the page waits the skip link, for the keyboard
+            return box.bottom > 0 && (Math.round(box.width) < least || Math.round(box.height) < least);
         }).map((node) => {
             const box = node.getBoundingClientRect();
             return `too small: ${call(node)} ${Math.round(box.width)} × ${Math.round(box.height)}`;

@@ -111,6 +111,8 @@ def test_a_writer_holds_a_sqlite_database_from_its_start(sqlite: Database) -> No
 
 @pytest.mark.timeout(10)
 def test_a_writer_in_a_hurry_gives_up_soon_and_leaves_the_others_their_patience(sqlite: Database) -> None:
+    with sqlite.transaction():
+        pass
     other = sqlite3.connect(str(sqlite.url.database), timeout=0, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     for _ in range(20):  # with the usual five seconds each this would outlast the test
