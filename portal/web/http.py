@@ -18,6 +18,7 @@ from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
 from flask_wtf.csrf import CSRFError
 from werkzeug.exceptions import HTTPException
 
+from portal.rules.credentials import KEY_SHAPED
 from portal.rules.errors import (
     AlreadyShown,
     Conflict,
@@ -142,7 +143,8 @@ def page_number() -> int:
 def client_label(environ: dict[str, Any]) -> str:
     """Give the product that a client says it is, such as `python-requests/2.32`: the first word, if it is plain."""
     word = environ.get("HTTP_USER_AGENT", "")[:61].partition(" ")[0]
-    return word if word.isascii() and word.isprintable() and len(word) <= 60 else ""
+    is_plain = word.isascii() and word.isprintable() and len(word) <= 60
+    return word if is_plain and not ("_" in word and KEY_SHAPED.search(word)) else ""
 
 
 # --- Answers --------------------------------------------------------------------------------------------------------
