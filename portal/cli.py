@@ -152,6 +152,8 @@ def _seed(database: Database) -> None:
 
 def _welcome(settings: Settings, *, has_demo: bool) -> None:
     click.echo(f"Latchkey serves on {settings.base_url}  (stop with Ctrl+C)")
+    if settings.lets_others_in:
+        click.echo("Warning: PORTAL_BIND lets others in, and all know the demo's password. Set PORTAL_BASE_URL first.")
     if has_demo:
         click.echo(f"Demo sign-ins, all with the password “{demo.PASSWORD}”:")
         for email, who in demo.SIGN_INS:
