@@ -29,7 +29,9 @@ LOOKS: tuple[tuple[Literal["light", "dark"], int], ...] = (
 )
 OPPOSITE = (("light", 1280), ("dark", 320))
 # These show everything that the others are made of.
-MAIN = ("sign in", "home", "list", "form in the dialog", "check", "reveal in the dialog", "delete in the dialog")
+MAIN = ("home", "list", "form in the dialog", "reveal in the dialog", "delete in the dialog")
+# What opens over a page, whose rest was a stop before.
+PARTS = ("dialog:modal", ".strip:has(form)", ":popover-open")
 BORDER = "node => getComputedStyle(node).borderTopStyle"
 ADDRESSES = "name => [...document.querySelectorAll(`[${name}]`)].map((node) => node.getAttribute(name))"
 # The focused element, when nothing of it is on the screen or something else lies over all of it.
@@ -294,9 +296,9 @@ def look_around(page: Page, *, thoroughly: bool) -> list[str]:
     """Look at a stop in both themes, on a screen, on a phone and magnified.
 
     axe takes its time. What it looks for depends on theme or on width, but for contrast on both; so it sees two
-    opposite looks, or all `thoroughly`, and contrast is measured in each. What lies behind a dialog it has seen before.
+    opposite looks, or all `thoroughly`, and contrast is measured in each. Of what opens over a page it sees only that.
     """
-    part = next((part for part in ("dialog:modal", ".strip:has(form)") if page.locator(part).count()), "html")
+    part = next((part for part in PARTS if page.locator(part).count()), "html")
     faults = looking.outline(page) + looking.motion(page) + looking.plain_twins(page) + looking.clocks(page)
     for theme, width in LOOKS:
         page.emulate_media(color_scheme=theme)
