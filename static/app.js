@@ -61,7 +61,11 @@ const portal = {};
     const region = byId(layer + kind);
     region.textContent = text;
     // After the observer has run: the buttons are siblings of the announced node, never part of it.
-    setTimeout(() => region.nextElementSibling.prepend(...extra));
+    setTimeout(() => {
+      const more = region.nextElementSibling;
+      while (more.children.length > 1) more.firstChild.remove(); // the same failure may be told twice
+      more.prepend(...extra);
+    });
   };
 
   // --- htmx: which elements it may take over ---
