@@ -114,12 +114,12 @@ def register(app: Flask, settings: Settings, database: Database) -> None:
         with database.reading() as session:
             rows = key_views.list_all(session, actor, workspaces.get(session, workspace), settings.keyring)
         if as_json:
-            click.echo(json.dumps(rows, indent=2))
+            click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
             return
         for row in rows:
-            used = row["lastUsedAt"] or "never used"
+            used = f"last used {row['lastUsedAt']}" if row["lastUsedAt"] else "never used"
             click.echo(f"{row['id']}  {row['hint']}  {row['state']:<11}  {row['owner']} / {row['name']}  ({used})")
-        click.echo(f"{len(rows)} keys.")
+        click.echo(f"{len(rows)} {'key' if len(rows) == 1 else 'keys'}.")
 
     @command("revoke-key")
     @click.argument("key_id")
@@ -152,6 +152,8 @@ def _seed(database: Database) -> None:
 
 def _welcome(settings: Settings, *, has_demo: bool) -> None:
     click.echo(f"Latchkey serves on {settings.base_url}  (stop with Ctrl+C)")
+    if settings.lets_others_in:
+        click.echo("Warning: PORTAL_BIND lets others in, and all know the demo's password. Set PORTAL_BASE_URL first.")
     if has_demo:
         click.echo(f"Demo sign-ins, all with the password “{demo.PASSWORD}”:")
         for email, who in demo.SIGN_INS:

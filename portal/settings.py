@@ -39,6 +39,11 @@ class Settings:
     is_local: bool
 
     @property
+    def lets_others_in(self) -> bool:
+        """Whether a local portal, with a demo whose password is known, listens to more than this machine."""
+        return self.is_local and not ipaddress.ip_address(self.bind).is_loopback
+
+    @property
     def is_https(self) -> bool:
         """Whether the portal is reached over TLS: cookies are `Secure` and `__Host-` exactly then."""
         return self.base_url.startswith("https://")
@@ -49,9 +54,6 @@ class Settings:
         port = _number(environ, "PORT", 5000, 1, 65_535)
         base_url, scheme, host = _split_base_url(environ.get("PORTAL_BASE_URL") or f"http://127.0.0.1:{port}")
         is_local = scheme == "http" and host in _LOOPBACK
-        bind = _bind(environ)
-        if is_local and not ipaddress.ip_address(bind).is_loopback:
-            raise BadSetting("PORTAL_BIND lets others in: set PORTAL_BASE_URL to the address that they use.")
         if not is_local and environ.get("FLASK_DEBUG", "0") not in ("", "0"):
             raise BadSetting("FLASK_DEBUG must not be set in production.")
         instance.mkdir(parents=True, exist_ok=True)
@@ -62,7 +64,7 @@ class Settings:
             base_url=base_url,
             hosts=_LOOPBACK if is_local else (host,),
             trusted_proxies=_networks(environ),
-            bind=bind,
+            bind=_bind(environ),
             port=port,
             workers=_number(environ, "PORTAL_WORKERS", 1, 1, 64),
             is_local=is_local,

@@ -64,7 +64,11 @@ const portal = {};
     const region = byId(layer + kind);
     region.textContent = text;
     // After the observer has run: the buttons are siblings of the announced node, never part of it.
-    setTimeout(() => region.nextElementSibling.prepend(...extra));
+    setTimeout(() => {
+      const more = region.nextElementSibling;
+      while (more.children.length > 1) more.firstChild.remove(); // the same failure may be told twice
+      more.prepend(...extra);
+    });
   };
 
   // --- htmx: which elements it may take over ---
@@ -197,9 +201,15 @@ const portal = {};
   };
   portal.done = async ({ message, focus = [], close, reload }) => {
     if (close) portal.dialog.close();
+    const rows = () => [...document.querySelectorAll("#keys-panel tbody[id]")].map((row) => row.id);
+    const before = rows();
     if (reload) await portal.reloadPanel();
     if (message) portal.say("status", message);
-    portal.focusFirst(dialogOpen() ? focus : [...focus, "keys-h"]);
+    // Where a row went, one goes on with the row that followed it.
+    const after = rows();
+    const gone = before.findIndex((id) => !after.includes(id));
+    const next = gone < 0 ? undefined : before.slice(gone).find((id) => after.includes(id));
+    portal.focusFirst(dialogOpen() ? focus : [...(next ? [`${next}-name`] : []), ...focus, "keys-h"]);
   };
   on("portal:done", ({ detail }) => portal.done(detail));
 

@@ -70,6 +70,23 @@ def test_a_key_that_was_cut_short_disappears_too(key: str, length: int) -> None:
     assert key[8:20] not in redact(f"GET /?key={key[:length]}")
 
 
+@given(minted, st.integers(16_000, 16_500))
+@settings(deadline=None)
+def test_a_key_in_a_text_that_is_too_long_to_be_kept_whole_disappears_too(key: str, place: int) -> None:
+    kept = redact("x " * (place // 2) + key + " and more" * 1_000)
+    assert key[8:20] not in kept
+    assert len(kept) < 17_000
+
+
+@pytest.mark.timeout(10)  # such a text holds up the request that logs it
+@pytest.mark.parametrize(
+    "piece", ["a", "a-", "password", "password=", "token: '", "://a:", "sk_live_", "sk_live_aaaaaaaa", "_live_", '\\"']
+)
+def test_no_text_keeps_the_redaction_busy(piece: str) -> None:
+    for _ in range(5):
+        redact(piece * (300_000 // len(piece)))
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -35,7 +35,7 @@ def fold(name: str) -> str:
 
 def clean_email(text: str) -> str | None:
     """Give the form in which an address is stored and looked up, or None for what cannot be one."""
-    line = clean_line(text[:255])
+    line = clean_line(text) if len(text) <= 1000 else None
     email = fold(line) if line else ""
     return email if len(email) <= 254 and _EMAIL.fullmatch(email) else None
 

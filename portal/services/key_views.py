@@ -405,9 +405,13 @@ def list_all(session: Session, actor: Actor, workspace: Workspace, keyring: Keyr
             "state": str(key.state_at(actor.at)),
             "owner": key.member.name,
             "scopes": [scope.text for scope in scopes.get(key.id, [])],
-            "createdAt": key.created_at.isoformat(),
-            "expiresAt": key.expires_at.isoformat() if key.expires_at else None,
-            "lastUsedAt": key.last_used_at.isoformat() if key.last_used_at else None,
+            "createdAt": _utc(key.created_at),
+            "expiresAt": _utc(key.expires_at) if key.expires_at else None,
+            "lastUsedAt": _utc(key.last_used_at) if key.last_used_at else None,
         }
         for key in rows
     ]
+
+
+def _utc(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -53,6 +53,7 @@ class Refusal(NamedTuple):
 
 
 _OTHER_HOST = Refusal("400 Bad Request", "validation_error", "unknown_host", "This address is not served here.")
+_NO_SUCH_PAGE = Refusal("404 Not Found", "not_found_error", "not_found", "There is no such page.")
 _NO_LENGTH = Refusal("411 Length Required", "validation_error", "length_required", "Send the form with its length.")
 _TOO_MANY = Refusal(
     "503 Service Unavailable", "api_error", "unavailable", "Too many requests are still on their way. Try again."
@@ -83,6 +84,8 @@ class Front:
 
         if _host_name(environ.get("HTTP_HOST", "")) not in self._hosts:
             return _refuse(environ, start_safely, _OTHER_HOST)
+        if environ["PATH_INFO"].startswith("//"):  # the router would take it for another path than we do here
+            return _refuse(environ, start_safely, _NO_SUCH_PAGE)
         self._find_client(environ)
         if environ["REQUEST_METHOD"] not in _BODILESS and (refusal := self._take_body(environ)):
             return _refuse(environ, start_safely, refusal)
@@ -106,7 +109,8 @@ class Front:
         length = environ.get("CONTENT_LENGTH") or ""
         declared = int(length) if re.fullmatch("[0-9]{1,15}", length, re.ASCII) else None
         if declared is not None and declared > limit:
-            return None  # refused by its length, unread
+            environ["wsgi.input"] = io.BytesIO()  # refused by its length; nobody waits for it
+            return None
         if declared is None and "HTTP_TRANSFER_ENCODING" in environ and not path.startswith("/api/"):
             return _NO_LENGTH
         if not self._waiting.acquire(blocking=False):

@@ -18,6 +18,7 @@ from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
 from flask_wtf.csrf import CSRFError
 from werkzeug.exceptions import HTTPException
 
+from portal.rules.credentials import KEY_SHAPED
 from portal.rules.errors import (
     AlreadyShown,
     Conflict,
@@ -142,7 +143,8 @@ def page_number() -> int:
 def client_label(environ: dict[str, Any]) -> str:
     """Give the product that a client says it is, such as `python-requests/2.32`: the first word, if it is plain."""
     word = environ.get("HTTP_USER_AGENT", "")[:61].partition(" ")[0]
-    return word if word.isascii() and word.isprintable() and len(word) <= 60 else ""
+    is_plain = word.isascii() and word.isprintable() and len(word) <= 60
+    return word if is_plain and not ("_" in word and KEY_SHAPED.search(word)) else ""
 
 
 # --- Answers --------------------------------------------------------------------------------------------------------
@@ -359,7 +361,7 @@ def carried_answers() -> list[tuple[str, str]]:
     return [(name, value) for name, value in request.form.items(multi=True) if name not in own]
 
 
-_to_json = json.JSONEncoder(separators=(",", ":")).encode
+_to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def api_reply(data: Any, status: int = 200, meta: dict[str, Any] | None = None) -> Response:

@@ -39,18 +39,18 @@ TIMEOUT_MS = 10_000
 EXPECTED_ERROR = re.compile(
     "Failed to load resource: (the server responded with a status of|net::)|htmx: htmx:error: Failed"
 )
-# Everybody signs in once to each server: hashing a password takes its time.
-_COOKIES: dict[str, dict[str, Any]] = {}
 
 
 class NewPage:
-    """Opens pages, each in a context of its own; notes what no page may do: fail, breach the policy, call abroad."""
+    """Opens pages on one server and notes what no page may do: fail, breach the content policy, call abroad."""
 
     def __init__(self, browser: Browser, server: Server) -> None:
-        self.complaints: list[str] = []
         self._browser, self._server = browser, server
-        self._contexts: list[BrowserContext] = []
-        self._cookies: dict[str, Any] = _COOKIES.setdefault(server.url, {})
+        self._kept: dict[str, BrowserContext] = {}
+        self._strangers: list[BrowserContext] = []
+        self._pages: list[Page] = []
+        self._cookies: dict[str, Any] = {}
+        self._complaints: list[str] = []
 
     def __call__(
         self,
@@ -60,17 +60,48 @@ class NewPage:
         theme: Literal["light", "dark"] = "light",
         width: int = 1280,
         height: int = 900,
-        **context_options: Any,
+        **more: Any,
     ) -> Page:
-        """Open a page; with `person`, signed in as one of the cast. Paths are relative to the live server."""
-        context = self._browser.new_context(
-            base_url=self._server.url,
-            java_script_enabled=scripts,
-            color_scheme=theme,
-            viewport={"width": width, "height": height},
-            **{"reduced_motion": "reduce", **context_options},
-        )
-        self._contexts.append(context)
+        """Open a page; with `person`, signed in as one of the cast. Paths are relative to the server's address.
+
+        A new context costs a second of computing, so people keep theirs from test to test. Whoever signs in or out in
+        a test begins as a stranger, in a context of their own.
+        """
+        options: dict[str, Any] = {
+            "base_url": self._server.url,
+            "java_script_enabled": scripts,
+            "color_scheme": theme,
+            "viewport": {"width": width, "height": height},
+            "reduced_motion": "reduce",
+            **more,
+        }
+        kept = f"{person} {options}"
+        context = self._kept.get(kept)
+        if context is None:
+            context = self._new_context(person, options)
+            if person:
+                self._kept[kept] = context
+            else:
+                self._strangers.append(context)
+        self._pages.append(context.new_page())
+        return self._pages[-1]
+
+    def tidy_up(self) -> None:
+        """Close what a test has opened; fail with what its pages complained of."""
+        for page in self._pages:
+            page.close()
+        for context in self._strangers:
+            context.close()
+        complaints, self._complaints, self._pages, self._strangers = self._complaints, [], [], []
+        assert complaints == []
+
+    def close(self) -> None:
+        """Close what was kept from test to test."""
+        for context in self._kept.values():
+            context.close()
+
+    def _new_context(self, person: str, options: dict[str, Any]) -> BrowserContext:
+        context = self._browser.new_context(**options)
         context.set_default_timeout(TIMEOUT_MS)
         context.on("console", self._note_error)
         context.on("request", self._note_foreign)
@@ -80,23 +111,18 @@ class NewPage:
             self._cookies[person] = context.cookies()
         elif person:
             context.add_cookies(self._cookies[person])
-        return context.new_page()
-
-    def close(self) -> None:
-        """Close all pages."""
-        for context in self._contexts:
-            context.close()
+        return context
 
     def _note_error(self, message: ConsoleMessage) -> None:
         if message.type == "error" and not EXPECTED_ERROR.match(message.text):
-            self.complaints.append(message.text)
+            self._complaints.append(message.text)
 
     def _note_uncaught(self, error: WebError) -> None:
-        self.complaints.append(str(error.error))
+        self._complaints.append(str(error.error))
 
     def _note_foreign(self, request: Request) -> None:
         if not request.url.startswith((f"{self._server.url}/", "blob:", "data:")):
-            self.complaints.append(f"request to {request.url}")
+            self._complaints.append(f"request to {request.url}")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -123,31 +149,38 @@ def backstage(live_server: Server) -> Iterator[Backstage]:
         yield Backstage(database)
 
 
-@pytest.fixture
-def new_page(browser: Browser, live_server: Server) -> Iterator[NewPage]:
-    """Make pages as a test needs them; it fails with what they complain of."""
+@pytest.fixture(scope="module")
+def opener(browser: Browser, live_server: Server) -> Iterator[NewPage]:
+    """What opens the pages of all tests of a module."""
     opener = NewPage(browser, live_server)
     yield opener
     opener.close()
-    assert opener.complaints == []
 
 
 @pytest.fixture
-def clipboard(new_page: NewPage) -> Callable[[], str]:
-    """Read what was copied last. The browser has one clipboard; a page of its own looks into it."""
-    page = new_page(permissions=["clipboard-read", "clipboard-write"])
-    page.goto("/healthz")
-    page.evaluate("navigator.clipboard.writeText('nothing yet')")
-
-    def read() -> str:
-        page.bring_to_front()
-        text: str = page.evaluate("navigator.clipboard.readText()")
-        return text
-
-    return read
+def new_page(opener: NewPage) -> Iterator[NewPage]:
+    """Make pages as a test needs them; it fails with what they complain of."""
+    yield opener
+    opener.tidy_up()
 
 
 @pytest.fixture
 def page(new_page: NewPage) -> Page:
     """A page with scripts, light, 1280 × 900; nobody is signed in."""
     return new_page()
+
+
+@pytest.fixture(scope="module")
+def clipboard(browser: Browser, live_server: Server) -> Iterator[Callable[[], str]]:
+    """Read what was copied last; a browser has one clipboard for all its pages."""
+    context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
+    page = context.new_page()
+    page.goto(f"{live_server.url}/healthz")
+
+    def read() -> str:
+        text: str = page.evaluate("navigator.clipboard.readText()")
+        page.evaluate("navigator.clipboard.writeText('nothing')")
+        return text
+
+    yield read
+    context.close()

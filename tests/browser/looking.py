@@ -25,18 +25,64 @@ const call = (node) => node.id ? `#${node.id}` : `${node.localName} “${node.te
 """
 
 
-def axe(page: Page, *rules: str) -> list[str]:
-    """Run axe-core with all rules of the six tags, or only with those named."""
+def axe(page: Page, within: str = "html") -> list[str]:
+    """Run axe-core with all rules of the six tags, on the page or on a part of it."""
     if not page.evaluate("Boolean(window.axe)"):
         page.evaluate(AXE_SCRIPT)
-    only = {"type": "rule", "values": rules} if rules else {"type": "tag", "values": TAGS}
     # Without `preload` axe does not read the style sheets itself, which is for experimental rules alone.
+    only = {"type": "tag", "values": TAGS}
     options = {"runOnly": only, "resultTypes": ["violations"], "preload": False, "iframes": False}
-    found: dict[str, Any] = page.evaluate("options => axe.run(options)", options)
+    found: dict[str, Any] = page.evaluate("([within, options]) => axe.run(within, options)", [within, options])
     return [
         f"axe {violation['id']}: {', '.join(str(node['target']) for node in violation['nodes'][:3])}"
         for violation in found["violations"]
     ]
+
+
+def contrast(page: Page) -> list[str]:
+    """List text below 4.5 : 1 (large text: 3) and fields whose edge is below 3 : 1, as WCAG computes it (LAY-03)."""
+    return _listed(
+        page,
+        """() => {
+            const pixel = new OffscreenCanvas(1, 1).getContext("2d", {willReadFrequently: true});
+            const known = new Map();
+            const rgba = (colour) => {
+                if (!known.has(colour)) {
+                    pixel.clearRect(0, 0, 1, 1);
+                    pixel.fillStyle = colour;
+                    pixel.fillRect(0, 0, 1, 1);
+                    known.set(colour, [...pixel.getImageData(0, 0, 1, 1).data]);
+                }
+                return known.get(colour);
+            };
+            const over = (top, below) => [0, 1, 2].map((n) => below[n] + (top[n] - below[n]) * top[3] / 255);
+            const ground = (node) => {
+                const own = rgba(getComputedStyle(node).backgroundColor);
+                return own[3] === 255 || !node.parentElement ? own : over(own, ground(node.parentElement));
+            };
+            const light = (colour) => [.2126, .7152, .0722].reduce((sum, share, n) => {
+                const part = colour[n] / 255;
+                return sum + share * (part <= .04045 ? part / 12.92 : ((part + .055) / 1.055) ** 2.4);
+            }, 0);
+            const ratio = (a, b) => {
+                const [less, more] = [light(a), light(b)].sort((one, other) => one - other);
+                return (more + .05) / (less + .05);
+            };
+            const faults = [];
+            for (const node of document.querySelectorAll("body *")) {
+                const isField = node.matches("input:not([type=checkbox], [type=radio]), textarea");
+                const says = [...node.childNodes].some((it) => it.nodeType === 3 && it.data.trim());
+                if (!(isField || says) || !shown(node) || node.closest("svg")) continue;
+                const style = getComputedStyle(node), behind = ground(node);
+                const isLarge = parseFloat(style.fontSize) >= (style.fontWeight >= 700 ? 18.66 : 24);
+                const text = ratio(over(rgba(style.color), behind), behind);
+                if (text < (isLarge ? 3 : 4.5)) faults.push(`text at ${text.toFixed(1)}: ${call(node)}`);
+                const edge = ratio(rgba(style.borderTopColor), ground(node.parentElement));
+                if (isField && edge < 3) faults.push(`edge at ${edge.toFixed(1)}: ${call(node)}`);
+            }
+            return faults;
+        }""",
+    )
 
 
 def outline(page: Page) -> list[str]:
@@ -57,8 +103,8 @@ def targets(page: Page, least: int = 24) -> list[str]:
     return _listed(
         page,
         """least => controls().map(target).filter((node) => {
-            const box = node.getBoundingClientRect();
-            return Math.round(box.width) < least || Math.round(box.height) < least;
+            const box = node.getBoundingClientRect();  // above the page waits the skip link, for the keyboard
+            return box.bottom > 0 && (Math.round(box.width) < least || Math.round(box.height) < least);
         }).map((node) => {
             const box = node.getBoundingClientRect();
             return `too small: ${call(node)} ${Math.round(box.width)} × ${Math.round(box.height)}`;
@@ -97,13 +143,15 @@ def spacing(page: Page) -> list[str]:
                     (clips(style.overflowX, node.scrollWidth, node.clientWidth)
                      || clips(style.overflowY, node.scrollHeight, node.clientHeight));
             }).map((node) => `cut off: ${call(node)}`);
+            // A sticky bar may lie over what scrolls below it; KEY-04 looks at that.
+            const bars = ".panel-foot, .topbar";
             const boxes = controls().filter((node) => !node.closest("[popover]"))
-                .map((node) => [node, target(node).getBoundingClientRect()]);
-            const over = boxes.flatMap(([one, a], n) => boxes.slice(n + 1)
-                .filter(([other, b]) => !target(one).contains(other) && !target(other).contains(one)
+                .map((node) => [target(node), target(node).getBoundingClientRect(), Boolean(node.closest(bars))]);
+            const over = boxes.flatMap(([one, a, above], n) => boxes.slice(n + 1)
+                .filter(([other, b, aboveToo]) => above === aboveToo
                     && Math.min(a.right, b.right) - Math.max(a.left, b.left) > 2
                     && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 2
-                    && !one.closest(".panel-foot, .topbar") === !other.closest(".panel-foot, .topbar"))
+                    && !one.contains(other) && !other.contains(one))
                 .map(([other]) => `${call(one)} lies over ${call(other)}`));
             return [...cut, ...over];
         }""",

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import Literal
 
 import pytest
 from playwright.sync_api import Page, expect
@@ -20,6 +21,30 @@ from tests.browser.conftest import NewPage
 
 DAYS = timedelta(days=1)
 GLOBEX = "/w/globex/api/keys"
+LOOKS: tuple[tuple[Literal["light", "dark"], int], ...] = (
+    ("light", 1280),
+    ("dark", 1280),
+    ("dark", 320),
+    ("light", 320),
+)
+OPPOSITE = (("light", 1280), ("dark", 320))
+# These show everything that the others are made of.
+MAIN = ("home", "list", "form in the dialog", "reveal in the dialog", "delete in the dialog")
+# What opens over a page, whose rest was a stop before.
+PARTS = ("dialog:modal", ".strip:has(form)", ":popover-open")
+BORDER = "node => getComputedStyle(node).borderTopStyle"
+ADDRESSES = "name => [...document.querySelectorAll(`[${name}]`)].map((node) => node.getAttribute(name))"
+# The focused element, when nothing of it is on the screen or something else lies over all of it.
+COVERED = """() => {
+    const node = document.activeElement;
+    if (node === document.body) return "";
+    const box = (node.matches("[type=checkbox], [type=radio]") ? node.closest("label") : node).getBoundingClientRect();
+    const seen = [.1, .5, .9].some((x) => [.1, .5, .9].some((y) => {
+        const top = document.elementFromPoint(box.left + x * box.width, box.top + y * box.height);
+        return top && (node.contains(top) || top.contains(node) || top.closest("label")?.contains(node));
+    }));
+    return seen ? "" : node.id || node.outerHTML.slice(0, 90);
+}"""
 REGIONS = ("status", "alert", "dlg-status", "dlg-alert")
 
 
@@ -258,7 +283,7 @@ def test_everybody_can_use_every_page_on_the_way(way: str, new_page: NewPage, sc
     page.on("dialog", lambda dialog: dialog.accept())
     faults = []
     for stop in go(page, scene):
-        faults += [f"{stop}: {fault}" for fault in look_around(page)]
+        faults += [f"{stop}: {fault}" for fault in look_around(page, thoroughly=stop in MAIN)]
         path, title = page.evaluate("[location.pathname, document.title]")
         if "error" not in stop and scene.titles.setdefault(title, path) != path:
             faults += [f"{stop}: has the title of {scene.titles[title]}"]
@@ -267,18 +292,151 @@ def test_everybody_can_use_every_page_on_the_way(way: str, new_page: NewPage, sc
     assert faults == []
 
 
-def look_around(page: Page) -> list[str]:
-    """Look at a stop in both themes, on a screen and on a phone. What is no matter of colour is so in either theme."""
-    colours = ("color-contrast", "link-in-text-block")
+def look_around(page: Page, *, thoroughly: bool) -> list[str]:
+    """Look at a stop in both themes, on a screen, on a phone and magnified.
+
+    axe takes its time. What it looks for depends on theme or on width, but for contrast on both; so it sees two
+    opposite looks, or all `thoroughly`, and contrast is measured in each. Of what opens over a page it sees only that.
+    """
+    part = next((part for part in PARTS if page.locator(part).count()), "html")
     faults = looking.outline(page) + looking.motion(page) + looking.plain_twins(page) + looking.clocks(page)
-    faults += looking.axe(page) + looking.targets(page) + looking.overflow(page) + looking.spacing(page)
-    page.emulate_media(color_scheme="dark")
-    faults += looking.axe(page, *colours)
-    page.set_viewport_size({"width": 320, "height": 568})
-    faults += looking.axe(page) + looking.targets(page) + looking.overflow(page) + looking.spacing(page)
-    page.emulate_media(color_scheme="light")
-    faults += looking.axe(page, *colours)
+    for theme, width in LOOKS:
+        page.emulate_media(color_scheme=theme)
+        page.set_viewport_size({"width": width, "height": 900 if width > 320 else 568})
+        found = looking.contrast(page) + looking.overflow(page)
+        if thoroughly or (theme, width) in OPPOSITE:
+            found += looking.axe(page, part) + looking.targets(page) + looking.spacing(page)
+        faults += [f"{theme}, {width}: {fault}" for fault in found]
     page.set_viewport_size({"width": 320, "height": 256})  # 1280 × 1024, magnified to 400 %
     faults += looking.overflow(page)
     page.set_viewport_size({"width": 1280, "height": 900})
     return faults
+
+
+# --- One thing at a time --------------------------------------------------------------------------------------------
+
+
+def test_a_list_of_25_keys_is_light_and_a_table_with_names_of_its_own_also_on_a_phone(
+    new_page: NewPage, scene: Scene
+) -> None:
+    page = new_page("ana", width=320, height=568)
+    answer = page.goto(f"{KEYS}?owner=all")
+    assert answer
+    assert page.locator("tbody").count() == 25
+    assert len(answer.body()) <= 60_000
+    heard = page.get_by_role("table", name="API keys").aria_snapshot()
+    for role in ("rowgroup", "row", "columnheader", "rowheader", "cell"):
+        assert re.search(rf"^ *- {role}\b", heard, re.MULTILINE), role
+    names = re.findall(r'^ *- (?:link|button) "(.*)"', page.locator("body").aria_snapshot(), re.MULTILINE)
+    assert len(names) > 50
+    assert [name for name in names if names.count(name) > 1] == []
+    page.goto(KEYS)
+    live, test = (page.locator(f"[data-env={env}] .env").first for env in ("live", "test"))
+    expect(live).to_have_text("Live")
+    expect(test).to_have_text("Sandbox")
+    assert live.evaluate(BORDER) != test.evaluate(BORDER) == "dashed"
+
+
+def test_the_focus_is_where_one_goes_on_and_messages_stay(new_page: NewPage, backstage: Backstage) -> None:
+    older = backstage.key("max", "Older")
+    page = new_page("max")
+    page.clock.install()
+    page.goto(KEYS)
+    page.evaluate("ids => { window.regions = ids.map((id) => document.getElementById(id)) }", REGIONS)
+    open_form(Mouse(page))
+    expect_focus(page, "new-name")
+    page.keyboard.press("Escape")
+    expect_focus(page, "new-key")
+    open_form(Mouse(page))
+    fill_form(Mouse(page), "Newer")
+    page.get_by_role("button", name="Generate sandbox key").click()
+    expect(page.get_by_role("heading", name="Copy this key now")).to_be_visible()
+    expect_focus(page, "dlg-title")
+    page.get_by_role("checkbox", name="I have stored this key").check()
+    page.get_by_role("link", name="Done").click()
+    expect(page.locator("#status")).to_have_text("“Newer” was generated.")
+    key = f"key-{backstage.find('Newer').public_id}"
+    expect_focus(page, f"{key}-name")
+
+    for _ in range(2):
+        page.get_by_role("link", name="Deactivate Newer").click()
+        expect_focus(page, f"{key}-ask")
+        page.get_by_role("link", name="Cancel").click()
+        expect_focus(page, f"{key}-deactivate")
+    page.get_by_role("link", name="Deactivate Newer").click()
+    page.get_by_role("button", name="Deactivate Newer").click()
+    expect_focus(page, f"{key}-reactivate")
+    expect(page.locator("#status")).to_have_text("“Newer” is deactivated. Requests are refused from now.")
+    page.clock.fast_forward("01:30")
+    expect(page.locator("#status")).to_have_text("“Newer” is deactivated. Requests are refused from now.")
+    page.get_by_role("link", name="Reactivate Newer").click()
+    expect_focus(page, f"{key}-ask")
+    page.get_by_role("button", name="Reactivate Newer").click()
+    expect_focus(page, f"{key}-deactivate")
+
+    page.get_by_role("link", name="Delete Newer").click()
+    expect_focus(page, "dlg-title")
+    page.keyboard.press("Escape")
+    expect_focus(page, f"{key}-delete")
+    page.get_by_role("link", name="Delete Newer").click()
+    page.get_by_role("button", name="Delete sandbox key").click()
+    expect(page.locator("#status")).to_contain_text("was deleted.")
+    expect_focus(page, f"key-{older}-name")
+    assert page.evaluate("regions.every((region) => document.getElementById(region.id) === region)")
+
+
+def expect_focus(page: Page, element: str) -> None:
+    """Look whether the element of this id has the focus."""
+    expect(page.locator(f"#{element}")).to_be_focused()
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 600), (320, 568)])
+def test_tab_stays_in_the_dialog_and_what_it_reaches_can_be_seen(
+    width: int, height: int, new_page: NewPage, scene: Scene
+) -> None:
+    page = new_page("ana", width=width, height=height)
+    page.goto(KEYS)
+    covered = [page.evaluate(COVERED) for _ in tabs(page, 30)]
+    open_form(Mouse(page))
+    fill_form(Mouse(page), "", ["leads:read"])
+    expect(page.locator("#review")).to_contain_text("read Leads")
+    outside = []
+    for _ in tabs(page, 45):
+        outside.append(page.evaluate("!document.activeElement.closest('dialog:modal, body:not(:has(:focus))')"))
+        covered.append(page.evaluate(COVERED))
+    assert not any(outside)
+    assert [found for found in covered if found] == []
+
+
+def tabs(page: Page, times: int) -> Iterator[None]:
+    """Press Tab so many times."""
+    for _ in range(times):
+        page.keyboard.press("Tab")
+        yield
+
+
+def test_a_finger_hits_every_target(new_page: NewPage, scene: Scene) -> None:
+    page = new_page("ana", width=320, height=568, has_touch=True, is_mobile=True)
+    faults = []
+    for path in (KEYS, NEW, f"{KEYS}/{scene.busy}/delete", f"{KEYS}/{scene.stopped}/reactivate", "/w/acme"):
+        page.goto(path)
+        faults += [f"{path}: {fault}" for fault in looking.targets(page, 44)]
+    assert faults == []
+
+
+def test_without_scripts_nothing_is_dead_and_every_address_of_htmx_is_a_page(new_page: NewPage, scene: Scene) -> None:
+    page = new_page("ana", scripts=False)
+    faults, asked = [], set()
+    for path in (KEYS, NEW, f"{KEYS}/{scene.busy}/deactivate", f"{KEYS}/{scene.busy}/delete", "/reauth", "/w/acme"):
+        page.goto(path)
+        faults += [f"{path}: {fault}" for fault in looking.inert_controls(page)]
+        asked |= {("GET", url) for url in page.evaluate(ADDRESSES, "hx-get")}
+        asked |= {("POST", url) for url in page.evaluate(ADDRESSES, "hx-post")}
+    token = page.locator("[name=csrf_token]").first.get_attribute("value") or ""
+    for method, url in sorted(asked):
+        sent = page.request.fetch(url, method=method, form={"csrf_token": token} if method == "POST" else None)
+        text = sent.text().strip()
+        if not (text.lower().startswith("<!doctype html>") and text.endswith("</html>") and sent.status < 500):
+            faults.append(f"{method} {url} is no page: {sent.status} {text[:80]}")
+    assert len(asked) > 10
+    assert faults == []

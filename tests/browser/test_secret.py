@@ -7,7 +7,7 @@ from contextlib import closing, suppress
 from enum import StrEnum
 
 import pytest
-from playwright.sync_api import BrowserContext, Cookie, Dialog, Error, Page, Request, expect
+from playwright.sync_api import BrowserContext, Cookie, Error, Page, Request, expect
 from sqlalchemy import func, select
 
 from portal.store.database import Database
@@ -35,24 +35,35 @@ class Way(StrEnum):
     PLAIN = "without scripts"
 
 
-@pytest.fixture(params=Way)
-def way(request: pytest.FixtureRequest) -> Way:
-    """Let a test run once in each way."""
-    return Way(request.param)
+ways = pytest.mark.parametrize("way", Way)
 
 
-@pytest.fixture
-def page(way: Way, new_page: NewPage) -> Page:
-    """The page of rio, who goes this way."""
-    page = new_page("rio", scripts=way is not Way.PLAIN, permissions=["clipboard-read", "clipboard-write"])
+def open_as(way: Way, new_page: NewPage, person: str = "rio") -> Page:
+    """Open the page of somebody who goes this way."""
+    page = new_page(person, scripts=way is not Way.PLAIN)
+    page.on("dialog", lambda dialog: dialog.accept())
     return page if way is Way.DIALOG else without_htmx(page)
 
 
-def test_the_text_is_in_one_answer_and_nowhere_else(way: Way, page: Page, live_server: Server) -> None:
-    page.context.clear_cookies()  # this session ends below, the one that rio's tests share must not
+def show(page: Page, way: Way, subject: str) -> str:
+    """Generate a key in this way; give its text, which the page shows."""
+    return reveal(page, f"{subject} {way}", checked=way is not Way.DIALOG)
+
+
+@ways
+def test_the_text_is_in_one_answer_and_nowhere_else(way: Way, new_page: NewPage, live_server: Server) -> None:
+    page = open_as(way, new_page, "")
     sign_in_unseen(page.context, "max")
     trail = Trail(page.context)
     key = show(page, way, "Trail")
+    field = page.get_by_label("API key, full text")
+    assert field.evaluate("it => [it.form, it.name, it.readOnly, it.autocomplete]") == [None, "", True, "off"]
+    assert page.locator("input[type=password]").count() == 0  # a password manager would offer to keep the key
+    page.emulate_media(media="print")
+    expect(field).not_to_be_visible()
+    expect(page.get_by_text("Secret not printed")).to_be_visible()
+    assert key not in page.locator("body").inner_text()
+    page.emulate_media(media="screen")
     if way is not Way.PLAIN:
         assert key not in page.evaluate(KEPT)
         page.get_by_role("button", name="Copy key").click()
@@ -60,7 +71,7 @@ def test_the_text_is_in_one_answer_and_nowhere_else(way: Way, page: Page, live_s
     page.get_by_role("link", name="Done").click()
     expect(page.get_by_role("rowheader", name=f"Trail {way}")).to_be_visible()
     assert key not in page.evaluate(HELD)
-    for path in (KEYS, NEW, "/w/acme"):
+    for path in (NEW, "/w/acme"):
         page.goto(path)
         assert key not in page.evaluate(HELD)
     page.get_by_role("button", name="Profile and settings").click()
@@ -76,61 +87,42 @@ def test_the_text_is_in_one_answer_and_nowhere_else(way: Way, page: Page, live_s
         assert key not in repr(everything(database))
 
 
-def test_back_does_not_bring_the_text_back(way: Way, page: Page) -> None:
+@ways
+def test_neither_back_nor_reload_brings_the_text_back(way: Way, new_page: NewPage, live_server: Server) -> None:
+    page = open_as(way, new_page)
     asked: list[str] = []
-
-    def leave(dialog: Dialog) -> None:
-        asked.append(dialog.type)
-        dialog.accept()
-
-    page.on("dialog", leave)
+    page.on("dialog", lambda dialog: asked.append(dialog.type))
     key = show(page, way, "Back")
+    before = count_keys(live_server)
     page.goto("/w/acme")
     assert asked == ([] if way is Way.PLAIN else ["beforeunload"])
-    for step in (page.go_back, page.go_back, page.go_forward, page.go_forward):
-        with suppress(Error):  # Chromium has not kept the answer to the form, and does not send the form unasked
-            step()
-        assert key not in page.evaluate(HELD)
-
-
-def test_reload_makes_no_second_key_and_shows_none(way: Way, page: Page, live_server: Server) -> None:
-    page.on("dialog", lambda dialog: dialog.accept())
-    key = show(page, way, "Reload")
-    before = count_keys(live_server)
-    answer = page.reload()
+    with suppress(Error):  # Chromium has not kept the answer to the form, and does not send the form again unasked
+        page.go_back()
+    assert key not in page.evaluate(HELD)
+    answer = page.reload()  # asks it to
     assert answer
     if way is Way.DIALOG:
         assert answer.status == 200
     else:
         assert answer.status == 410
         expect(page.get_by_role("heading", name="That key has already been shown", level=1)).to_be_visible()
-        page.get_by_role("link", name=f"Go to Reload {way}").click()
-    expect(page.get_by_role("rowheader", name=f"Reload {way}")).to_be_in_viewport()
+        assert key not in page.evaluate(HELD)
+        page.get_by_role("link", name=f"Go to Back {way}").click()
+    expect(page.get_by_role("rowheader", name=f"Back {way}")).to_be_in_viewport()
     assert key not in page.evaluate(HELD)
     assert count_keys(live_server) == before
 
 
-def test_the_field_is_for_eyes_and_clipboard_only(way: Way, page: Page) -> None:
-    key = show(page, way, "Field")
-    field = page.get_by_label("API key, full text")
-    said = field.evaluate("it => [it.form, it.name, it.readOnly, it.autocomplete, it.spellcheck]")
-    assert said == [None, "", True, "off", False]
-    assert page.locator("input[type=password]").count() == 0  # a password manager would offer to keep the key
-    page.emulate_media(media="print")
-    expect(field).not_to_be_visible()
-    expect(page.get_by_text("Secret not printed")).to_be_visible()
-    assert key not in page.locator("body").inner_text()
-
-
-@pytest.mark.parametrize("way", [Way.DIALOG, Way.PAGE], indirect=True)
-def test_a_page_that_the_browser_keeps_for_later_loses_the_text(way: Way, page: Page) -> None:
+@pytest.mark.parametrize("way", [Way.DIALOG, Way.PAGE])
+def test_a_page_that_the_browser_keeps_for_later_loses_the_text(way: Way, new_page: NewPage) -> None:
+    page = open_as(way, new_page)
     key = show(page, way, "Kept")
     page.evaluate("dispatchEvent(new PageTransitionEvent('pagehide', {persisted: true}))")
     assert key not in page.evaluate(HELD)
 
 
-@pytest.mark.parametrize("way", [Way.DIALOG], indirect=True)
-def test_one_form_makes_one_key_however_often_it_is_sent(page: Page, live_server: Server) -> None:
+def test_one_form_makes_one_key_however_often_it_is_sent(new_page: NewPage, live_server: Server) -> None:
+    page = open_as(Way.DIALOG, new_page)
     before = count_keys(live_server)
     page.goto(KEYS)
     open_form(Mouse(page))
@@ -138,7 +130,6 @@ def test_one_form_makes_one_key_however_often_it_is_sent(page: Page, live_server
     page.get_by_role("button", name="Generate sandbox key").dblclick()
     expect(page.get_by_role("heading", name="Copy this key now")).to_be_visible()
     assert count_keys(live_server) == before + 1
-    page.on("dialog", lambda dialog: dialog.accept())
     page.goto(NEW)
     fill_form(Mouse(page), "Sent five times")
     answers = page.evaluate("""() => {
@@ -153,26 +144,22 @@ def test_one_form_makes_one_key_however_often_it_is_sent(page: Page, live_server
     assert count_keys(live_server) == before + 2
 
 
-@pytest.mark.parametrize("way", [Way.DIALOG], indirect=True)
-def test_examples_take_the_key_from_the_environment(way: Way, page: Page, clipboard: Callable[[], str]) -> None:
-    key = show(page, way, "Examples")
-    page.bring_to_front()
+def test_examples_take_the_key_from_the_environment(new_page: NewPage, clipboard: Callable[[], str]) -> None:
+    page = new_page("rio", permissions=["clipboard-write"])
+    key = reveal(page, "Examples")
     for language in ("curl", "Python", "JavaScript"):
         page.get_by_role("radio", name=language, exact=True).check()
         page.get_by_role("button", name="Copy example").locator("visible=true").click()
         expect(page.get_by_role("button", name="Copied").locator("visible=true")).to_have_count(1)
         copied = clipboard()
-        page.bring_to_front()
         assert copied == page.get_by_role("region", name=f"{language} example").text_content()
         assert "API_KEY" in copied
         assert "/api/v1/apps/tasks/records" in copied
         assert key not in copied
 
 
-@pytest.mark.parametrize("way", [Way.DIALOG], indirect=True)
-def test_examples_call_what_the_key_may_call(page: Page) -> None:
-    page.context.clear_cookies()
-    sign_in_unseen(page.context, "max")
+def test_examples_call_what_the_key_may_call(new_page: NewPage) -> None:
+    page = new_page("max")
     reveal(page, "Deposits only", ["leads:write"])
     expect(page.get_by_role("region", name="curl example")).to_contain_text("/api/v1/me")
 
@@ -214,11 +201,6 @@ def _unpacked(cookie: Cookie) -> str:
         content = base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4))
         return value + (zlib.decompress(content) if value.startswith(".") else content).decode()
     return value
-
-
-def show(page: Page, way: Way, subject: str) -> str:
-    """Generate a key in this way; give its text, which the page shows."""
-    return reveal(page, f"{subject} {way}", checked=way is not Way.DIALOG)
 
 
 def count_keys(server: Server) -> int:

@@ -70,6 +70,8 @@ def test_a_line_is_kept_but_for_the_space_around_it(typed: str, kept: str) -> No
         "\t",
         "\x7f",
         "\x85",
+        "\u2028",
+        "\u2029",
         "\ud800",
         "\udfff",
         "\ufeff",
@@ -134,6 +136,7 @@ def test_one_person_has_one_address_however_it_is_typed(typed: str) -> None:
         "ana@acme.test\x00", "ana\x00@acme.test", "ana@acme.test\nbcc: max@acme.test", "ana\ud800@acme.test",
         "ana\u202e@acme.test", "a" * 65 + "@acme.test", "ana@" + "a" * 250, "a" * 1_000_000 + "@acme.test",
         "ﬃ" * 64 + "@" + "ﬃ" * 60,  # grows beyond its column when its case is folded
+        "ana@acme.test" + " " * 300 + "max",
     ],
 )  # fmt: skip
 def test_what_cannot_be_an_address_is_refused(typed: str) -> None:

@@ -194,6 +194,12 @@ def test_parallel_guesses_cannot_outrun_the_limit(database: Database) -> None:
     assert Counter(type(end) for end in ends.values()) == {type(None): 5, TooManyAttempts: 11}
 
 
+def test_people_who_sign_in_at_the_same_moment_all_get_in_and_leave_no_failure(database: Database) -> None:
+    ends = at_once({str(n): lambda: sign_in(database) for n in range(4)})
+    assert {type(end) for end in ends.values()} == {tuple}
+    assert begin(database).tries_left == 4
+
+
 def test_failures_are_forgotten_after_an_hour_and_addresses_are_not_kept_in_clear(database: Database) -> None:
     begin(database, "someone.who.typed@wrong.test")
     with database.reading() as session:

@@ -1,9 +1,9 @@
 """The hot path: who passes, why not, and that one statement without a write decides (T-13 to T-19, T-23, T-26)."""
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,9 +14,10 @@ from portal.rules.credentials import Keyring, Pepper, PlainKey
 from portal.rules.errors import KeyRefused, Refusal
 from portal.services import keys
 from portal.services.key_check import KeyCheck
+from portal.services.keys import KeyView
 from portal.store.database import Database
 from portal.store.models import Account
-from tests.services.office import API_MEMBER, NOON, RING, Office
+from tests.services.office import API_MEMBER, NOON, RING, Office, at_once
 
 READ_TASKS = Scope("tasks", Action.READ)
 WRITE_TASKS = Scope("tasks", Action.WRITE)
@@ -364,21 +365,13 @@ def test_a_database_that_cannot_be_asked_is_never_a_refused_key(office: Office) 
     assert not isinstance(trouble.value, KeyRefused)
 
 
-def test_each_thread_has_a_connection_of_its_own(office: Office) -> None:
-    key, plain = office.generate("rio")
-    found: list[str] = []
+def test_checks_at_the_same_moment_all_answer_rightly(office: Office) -> None:
+    made = [office.generate(name) for name in ("ana", "lea", "max", "rio")]
 
-    def check() -> None:
-        for _ in range(20):
-            found.append(office.check(plain).key_id)
-        office.key_check.close()
+    def check(key: KeyView, plain: PlainKey) -> bool:
+        return all(office.check(plain).key_id == key.id for _ in range(40))
 
-    threads = [threading.Thread(target=check) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert found == [key.id] * 120
+    assert set(at_once({key.id: partial(check, key, plain) for key, plain in made}).values()) == {True}
 
 
 def test_changes_of_another_process_count_at_once(office: Office, database_url: str) -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from portal.rules.access import AccessLevel
 from portal.rules.errors import Conflict, Forbidden, Invalid, KeyRefused, NotFound, PortalError, Refusal
 from portal.services import keys
 from portal.services.keys import KeyView
@@ -147,6 +148,28 @@ def test_who_may_stop_and_restart_whose_keys(
     assert answers(office, plain.reveal(), NOON) == (None if reactivate is None else Refusal.DEACTIVATED)
     attempt("delete", stop)
     assert answers(office, plain.reveal(), NOON) == (Refusal.REVOKED if stop is None else Refusal.DEACTIVATED)
+
+
+def test_nobody_restarts_a_key_that_can_do_more_than_they_could_hand_out(office: Office) -> None:
+    """lea manages the API member, but only reads Sales: what ana stopped there is not for lea to start."""
+    office.grant(API_MEMBER, "sales", AccessLevel.FULL)
+    key, plain = office.generate("ana", owner=API_MEMBER, scopes=["leads:write"])
+    office.act("ana", keys.deactivate, key.id)
+    with pytest.raises(Forbidden):
+        office.act("lea", keys.reactivate, key.id)
+    (refused,) = office.told(outcome="refused")
+    assert (refused.action, refused.target_id) == ("key_reactivated", key.id)
+    assert answers(office, plain.reveal(), NOON) is Refusal.DEACTIVATED
+    office.act("ana", keys.reactivate, key.id)
+    assert answers(office, plain.reveal(), NOON) is None
+
+
+def test_an_owner_restarts_a_key_though_some_of_its_scopes_are_paused(office: Office) -> None:
+    key, plain = office.generate("max", scopes=["leads:read", "leads:write"])
+    office.act("max", keys.deactivate, key.id)
+    office.grant("max", "sales", AccessLevel.READ)
+    office.act("max", keys.reactivate, key.id)
+    assert office.check(plain).reach.effective_texts == ("leads:read",)
 
 
 def test_the_buttons_that_a_list_offers_are_those_that_work(office: Office) -> None:

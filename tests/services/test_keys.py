@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
-from portal.rules.access import AccessLevel, Scope
+from portal.rules.access import AccessLevel, Environment, Scope
 from portal.rules.errors import AlreadyShown, Conflict, Forbidden, Invalid, NotFound, PortalError
 from portal.services import keys
 from portal.services.keys import KEYS_PER_MEMBER
@@ -191,6 +191,18 @@ def test_an_answer_that_cannot_be_is_refused_on_its_field(
     shared_office: Office, answers: dict[str, str], field: str
 ) -> None:
     assert list(problems(shared_office, "rio", **answers)) == [field]
+
+
+@pytest.mark.parametrize("field", ["name", "note"])
+@pytest.mark.parametrize("length", [30, 58])
+def test_a_key_that_is_pasted_where_it_does_not_belong_is_neither_kept_nor_repeated(
+    shared_office: Office, field: str, length: int
+) -> None:
+    pasted = shared_office.keyring.format.mint(Environment.LIVE).reveal()[:length]
+    found = problems(shared_office, "rio", **{field: f"x {pasted}", "scopes": ["leads:read", pasted]})
+    assert list(found) == [field, "scopes"]
+    (told,) = shared_office.told(action="key_generated")
+    assert pasted[8:20] not in repr(found) + repr(vars(told))
 
 
 def test_all_answers_to_mend_are_told_at_once_in_the_forms_order(shared_office: Office) -> None:

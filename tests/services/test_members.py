@@ -1,6 +1,7 @@
 """People and API members: invitations work once, and nobody hands out access beyond their own (T-29, T-30)."""
 
 from datetime import datetime, timedelta
+from functools import partial
 
 import pytest
 from sqlalchemy import select, text
@@ -8,7 +9,7 @@ from sqlalchemy import select, text
 from portal.demo import PASSWORD
 from portal.rules.access import AccessLevel, Role
 from portal.rules.credentials import token_digest, verify_password
-from portal.rules.errors import Forbidden, Invalid, KeyRefused, NotFound, PortalError
+from portal.rules.errors import Conflict, Forbidden, Invalid, KeyRefused, NotFound, PortalError
 from portal.services import keys, members
 from portal.services.actor import Actor, Means, operator
 from portal.services.members import INVITATION_LIFE, OpenInvitation
@@ -144,6 +145,26 @@ def test_somebody_with_an_account_joins_with_it_and_keeps_name_and_password(offi
     assert seat
     assert not seat.is_admin
     assert seat.granted == {}  # what she is in globex means nothing here
+
+
+def test_of_two_invitations_to_a_new_address_the_second_needs_the_account_that_the_first_made(office: Office) -> None:
+    first, second = invite(office), invite(office, workspace="globex")
+    known = look(office, second).account  # nobody, when the second page was opened
+    accept(office, first)
+    with pytest.raises(Conflict), office.database.transaction() as session:
+        members.accept_invitation(session, visitor(), second, name="Eve", password=LONG_ENOUGH, known=known)
+    assert accept(office, second).name == "Ida Berg"
+
+
+def test_two_invitations_to_a_new_address_accepted_at_once_do_not_share_an_account(office: Office) -> None:
+    tokens = [invite(office), invite(office, workspace="globex")]
+
+    def join(token: str) -> Member:
+        with office.database.transaction() as session:
+            return members.accept_invitation(session, visitor(), token, name="Ida", password=LONG_ENOUGH, known=None)
+
+    ends = at_once({token: partial(join, token) for token in tokens})
+    assert {type(end) for end in ends.values()} == {Member, Conflict}
 
 
 def test_inviting_somebody_who_is_a_member_changes_nothing_about_them(office: Office) -> None:

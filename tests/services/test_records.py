@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import select
 
 from portal.rules.access import AccessLevel
-from portal.rules.errors import DoesNotFit, Forbidden, NotFound, PreconditionFailed
+from portal.rules.errors import DoesNotFit, Forbidden, NotFound, PreconditionFailed, TooLarge
 from portal.services import audit, records
 from portal.services.records import Place, Sandbox
 from portal.store.models import App, Record
@@ -255,6 +255,25 @@ def test_filling_the_sandbox_copies_live_records_and_never_the_other_way(office:
     assert [contents(office, other) for other in others] == untouched
     (told,) = office.told(action="sandbox_filled")
     assert told.details == {"removed": 5, "copied": len(before)}
+
+
+def test_a_sandbox_that_is_filled_many_times_at_once_is_filled_once(office: Office) -> None:
+    fillers = ("ana", "lea", "ana", "lea")
+    ends = at_once({str(n): partial(fill, office, who, "tasks") for n, who in enumerate(fillers)})
+    assert {type(end) for end in ends.values()} == {Sandbox}
+    assert contents(office, place(office, environment="test")) == contents(office, place(office))
+
+
+def test_a_record_cannot_grow_past_what_one_request_may_send(office: Office) -> None:
+    with office.database.transaction() as session:
+        app = session.scalars(select(App).where(App.slug == "tasks")).one()
+        app.schema = {"type": "object"}
+    where = place(office)
+    made = create(office, where, {"a": "x" * 600_000})
+    with pytest.raises(TooLarge):
+        change(office, where, made.public_id, {"b": "x" * 600_000})
+    assert get(office, where, made.public_id).version == 1
+    change(office, where, made.public_id, {"a": "", "b": "x" * 600_000})
 
 
 def test_a_change_in_the_filled_sandbox_does_not_reach_the_live_record(office: Office) -> None:

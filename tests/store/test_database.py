@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Column, Integer, MetaData, Table, func, insert, select, text, update
-from sqlalchemy.exc import IntegrityError, StatementError
+from sqlalchemy.exc import IntegrityError, OperationalError, StatementError
 
 from portal.store.database import Database, Moment, checked_url
 from portal.store.models import Access, Account, Workspace
@@ -107,6 +107,20 @@ def test_a_writer_holds_a_sqlite_database_from_its_start(sqlite: Database) -> No
         session.execute(text("SELECT * FROM sqlite_schema")).all()
         other.execute("BEGIN IMMEDIATE")  # a reader holds nobody up
     other.close()
+
+
+@pytest.mark.timeout(10)
+def test_a_writer_in_a_hurry_gives_up_soon_and_leaves_the_others_their_patience(sqlite: Database) -> None:
+    with sqlite.transaction():
+        pass
+    other = sqlite3.connect(str(sqlite.url.database), timeout=0, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    for _ in range(20):  # with the usual five seconds each this would outlast the test
+        with pytest.raises(OperationalError, match="locked"), sqlite.transaction(patience=10):
+            pass
+    other.close()
+    with sqlite.transaction(patience=10) as session:
+        assert session.scalar(text("PRAGMA busy_timeout")) == 5_000
 
 
 def test_readers_see_the_last_commit_while_somebody_writes(database: Database) -> None:

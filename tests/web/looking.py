@@ -42,6 +42,13 @@ def _body(reply: TestResponse, status: int, members: set[str]) -> dict[str, Any]
     return body
 
 
+def token_on(page: TestResponse) -> str:
+    """Read the token that the forms of a page carry."""
+    found = re.search(r'name="csrf_token"\s+value="([^"]+)"', page.text)
+    assert found
+    return found[1]
+
+
 def everything(database: Database) -> dict[str, list[dict[str, Any]]]:
     """Read every column of every row of every table, as the driver gives them."""
     found = {}

@@ -12,7 +12,7 @@ from flask.testing import FlaskClient
 from portal.store.database import Database
 from portal.store.models import Member
 from tests.cast import HTMX, Cast, MadeKey, Person
-from tests.web.looking import kept
+from tests.web.looking import kept, token_on
 
 # seatless: signed in, but no longer a member of any workspace. Keys are lea's, in the Authorization header and nowhere
 # else, with tasks:read and tasks:write; the paths name acme, its app tasks, a key of rio's and a live record.
@@ -149,8 +149,7 @@ def visit(cast: Cast, live: MadeKey, database: Database) -> Callable[[str], Pers
 def token_of(person: Person) -> str:
     """Read the token that all pages of a visitor's session carry."""
     page = person.get("/reauth") if person.get("/login").status_code == 303 else person.get("/login")
-    found = re.search(r'name="csrf_token"\s+value="([^"]+)"', page.text)
-    return found[1] if found else ""
+    return token_on(page)
 
 
 def knock(person: Person, row: Row, path: str, method: str | None = None) -> int:

@@ -58,6 +58,9 @@ def test_nobody_makes_a_key_that_acts_as_another_human_or_as_a_member_they_do_no
     assert told["action"] == "key_generated"
 
 
+ODD_SCOPES = ("*", "tasks:*", "*:read", "tasks", "tasks:admin", "TASKS:read", "tasks:READ", "tasks:read,tasks:write")
+
+
 @pytest.mark.parametrize(
     ("answers", "field", "named"),
     [
@@ -66,14 +69,8 @@ def test_nobody_makes_a_key_that_acts_as_another_human_or_as_a_member_they_do_no
         ({"scopes": ["tickets:read"]}, "scopes", "tickets:read"),  # of another workspace
         ({"scopes": []}, "scopes", "at least one"),
         ({"scopes": ["tasks:read", "tasks:read"]}, "scopes", "tasks:read"),
-        *(
-            ({"scopes": ["tasks:read", odd]}, "scopes", odd)
-            for odd in ("*", "tasks:*", "*:read", "tasks", "tasks:admin")
-        ),
-        *(
-            ({"scopes": ["tasks:read", odd]}, "scopes", odd.strip())
-            for odd in ("TASKS:read", "tasks:READ", " tasks:read")
-        ),
+        *(({"scopes": ["tasks:read", odd]}, "scopes", odd) for odd in ODD_SCOPES),
+        ({"scopes": ["tasks:read", " tasks:read"]}, "scopes", "tasks:read"),
         ({"scopes": [f"tasks{n}:read" for n in range(101)]}, "scopes", "100"),
         *(({"environment": odd}, "environment", "") for odd in ("", "prod", "LIVE", "live ", "sandbox")),
         *(({"expires": odd}, "expires", "") for odd in ("", "10y", "31d", "90", "NEVER", "2030-01-01")),
@@ -316,16 +313,15 @@ def test_each_may_do_to_a_key_what_the_contract_says(
     on, off = make(is_off=False), make(is_off=True)
     for who, reach in may.items():
         person: Person = getattr(cast, who)
-        listed = "".join(person.get(f"keys?owner={tab}").text for tab in ("me", "api", "all"))
+        listed = "".join(person.get(f"keys?owner={tab}", headers=HTMX).text for tab in ("me", "api", "all"))
         assert (off.id in listed) == (reach is not None)
         for action in ("reactivate", "deactivate", "delete"):
             key = off if action == "reactivate" else on
             allowed = reach == "all" or (reach == "stop" and action in STOP)
             refused = 404 if reach is None else 403
-            page, fragment = person.get(f"keys/{key.id}/{action}"), person.get(f"keys/{key.id}/{action}", headers=HTMX)
-            done = person.post(f"keys/{key.id}/{action}")
-            answered = (page.status_code, fragment.status_code, done.status_code)
-            assert answered == ((200, 200, 303) if allowed else (refused,) * 3), (who, action)
+            page, done = person.get(f"keys/{key.id}/{action}"), person.post(f"keys/{key.id}/{action}")
+            answered = (page.status_code, done.status_code)
+            assert answered == ((200, 303) if allowed else (refused, refused)), (who, action)
             if allowed and action == "reactivate":
                 off = make(is_off=True)
             elif allowed and action == "delete":

@@ -90,10 +90,7 @@ def test_a_well_written_header_is_understood(wire: Wire, header: bytes) -> None:
     "headers",
     [
         *(b"Authorization: Bearer %b\r\nAuthorization: " + other for other in (b"Bearer %b", b"Basic x", b"", b"\xff")),
-        *(
-            b"Authorization: " + other + b"\r\nAuthorization: Bearer %b"
-            for other in (b"Bearer x", b"Basic x", b"", b"\xff")
-        ),
+        *(b"Authorization: %b\r\nAuthorization: Bearer %%b" % other for other in (b"Bearer x", b"Basic x", b"")),
         *(b"Authorization: Bearer %b, Bearer %b", b"Authorization: Bearer\t%b", b"Authorization: Bearer%b"),
         *(b"Authorization: %b", b'Authorization: Bearer "%b"', b"Authorization: Bearer %b\xc3\xa9"),
         *(b"Authorization: \xff\xfe", b"Authorization:", b"Authorization: Bearer", b"Cookie: Authorization=%b"),
@@ -136,14 +133,8 @@ def test_a_key_in_the_address_never_counts(wire: Wire, key: bytes) -> None:
     "path",
     [
         *(b"//w/acme", b"/w%2facme", b"/w/acme/", b"/w//acme", b"/w/acme;x", b"/W/ACME", b"/w/acme.json", b"/%77/acme"),
-        *(
-            b"/./w/acme",
-            b"/x/../w/acme",
-            b"/w/acme/%2e%2e/acme",
-            b"/w\\acme",
-            b"/w/acme%00",
-            b"http://elsewhere/w/acme",
-        ),
+        *(b"/./w/acme", b"/x/../w/acme", b"/w/acme/%2e%2e/acme", b"/w\\acme", b"/w/acme%00"),
+        b"http://elsewhere/w/acme",
     ],
 )
 def test_no_way_to_write_a_path_leads_past_its_rule(wire: Wire, path: bytes) -> None:
@@ -230,23 +221,33 @@ def test_what_is_no_request_for_us_is_no_trouble(wire: Wire, message: bytes) -> 
     assert status(wire(message)) in {0, 400, 404, 505}
 
 
+@pytest.mark.parametrize("length", [99, 10_000, 100_000, 2_000_000])
 @pytest.mark.parametrize(
     ("path", "content_type"),
-    [(b"/login", b"application/x-www-form-urlencoded"), (b"/api/v1/apps/tasks/records", b"application/json")],
+    [
+        (b"/login", b"application/x-www-form-urlencoded"),
+        (b"/api/v1/apps/tasks/records", b"application/json"),
+        (b"//api/v1/apps/tasks/records", b"application/json"),
+    ],
 )
-def test_a_client_that_stalls_in_its_body_stops_nobody_else(wire: Wire, path: bytes, content_type: bytes) -> None:
-    head = b"POST %b HTTP/1.1\r\n%bAuthorization: Bearer %b\r\nContent-Type: %b\r\nContent-Length: 99\r\n\r\n"
+def test_a_client_that_stalls_in_its_body_stops_nobody_else(
+    wire: Wire, path: bytes, content_type: bytes, length: int
+) -> None:
+    head = b"POST %b HTTP/1.1\r\n%bAuthorization: Bearer %b\r\nContent-Type: %b\r\nContent-Length: %d\r\n\r\n"
     with wire.connect() as stalled:
-        stalled.sendall(head % (path, HOST, wire.key, content_type) + JSON[:3])
+        stalled.sendall(head % (path, HOST, wire.key, content_type, length) + JSON[:3])
         assert status(wire.get(path=b"/healthz")) == 200
+        assert status(wire.get(b"Authorization: Bearer %b\r\n" % wire.key)) == 200
 
 
+@pytest.mark.timeout(180)
 def test_when_too_many_clients_stall_the_others_are_told_to_come_back(wire: Wire) -> None:
     head = b"POST /login HTTP/1.1\r\n%bContent-Type: application/x-www-form-urlencoded\r\nContent-Length: 99\r\n\r\nab"
 
     def write_until(expected: int) -> bytes:
         """Write on until the server has noticed that clients came or went."""
-        for _ in range(100):
+        give_up = time.monotonic() + 60  # the server starts its threads one by one, slowly on a busy machine
+        while time.monotonic() < give_up:
             answer = wire.post(b"Content-Length: %d\r\n" % len(JSON), JSON)
             if status(answer) == expected:
                 return answer
