@@ -163,9 +163,8 @@ def _choices(planned: Plan, added: str = "") -> dict[str, Any]:
         replaced = _replaced(session, planned)
         copyable = key_views.copyable(session, actor(), seat())
         standing = keys.standing_count(session, owner.member.id, actor().at) if owner else 0
-    lost = [
-        scope for scope in planned.beyond if scope not in kept and not (cannot_add and scope == cannot_add["scope"])
-    ]
+    told = kept | ({cannot_add["scope"]} if cannot_add else set())
+    lost = [scope for scope in planned.beyond if scope not in told]
     return {
         "answers": replace(draft, scopes=sorted(kept), owner=owner.member.public_id if owner else ""),
         "owners": [_owner(each, planned) for each in planned.owners],

@@ -286,10 +286,8 @@ def receipt(key_id: str) -> Response:
 
 def _receipt_of(key: KeyView, at: datetime | None) -> dict[str, Any]:
     """Count from the moment at which the change was committed; the key's own moment is that of the request for it."""
-    stops = [
-        moment for moment in (key.revoked_at, key.retires_at, key.deactivated_at) if moment and moment <= actor().at
-    ]
-    begun = stops[0] if stops else actor().at
+    moments = (key.revoked_at, key.retires_at, key.deactivated_at)
+    begun = next((moment for moment in moments if moment and moment <= actor().at), actor().at)
     since = at if at and begun <= at <= begun + _RECEIPT_LIFE else begun
     with reading() as session:
         row = key_views.row_of(session, seat(), key.id)
