@@ -140,8 +140,6 @@ def register(app: Flask, settings: Settings, database: Database) -> None:
         sent, failed = outbox.send_waiting(database, _mailer(settings), now)
         where = "" if settings.smtp_url else f" to the folder {settings.mail_folder}"
         click.echo(f"{_counted(sent, 'mail')} sent{where}.")
-            f"{_counted(sent, 'mail')} sent{'' if settings.smtp_url else f' to the folder {settings.mail_folder}'}."
-        )
         if failed:
             tries = "\n".join(f"  {each}" for each in failed)
             raise click.ClickException(f"{_counted(len(failed), 'mail')} not taken, kept for the next run:\n{tries}")
