@@ -70,10 +70,8 @@ def _due(session: Session, now: datetime) -> list[_Due]:
     # Read once the keys are held: a run beside this one may just have told of some.
     told: defaultdict[int, set[int]] = defaultdict(set)
     ids = [key.id for key in keys]
-    for key_id, days in session.execute(
-        select(ExpiryNotice.key_id, ExpiryNotice.days).where(ExpiryNotice.key_id.in_(ids))
-    ):
-        told[key_id].add(days)
+    for notice in session.scalars(select(ExpiryNotice).where(ExpiryNotice.key_id.in_(ids))):
+        told[notice.key_id].add(notice.days)
     due = []
     for key in keys:
         days = _days(key, now)
