@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import bindparam, delete, text, update
 
-from portal.rules.credentials import KeyDigest, new_id
+from portal.rules.credentials import KEY_SHAPED, KeyDigest, new_id
 from portal.store.database import Database, Session
 from portal.store.models import ApiKey, RefusedRequest, UsageBatch
 
@@ -237,8 +237,8 @@ def _text(moment: datetime) -> str:
 
 
 def _path(request: Request) -> str:
-    """Make a path that somebody sent storable."""
-    return "".join(each if each.isprintable() else "\ufffd" for each in request.path[:200])
+    """Make a path that somebody sent storable: without control characters, and without a key that stands in it."""
+    return KEY_SHAPED.sub("…", "".join(each if each.isprintable() else "\ufffd" for each in request.path))[:200]
 
 
 def _stored(moment: datetime, database: Database) -> Any:
