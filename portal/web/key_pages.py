@@ -223,9 +223,9 @@ def _first(key: KeyView, first: FirstRequest | None, refused: RefusedRequest | N
 def edit(key_id: str) -> Response:
     """Change a key's name and note."""
     key = look(key_id)
-    if not key.may_edit:
-        raise Forbidden("Only its owner can rename this key.")
     if request.method != "POST":
+        if not key.may_edit:
+            raise Forbidden("Only its owner can rename this key.")
         return _edit_form(key, key.name, key.note)
     name, note = answer("name"), answer("note")
     was = (answer("was_name", key.name), answer("was_note", key.note))
