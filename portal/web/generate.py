@@ -153,7 +153,7 @@ def _form(
 
 
 def _choices(planned: Plan, add: str = "") -> dict[str, Any]:
-    """Lay out what the form and the check page need: the answers, and what may be chosen; `add` is a scope to point out."""
+    """Lay out what the form and the check page need: the answers, and the choices; `add` is to be pointed out."""
     draft, owner = planned.draft, planned.owner
     kept = {str(scope) for scope in planned.scopes}
     listed = [shelf for shelf in planned.shelves if any(_offered(planned, app.slug) for app in shelf.apps)]
