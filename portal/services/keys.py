@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NoReturn
 
-from sqlalchemy import func, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy import and_, exists, func, or_, select
+from sqlalchemy.orm import Session, aliased
 
 from portal.rules import text
 from portal.rules.access import (
@@ -138,7 +138,7 @@ def create(
     owner = planned.owner
     if planned.problems or owner is None:
         raise Invalid(planned.problems, attempt=_overreach(planned))
-    if replaced is None:
+    if replaced is None or _is_expired(replaced, actor.at):  # else it takes the place of one that counted
         _check_limit(session, owner, actor.at)
     plain, digest, pepper_id = keyring.mint(Environment(draft.environment))
     name = text.clean_line(draft.name) or ""
@@ -270,10 +270,12 @@ def _overreach(planned: Plan) -> Attempt | None:
 
 
 def _check_limit(session: Session, owner: Owner, now: datetime) -> None:
+    successor = aliased(ApiKey)
+    pair = exists().where(successor.replaces_id == ApiKey.id, successor.revoked_at.is_(None))  # it counts once
     standing = select(func.count()).where(
         ApiKey.member_id == owner.member.id,
         ApiKey.revoked_at.is_(None),
-        ApiKey.retires_at.is_(None),  # a rotating pair counts once
+        or_(ApiKey.retires_at.is_(None), and_(ApiKey.retires_at > now, ~pair)),
         or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now),
     )
     count = session.scalar(standing) or 0
@@ -281,6 +283,10 @@ def _check_limit(session: Session, owner: Owner, now: datetime) -> None:
         who = "You have" if owner.is_me else f"{owner.member.name} has"
         message = f"{who} {count} of {KEYS_PER_MEMBER} keys. Delete one first."
         raise Conflict(message, code="key_limit", attempt=Attempt(Event.KEY_GENERATED, owner.member.public_id))
+
+
+def _is_expired(key: ApiKey, now: datetime) -> bool:
+    return key.expires_at is not None and key.expires_at <= now
 
 
 def _insert(session: Session, actor: Actor, key: ApiKey, *, is_mine: bool) -> None:
