@@ -6,21 +6,13 @@ from typing import Any
 from flask import Response, request
 
 from portal.rules.errors import AlreadyShown, Conflict, Forbidden, Invalid
-from portal.rules.lifetimes import Overlap
 from portal.services import activity, key_views, keys, rotation
 from portal.services.key_views import KeyView
 from portal.services.keys import Draft
+from portal.web.generate import LIFETIMES, OVERLAPS, already_shown, reveal
 from portal.web.guards import actor, in_workspace, recently_proved, seat
 from portal.web.http import answer, fragment_or_redirect, page_or_fragment, reading, transaction
-from portal.web.keys import LIFETIMES, already_shown, keyring, list_url, look, pages, reveal, row_changed, with_impact
-
-_OVERLAPS = {
-    Overlap.NONE: "Stop it now",
-    Overlap.HOUR: "1 hour",
-    Overlap.DAY: "24 hours",
-    Overlap.WEEK: "7 days",
-    Overlap.UNTIL: "Until I retire it (30 days at most)",
-}
+from portal.web.keys import keyring, list_url, look, pages, row_changed, with_impact
 
 
 @pages.route("/keys/<public_id:key_id>/rotate", methods=["GET", "POST"])
@@ -64,7 +56,7 @@ def _rotate_form(key_id: str, draft: Draft, errors: Mapping[str, str] | None = N
         answers=draft,
         errors=errors or {},
         leaked="leaked" in request.args,
-        overlaps=[(str(each), label, each.ends_at(now, key.expires_at)) for each, label in _OVERLAPS.items()],
+        overlaps=[(str(each), label, each.ends_at(now, key.expires_at)) for each, label in OVERLAPS.items()],
         scopes=[
             {"scope": scope, "last_exercised_at": exercised.get(scope.text), "chosen": scope.text in draft.scopes}
             for scope in key.scopes
