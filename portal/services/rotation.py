@@ -82,12 +82,14 @@ def replace_unused(
         raise Conflict("Only a key of the last 24 hours that was never used can be replaced. Rotate this one instead.")
     lifetime = Lifetime.like(old.created_at, old.expires_at)
     scopes = [view.text for view in key_views.scopes_of(session, [old]).get(old.id, [])]
+    before = session.get(ApiKey, old.replaces_id) if old.replaces_id else None
+    old.replaces_id = None  # the new one takes its place, also beside a predecessor that still works
     old.revoked_at = actor.at
     old.revoked_by_id = seat.member.id
     keys.tell(session, actor, Event.KEY_DELETED, old, {"reason": "replaced before it was used"})
     session.flush()
     draft = Draft(old.name, old.note, old.member.public_id, old.environment, scopes, lifetime, form_id)
-    return keys.create(session, actor, keyring, draft)
+    return keys.create(session, actor, keyring, draft, replaced=before)
 
 
 def successor_of(session: Session, key: ApiKey) -> ApiKey | None:
