@@ -27,7 +27,15 @@ KEY_SHAPED = re.compile(
     r"[A-Za-z][A-Za-z0-9]{0,9}(?:_(?:live|test)_[0-9A-Za-z]{8,}(?:_(?!(?:live|test)_)[0-9A-Za-z]*)?)+"
 )
 
+_RANDOM_PART = re.compile(r"_(?:live|test)_([0-9A-Za-z]{8,})")
+
 KeyDigest = NewType("KeyDigest", bytes)
+
+
+def last_four_of(text: str) -> str:
+    """Reduce what holds something key-shaped, good or mistyped, to the last four of its random characters."""
+    found = _RANDOM_PART.search(text)
+    return found[1][:SECRET_LENGTH][-4:] if found else ""
 
 
 def base62(number: int, width: int) -> str:

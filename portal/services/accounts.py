@@ -9,12 +9,14 @@ import hashlib
 import ipaddress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cache
+from zoneinfo import available_timezones
 
 from sqlalchemy import case, delete, func, select, text, update
 from sqlalchemy.orm import Session, joinedload
 
 from portal.rules import credentials
-from portal.rules.errors import TooManyAttempts
+from portal.rules.errors import Invalid, TooManyAttempts
 from portal.rules.text import clean_email
 from portal.services import audit
 from portal.services.actor import Actor
@@ -226,3 +228,51 @@ def sign_out(session: Session, actor: Actor, user_session: UserSession) -> None:
     session.execute(delete(UserSession).where(UserSession.id == user_session.id))
     account = user_session.account
     audit.record(session, actor, Event.SIGNED_OUT, target_id=account.public_id, target_name=account.email)
+
+
+@dataclass(frozen=True, slots=True)
+class Preferences:
+    """How pages look to a person."""
+
+    time_zone: str = "UTC"
+    clock: str = "24"
+    theme: str = "system"
+    page_rows: str = "25"
+    shortcuts: bool = False
+
+
+CLOCKS = ("24", "12")
+THEMES = ("system", "light", "dark", "contrast")
+PAGE_ROWS = ("25", "50", "100")
+
+
+@cache
+def time_zones() -> list[str]:
+    """List the zones that a person can choose, UTC first."""
+    return ["UTC", *sorted(name for name in available_timezones() if "/" in name and not name.startswith("Etc/"))]
+
+
+def prefer(session: Session, account_id: int, wanted: Preferences) -> None:
+    """Keep a person's preferences; Invalid for what cannot be chosen."""
+    problems = {}
+    if wanted.time_zone not in time_zones():
+        problems["time_zone"] = "Choose a time zone from the list, such as Europe/Berlin."
+    if wanted.clock not in CLOCKS:
+        problems["clock"] = "Choose the 24-hour or the 12-hour clock."
+    if wanted.theme not in THEMES:
+        problems["theme"] = "Choose a theme from the list."
+    if wanted.page_rows not in PAGE_ROWS:
+        problems["page_rows"] = "Choose 25, 50 or 100 rows."
+    if problems:
+        raise Invalid(problems)
+    session.execute(
+        update(Account)
+        .where(Account.id == account_id)
+        .values(
+            time_zone=wanted.time_zone,
+            clock=wanted.clock,
+            theme=wanted.theme,
+            page_rows=int(wanted.page_rows),
+            has_shortcuts=wanted.shortcuts,
+        )
+    )

@@ -265,6 +265,27 @@ def last_refusal(session: Session, key: ApiKey) -> RefusedRequest | None:
     ).first()
 
 
+def first_refusal_after(session: Session, key: ApiKey, since: datetime) -> RefusedRequest | None:
+    """Find the first request of a key that was refused after a moment."""
+    after = (RefusedRequest.key_id == key.id, RefusedRequest.at > since)
+    return session.scalars(select(RefusedRequest).where(*after).order_by(RefusedRequest.at, RefusedRequest.id)).first()
+
+
+def accepted_after(session: Session, key: ApiKey, since: datetime) -> tuple[int, bool]:
+    """Count the requests that a key was accepted with after a moment, and say whether that is only the least.
+
+    Counts are kept by the hour, each with its first and last moment: of one that began before and ended after, only
+    the last request is known to lie after. So 0 is exact.
+    """
+    rows = session.execute(
+        select(Usage.count.label("times"), Usage.first_at).where(
+            Usage.key_id == key.id, Usage.outcome == ACCEPTED, Usage.hour >= hour_of(since), Usage.last_at > since
+        )
+    ).all()
+    astride = sum(row.first_at <= since for row in rows)
+    return sum(row.times for row in rows if row.first_at > since) + astride, astride > 0
+
+
 def accepted_since(session: Session, key: ApiKey, since: datetime) -> int:
     """Count the requests that a key was accepted with since a moment."""
     rows = session.scalar(

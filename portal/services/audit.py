@@ -37,6 +37,7 @@ class Event(StrEnum):
     KEY_OVERLAP_EXTENDED = "key_overlap_extended"
     KEY_EDITED = "key_edited"
     KEY_DELETED = "key_deleted"
+    KEY_IDENTIFIED = "key_identified"
     RECORD_CREATED = "record_created"
     RECORD_CHANGED = "record_changed"
     RECORD_DELETED = "record_deleted"

@@ -24,7 +24,7 @@ BUSY = timedelta(hours=24)  # a key used this recently is in use: ending it asks
 EXPIRING = timedelta(days=14)
 UNUSED = timedelta(days=30)
 STATES = ("active", "deactivated", "expired", "stopped", "expiring", "unused", "revoked")
-SORTS = ("name", "created", "used", "expires")
+SORTS = ("name", "created", "used", "expires", "owner")
 REPLACEABLE = timedelta(hours=24)
 
 
@@ -100,11 +100,12 @@ class Page:
     keys: list[KeyView]
     number: int
     total: int
+    size: int
 
     @property
     def count(self) -> int:
         """How many pages there are; at least one."""
-        return max(1, -(-self.total // PAGE_SIZE))
+        return max(1, -(-self.total // self.size))
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,20 +125,22 @@ class Filters:
         return sum(map(bool, (self.q, self.env, self.state, self.scope)))
 
 
-def list_for(session: Session, actor: Actor, seat: Seat, keyring: Keyring, filters: Filters, number: int) -> Page:
-    """List keys as far as a seat sees them; the old key of a rotation follows its successor."""
+def list_for(
+    session: Session, actor: Actor, seat: Seat, keyring: Keyring, filters: Filters, number: int, size: int = PAGE_SIZE
+) -> Page:
+    """List keys as far as a seat sees them, `size` a page; the old key of a rotation follows its successor."""
     statement = visible_to(seat).where(*_matching(session, seat, filters, actor.at))
     if not filters.active_count:
         successor = aliased(ApiKey)
         taken_over = exists().where(successor.replaces_id == ApiKey.id, successor.revoked_at.is_(None))
         statement = statement.where(or_(ApiKey.retires_at.is_(None), ~taken_over))
     total = session.scalar(select(func.count()).select_from(statement.with_only_columns(ApiKey.id).subquery())) or 0
-    number = min(number, max(1, -(-total // PAGE_SIZE)))
-    page = statement.order_by(*_sorted_by(filters.sort, actor.at)).limit(PAGE_SIZE).offset((number - 1) * PAGE_SIZE)
+    number = min(number, max(1, -(-total // size)))
+    page = statement.order_by(*_sorted_by(filters.sort, actor.at)).limit(size).offset((number - 1) * size)
     found = list(session.scalars(page))
     if not filters.active_count:
         found = _with_predecessors(session, seat, found, actor.at)
-    return Page(of(session, seat, keyring, found, actor.at, with_days=True), number, total)
+    return Page(of(session, seat, keyring, found, actor.at, with_days=True), number, total, size)
 
 
 def _matching(session: Session, seat: Seat, filters: Filters, now: datetime) -> list[ColumnElement[bool]]:
@@ -190,6 +193,7 @@ def _sorted_by(sort: str, now: datetime) -> list[UnaryExpression[Any] | ColumnEl
         "created": [ApiKey.id.desc()],
         "used": latest,
         "expires": [ApiKey.expires_at.asc().nulls_last(), ApiKey.id],
+        "owner": [Member.name, Member.id, ApiKey.name_folded, ApiKey.id],
     }
     needs_attention = case((ApiKey.expires_at <= now + EXPIRING, 0), else_=1)
     return orders.get(sort, [needs_attention, *latest])
@@ -222,6 +226,30 @@ def count_for(session: Session, actor: Actor, seat: Seat, owner: str) -> Counts:
     return Counts(*map(int, row))
 
 
+def copyable(session: Session, actor: Actor, seat: Seat, limit: int = 50) -> list[tuple[str, str]]:
+    """List the keys whose scopes a new one can start from: one's own and API members', by name."""
+    rows = session.scalars(
+        visible_to(seat)
+        .where(or_(ApiKey.member_id == seat.member.id, Member.account_id.is_(None)), *_standing(actor.at))
+        .order_by(ApiKey.name_folded, ApiKey.id)
+        .limit(limit)
+    )
+    return [(key.public_id, f"{key.name} …{key.last_four}") for key in rows]
+
+
+def expiring_soon(
+    session: Session, actor: Actor, seat: Seat, keyring: Keyring, limit: int = 3
+) -> tuple[int, list[KeyView]]:
+    """Count the keys that somebody answers for and that expire within 14 days, and give the first of them."""
+    whose = or_(ApiKey.member_id == seat.member.id, Member.account_id.is_(None))
+    statement = visible_to(seat).where(whose, ApiKey.retires_at.is_(None), *_in_state("expiring", actor.at))
+    found = list(session.scalars(statement.order_by(ApiKey.expires_at, ApiKey.id).limit(limit)))
+    if not found:
+        return 0, []
+    count = session.scalar(statement.with_only_columns(func.count())) or 0
+    return count, of(session, seat, keyring, found, actor.at)
+
+
 def get(session: Session, actor: Actor, seat: Seat, keyring: Keyring, key_id: str) -> KeyView:
     """Find a key that this seat may see; NotFound for any other."""
     key = row_of(session, seat, key_id)
@@ -234,6 +262,12 @@ def row_of(session: Session, seat: Seat, key_id: str) -> ApiKey:
     if key is None:
         raise NotFound()
     return key
+
+
+def stopped_by(session: Session, key: ApiKey) -> str:
+    """Name who stopped a key; '' for one that nobody did, or an operator."""
+    member_id = key.revoked_by_id or key.deactivated_by_id
+    return (session.scalar(select(Member.name).where(Member.id == member_id)) or "") if member_id else ""
 
 
 def _standing(now: datetime) -> tuple[ColumnElement[bool], ...]:
@@ -314,7 +348,6 @@ def _view(
     may_hand_out = is_mine or key.member.is_api
     is_retiring = key.retires_at is not None and state in (KeyState.ACTIVE, KeyState.DEACTIVATED)
     successor, predecessor = pairs.get(-key.id), pairs.get(key.replaces_id or 0)
-    before_works = predecessor is not None and predecessor.state_at(now) in (KeyState.ACTIVE, KeyState.DEACTIVATED)
     return KeyView(
         id=key.public_id,
         name=key.name,
@@ -346,17 +379,24 @@ def _view(
         may_deactivate=state is KeyState.ACTIVE,
         may_reactivate=state is KeyState.DEACTIVATED and may_hand_out,
         may_delete=state is not KeyState.REVOKED,
-        may_rotate=(
-            may_hand_out
-            and state in (KeyState.ACTIVE, KeyState.EXPIRED)
-            and key.retires_at is None
-            and not before_works
-        ),
+        may_rotate=_may_rotate(seat, key, predecessor, now),
         may_retire=is_retiring,
         may_extend=is_retiring and may_hand_out,
         may_replace=may_hand_out and is_replaceable(key, now),
         may_edit=may_hand_out and state is not KeyState.REVOKED,
     )
+
+
+def may_rotate(session: Session, seat: Seat, key: ApiKey, now: datetime) -> bool:
+    """Say whether a seat can replace a key: its own or an API member's, and neither half of a pair that goes on."""
+    return _may_rotate(seat, key, _pairs(session, [key]).get(key.replaces_id or 0), now)
+
+
+def _may_rotate(seat: Seat, key: ApiKey, predecessor: ApiKey | None, now: datetime) -> bool:
+    may_hand_out = key.member_id == seat.member.id or key.member.is_api
+    is_usable = key.state_at(now) in (KeyState.ACTIVE, KeyState.EXPIRED) and key.retires_at is None
+    before_works = predecessor is not None and predecessor.state_at(now) in (KeyState.ACTIVE, KeyState.DEACTIVATED)
+    return may_hand_out and is_usable and not before_works
 
 
 def is_replaceable(key: ApiKey, now: datetime) -> bool:

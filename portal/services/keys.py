@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -48,6 +48,7 @@ class Draft:
     scopes: Sequence[str] = ()
     expires: str = Lifetime.DAYS_90
     form_id: str = ""
+    similar_to: str = ""  # the id of the key that the form was opened from
     replaces: str = ""  # the id of a key that this one is to take over from
     overlap: str = Overlap.DAY
 
@@ -113,15 +114,26 @@ def plan(session: Session, actor: Actor, draft: Draft, *, lock: bool = False) ->
 
 
 def first_draft(session: Session, actor: Actor, seat: Seat, *, similar_to: str = "", add: str = "") -> Draft:
-    """Fill a new form; with `similar_to`, from that key's answers and the scope `add` that it lacked."""
-    draft = Draft(owner=seat.member.public_id, form_id=new_id("form"))
+    """Fill a new form; with `similar_to`, from that key's answers and the scope `add` that it lacked.
+
+    A key that lacks a scope is meant to be replaced; one that is only similar stays beside the new one.
+    """
+    draft = Draft(owner=seat.member.public_id, form_id=new_id("form"), scopes=[add] if Scope.parse(add) else [])
     key = session.scalar(key_views.visible_to(seat).where(ApiKey.public_id == similar_to)) if similar_to else None
     if key is None:
         return draft
     scopes = [view.text for view in key_views.scopes_of(session, [key]).get(key.id, [])]
-    added = [add] if Scope.parse(add) and add not in scopes else []
-    owner = key.member.public_id if key.member.is_api else draft.owner
-    return Draft(key.name, key.note, owner, key.environment, [*scopes, *added], draft.expires, draft.form_id)
+    may_replace = bool(draft.scopes) and key_views.may_rotate(session, seat, key, actor.at)
+    return replace(
+        draft,
+        name=key.name,
+        note=key.note,
+        owner=key.member.public_id if key.member.is_api else draft.owner,
+        environment=key.environment,
+        scopes=[*scopes, *(scope for scope in draft.scopes if scope not in scopes)],
+        similar_to=key.public_id,
+        replaces=key.public_id if may_replace else "",
+    )
 
 
 def create(
@@ -269,14 +281,19 @@ def _overreach(planned: Plan) -> Attempt | None:
     return Attempt(Event.KEY_GENERATED, target_label=planned.draft.name[:60], details=details)
 
 
-def _check_limit(session: Session, owner: Owner, now: datetime) -> None:
+def standing_count(session: Session, member_id: int, now: datetime) -> int:
+    """Count a member's keys that are neither revoked nor expired, a rotating pair once."""
     standing = select(func.count()).where(
-        ApiKey.member_id == owner.member.id,
+        ApiKey.member_id == member_id,
         ApiKey.revoked_at.is_(None),
-        ApiKey.retires_at.is_(None),  # a rotating pair counts once
+        ApiKey.retires_at.is_(None),  # the old key of a pair; the new one counts
         or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now),
     )
-    count = session.scalar(standing) or 0
+    return session.scalar(standing) or 0
+
+
+def _check_limit(session: Session, owner: Owner, now: datetime) -> None:
+    count = standing_count(session, owner.member.id, now)
     if count >= KEYS_PER_MEMBER:
         who = "You have" if owner.is_me else f"{owner.member.name} has"
         message = f"{who} {count} of {KEYS_PER_MEMBER} keys. Delete one first."

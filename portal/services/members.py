@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
-from sqlalchemy import ColumnElement, delete, select
+from sqlalchemy import ColumnElement, delete, exists, select
 from sqlalchemy.orm import Session, contains_eager, joinedload
 
 from portal.rules import credentials, text
@@ -124,6 +124,16 @@ def admin_names(session: Session, workspace_id: int, limit: int = 2) -> list[str
     """Name a few administrators, for "ask …"."""
     statement = select(Member.name).where(Member.workspace_id == workspace_id, Member.role == Role.ADMIN, *_ACTIVE)
     return list(session.scalars(statement.order_by(Member.id).limit(limit)))
+
+
+def granters(session: Session, seat: Seat, solution_id: int, *, for_api_member: bool, limit: int = 3) -> list[str]:
+    """Name a few people who can hand out access in a solution: to humans administrators, to API members leads too."""
+    lead = exists().where(
+        Access.member_id == Member.id, Access.solution_id == solution_id, Access.level == AccessLevel.MANAGE.value
+    )
+    may = (Member.role == Role.ADMIN) | lead if for_api_member else Member.role == Role.ADMIN
+    statement = select(Member.name).where(Member.workspace_id == seat.workspace.id, may, *_ACTIVE)
+    return list(session.scalars(statement.order_by(Member.role.desc(), Member.id).limit(limit)))
 
 
 def managed_by(seat: Seat) -> list[ColumnElement[bool]]:

@@ -17,6 +17,8 @@ from portal.services.members import Seat
 from portal.store.database import Session
 from portal.store.models import ApiKey, KeyState
 
+ONLY_ITS_OWNER = "Only its owner can rotate, replace or extend this key."
+
 
 def rotate(session: Session, actor: Actor, keyring: Keyring, draft: Draft) -> tuple[KeyView, PlainKey]:
     """Replace the key that a draft names by one with the same or fewer scopes; give the new one and its text.
@@ -73,8 +75,10 @@ def replace_unused(
     if made_before := keys.made_by_form(session, actor, form_id):
         raise AlreadyShown(made_before)
     seat, old = keys.hold(session, actor, key_id, Event.KEY_GENERATED)
-    may_hand_out = old.member_id == seat.member.id or old.member.is_api
-    if not (may_hand_out and key_views.is_replaceable(old, actor.at)):
+    if old.member_id != seat.member.id and not old.member.is_api:
+        attempt = Attempt(Event.KEY_GENERATED, old.public_id, old.name)
+        raise Forbidden(ONLY_ITS_OWNER, attempt=attempt)
+    if not key_views.is_replaceable(old, actor.at):
         raise Conflict("Only a key of the last 24 hours that was never used can be replaced. Rotate this one instead.")
     lifetime = Lifetime.like(old.created_at, old.expires_at)
     scopes = [view.text for view in key_views.scopes_of(session, [old]).get(old.id, [])]
@@ -102,9 +106,10 @@ def retire(session: Session, actor: Actor, keyring: Keyring, key_id: str) -> Key
 def extend(session: Session, actor: Actor, keyring: Keyring, key_id: str) -> KeyView:
     """Let the old key of a rotation work a day longer: never past its own expiry, for 30 days in all at most."""
     seat, key = keys.hold(session, actor, key_id, Event.KEY_OVERLAP_EXTENDED)
-    ends = _check_retiring(key, actor.at)
     if key.member_id != seat.member.id and not key.member.is_api:
-        raise Forbidden("Only its owner can extend this key.")
+        attempt = Attempt(Event.KEY_OVERLAP_EXTENDED, key.public_id, key.name)
+        raise Forbidden(ONLY_ITS_OWNER, attempt=attempt)
+    ends = _check_retiring(key, actor.at)
     begun = session.scalar(select(ApiKey.created_at).where(ApiKey.replaces_id == key.id)) or actor.at
     latest = min([begun + LONGEST_OVERLAP, *([key.expires_at] if key.expires_at else [])])
     if ends >= latest:
@@ -132,7 +137,7 @@ def _hold_replaced(session: Session, actor: Actor, draft: Draft) -> ApiKey:
 def _check_rotatable(session: Session, seat: Seat, key: ApiKey, now: datetime) -> None:
     if key.member_id != seat.member.id and not key.member.is_api:
         attempt = Attempt(Event.KEY_ROTATED, key.public_id, key.name)
-        raise Forbidden("Only its owner can rotate this key.", attempt=attempt)
+        raise Forbidden(ONLY_ITS_OWNER, attempt=attempt)
     if key.retires_at is not None:
         raise Conflict(f"“{key.name}” (…{key.last_four}) is being replaced already. Rotate its successor later.")
     if key.state_at(now) is KeyState.DEACTIVATED:

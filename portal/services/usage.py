@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import bindparam, delete, text, update
 
-from portal.rules.credentials import KeyDigest, new_id
+from portal.rules.credentials import KEY_SHAPED, KeyDigest, new_id
 from portal.store.database import Database, Session
 from portal.store.models import ApiKey, RefusedRequest, UsageBatch
 
@@ -29,7 +29,8 @@ KEEP_REFUSALS = timedelta(days=30)
 _KEEP_BATCHES = timedelta(hours=1)
 _PRUNE_EVERY = timedelta(hours=1)
 _MAX_REFUSALS = 20  # told in full of one key between two flushes; the others only count
-_MAX_ROWS = 20_000  # counted apart between two flushes; beyond, callers are no longer told apart
+_MAX_ROWS = 20_000  # counted apart between two flushes; beyond, scopes and callers are no longer told apart
+_LONGEST_SCOPE = 50  # shorter than any key
 _REMEMBERED = 100_000  # keys whose last write a process remembers
 
 
@@ -113,10 +114,11 @@ class Usage:
 
     def _count_one(self, batch: _Batch, request: Request, outcome: str) -> None:
         at = request.at
-        use = Use(request.key, int(at.timestamp()) // 3600, outcome, request.scope, request.address, request.client)
+        hour, scope = int(at.timestamp()) // 3600, _scope(request.scope)
+        use = Use(request.key, hour, outcome, scope, request.address, request.client)
         count = batch.counts.get(use)
         if count is None and len(batch.counts) >= _MAX_ROWS:
-            use = use._replace(address="", client="")
+            use = use._replace(scope="", address="", client="")
             count = batch.counts.get(use)
         if count is None:
             batch.counts[use] = [1, at, at]
@@ -135,20 +137,26 @@ class Usage:
                 return
             try:
                 with self._database.transaction() as session:
-                    self._write(session, batch)
+                    touched = self._write(session, batch)
+                self._touched.update(touched)  # once it is committed: what failed is still to be written
                 self._pending = None
             except Exception:
                 _log.exception("usage could not be written; it is kept for the next try")
                 self._pending = batch
 
-    def _write(self, session: Session, batch: _Batch) -> None:
+    def _write(self, session: Session, batch: _Batch) -> dict[int, datetime]:
+        """Write a batch; give when the keys whose rows it wrote were used."""
         last = max(count[2] for count in batch.counts.values())
         if not session.scalar(_NEW_BATCH, {"id": batch.id, "at": _stored(last, self._database)}):
-            return  # the try before had succeeded, only its answer was lost
+            return {}  # the try before had succeeded, only its answer was lost
         rows = [(*use, count, _text(first), _text(last)) for use, (count, first, last) in batch.counts.items()]
         session.execute(self._count, {"rows": json.dumps(rows)})
-        if touched := self._due(batch):
-            session.execute(self._touch, {"rows": json.dumps(touched)})
+        touched = self._due(batch)
+        if touched:
+            due = [
+                (key, _text(at), _text(at - WRITE_EVERY), use.address, use.client) for key, (at, use) in touched.items()
+            ]
+            session.execute(self._touch, {"rows": json.dumps(due)})
         if batch.firsts:
             firsts = [
                 (first.key, _text(first.at), first.method, _path(first), first.status, first.address)
@@ -161,7 +169,7 @@ class Usage:
                 key_id=request.key,
                 at=request.at,
                 reason=reason,
-                required=request.scope,
+                required=_scope(request.scope),
                 method=request.method,
                 path=_path(request),
                 address=request.address,
@@ -178,8 +186,9 @@ class Usage:
             rows_of = [{"pk": key, "d": digest, "p": pepper} for key, (digest, pepper) in batch.digests.items()]
             session.connection().execute(move, rows_of)
         self._prune(session, last)
+        return {key: at for key, (at, _) in touched.items()}
 
-    def _due(self, batch: _Batch) -> list[tuple[Any, ...]]:
+    def _due(self, batch: _Batch) -> dict[int, tuple[datetime, Use]]:
         """List the keys whose row is to say when they were last used: none that this process told of just now."""
         latest: dict[int, tuple[datetime, Use]] = {}
         for use, (_, _, last) in batch.counts.items():
@@ -187,13 +196,11 @@ class Usage:
                 latest[use.key] = (last, use)
         if len(self._touched) > _REMEMBERED:
             self._touched.clear()
-        due = []
-        for key, (last, use) in latest.items():
-            before = self._touched.get(key)
-            if before is None or last - before >= WRITE_EVERY:
-                self._touched[key] = last
-                due.append((key, _text(last), _text(last - WRITE_EVERY), use.address, use.client))
-        return due
+        return {
+            key: (last, use)
+            for key, (last, use) in latest.items()
+            if (before := self._touched.get(key)) is None or last - before >= WRITE_EVERY
+        }
 
     def _prune(self, session: Session, now: datetime) -> None:
         if self._pruned_at is None or now - self._pruned_at >= _PRUNE_EVERY:
@@ -237,8 +244,14 @@ def _text(moment: datetime) -> str:
 
 
 def _path(request: Request) -> str:
-    """Make a path that somebody sent storable."""
-    return "".join(each if each.isprintable() else "\ufffd" for each in request.path[:200])
+    """Make a path that somebody sent storable: it may hold anything, a key as well."""
+    path = KEY_SHAPED.sub("…", request.path)[:200]
+    return "".join(each if each.isprintable() else "\ufffd" for each in path)
+
+
+def _scope(scope: str) -> str:
+    """Make a scope storable: the app in it is what somebody wrote into the path."""
+    return scope if len(scope) <= _LONGEST_SCOPE else KEY_SHAPED.sub("…", scope)[:_LONGEST_SCOPE]
 
 
 def _stored(moment: datetime, database: Database) -> Any:

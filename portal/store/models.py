@@ -4,7 +4,18 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import JSON, CheckConstraint, ForeignKey, Index, LargeBinary, String, UniqueConstraint, text
+from sqlalchemy import (
+    JSON,
+    CheckConstraint,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    String,
+    Text,
+    UniqueConstraint,
+    false,
+    text,
+)
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from portal.rules.access import AccessLevel, Role
@@ -28,6 +39,12 @@ class Account(Base):
     password_hash: Mapped[str] = mapped_column(String(255))
     created_at: Mapped[datetime]
     deactivated_at: Mapped[datetime | None]
+    # Preferences: how pages look to this person.
+    time_zone: Mapped[str] = mapped_column(String(64), default="UTC", server_default="UTC")
+    clock: Mapped[str] = mapped_column(String(2), default="24", server_default="24")
+    theme: Mapped[str] = mapped_column(String(10), default="system", server_default="system")
+    page_rows: Mapped[int] = mapped_column(default=25, server_default="25")
+    has_shortcuts: Mapped[bool] = mapped_column(default=False, server_default=false())
 
 
 class Workspace(Base):
@@ -257,6 +274,30 @@ class FirstRequest(Base):
     address: Mapped[str] = mapped_column(String(45))
 
 
+class ExpiryNotice(Base):
+    """That the people behind a key were told of its expiry so many days ahead: once each."""
+
+    __tablename__ = "expiry_notice"
+
+    key_id: Mapped[int] = mapped_column(ForeignKey("api_key.id"), primary_key=True)
+    days: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[datetime]
+
+
+class OutgoingMail(Base):
+    """A mail that waits to be sent: written with the change that it tells of, gone once it was handed over."""
+
+    __tablename__ = "outgoing_mail"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    public_id: Mapped[str] = mapped_column(String(40), unique=True)  # also its Message-ID
+    recipient: Mapped[str] = mapped_column(String(254))
+    subject: Mapped[str] = mapped_column(String(200))
+    body: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[datetime]
+    claimed_at: Mapped[datetime | None]  # by a sender, who has some minutes for it
+
+
 class Record(Base):
     """One record of an app in one environment; `version` counts its changes and is its ETag."""
 
@@ -334,6 +375,7 @@ class AuditEvent(Base):
         _one_of("outcome", "done", "refused"),
         Index("ix_audit_event_workspace_id_id", "workspace_id", "id"),
         Index("ix_audit_event_target_id_id", "target_id", "id"),
+        Index("ix_audit_event_actor_id_id", "actor_id", "id"),
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)

@@ -1,6 +1,8 @@
-"""Moments and numbers as people read them (ux, section 8)."""
+"""Moments and numbers as people read them (ux, section 8), in the zone and with the clock that a person prefers."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
+from functools import lru_cache
+from zoneinfo import ZoneInfo
 
 from flask import Flask, g
 
@@ -13,9 +15,21 @@ def iso(moment: datetime) -> str:
 
 
 def absolute(moment: datetime) -> str:
-    """Write a moment with its zone, such as "12 Nov 2025, 14:05 UTC"."""
-    moment = moment.astimezone(UTC)
-    return f"{moment.day} {_MONTHS[moment.month - 1]} {moment.year}, {moment:%H:%M} UTC"
+    """Write a moment with its zone, such as "12 Nov 2025, 14:05 UTC+1"."""
+    local = moment.astimezone(_zone())
+    return f"{local.day} {_MONTHS[local.month - 1]} {local.year}, {time_of_day(moment)} {_offset(local)}"
+
+
+def seconds(moment: datetime) -> str:
+    """Write the time of day to the second, with its zone, such as "14:05:12 UTC+1"."""
+    local = moment.astimezone(_zone())
+    return f"{local:%I:%M:%S %p} {_offset(local)}" if _has_12_hours() else f"{local:%H:%M:%S} {_offset(local)}"
+
+
+def time_of_day(moment: datetime) -> str:
+    """Write the time of day alone, such as "14:05"; its zone stands beside it or in the page."""
+    local = moment.astimezone(_zone())
+    return local.strftime("%I:%M %p").lstrip("0") if _has_12_hours() else local.strftime("%H:%M")
 
 
 def relative(moment: datetime, now: datetime | None = None) -> str:
@@ -44,6 +58,35 @@ def thousands(number: int) -> str:
     return f"{number:,}"
 
 
+def _zone() -> tzinfo:
+    account = g.get("account")
+    return zone_of(account.time_zone) if account else UTC
+
+
+def _has_12_hours() -> bool:
+    account = g.get("account")
+    return account is not None and account.clock == "12"
+
+
+@lru_cache
+def zone_of(name: str) -> tzinfo:
+    """Find a time zone of the IANA database; UTC for one that it no longer holds."""
+    try:
+        return ZoneInfo(name)
+    except (OSError, ValueError):
+        return UTC
+
+
+def _offset(local: datetime) -> str:
+    """Write the offset that holds on that date: "UTC", "UTC+1", "UTC−3:30"."""
+    minutes = int((local.utcoffset() or timedelta()).total_seconds()) // 60
+    hours, rest = divmod(abs(minutes), 60)
+    sign = "+" if minutes > 0 else "\N{MINUS SIGN}"
+    return "UTC" + (f"{sign}{hours}" if minutes else "") + (f":{rest:02}" if rest else "")
+
+
 def register(app: Flask) -> None:
     """Make the words known to the templates."""
-    app.jinja_env.filters.update(iso=iso, absolute=absolute, relative=relative, thousands=thousands)
+    app.jinja_env.filters.update(
+        iso=iso, absolute=absolute, seconds=seconds, relative=relative, thousands=thousands, time_of_day=time_of_day
+    )

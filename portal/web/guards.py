@@ -282,8 +282,10 @@ def register(app: Flask) -> None:
         found: Seat | None = g.get("seat")
         if is_api(request):
             return {}
+        account: Account | None = g.get("account")
         return {
-            "viewer": g.get("account"),
+            "viewer": account,
+            "prefs": {"theme": account.theme, "shortcuts": account.has_shortcuts} if account else {"theme": "system"},
             "member": {"name": found.member.name, "role": found.role, "role_text": role_text(found)} if found else None,
             "workspace": found.workspace if found else None,
             "workspaces": g.get("workspaces", []),

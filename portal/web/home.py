@@ -1,16 +1,17 @@
 """A workspace's first page: its solutions, apps and records, and the sandbox of an app."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flask import Blueprint, Response, make_response, render_template, request, url_for
 
 from portal.rules.access import AccessLevel, Environment
 from portal.rules.errors import NotFound
-from portal.services import members, records
+from portal.services import key_views, members, records
+from portal.services.key_views import KeyView
 from portal.services.members import Shelf
 from portal.store.models import App, Record
 from portal.web.guards import actor, in_workspace, seat
-from portal.web.http import fragment_or_redirect, page_number, page_or_fragment, reading, transaction
+from portal.web.http import fragment_or_redirect, page_number, page_or_fragment, portal, reading, transaction
 
 pages = Blueprint("home", __name__, url_prefix="/w/<slug:ws>")
 
@@ -36,6 +37,7 @@ def index() -> Response:
         chosen = _chosen(shelves, request.args.get("app"))
         found: list[Record] = []
         total = 0
+        count, first = key_views.expiring_soon(session, actor(), here, portal().settings.keyring)
         if chosen:
             place = records.Place(here.workspace.id, chosen.app.slug, env)
             found, total = records.list_for(session, place, limit=PAGE_SIZE, offset=(number - 1) * PAGE_SIZE)
@@ -43,6 +45,7 @@ def index() -> Response:
         "home/index.html",
         "home/_records.html",
         solutions=[_solution(each) for each in shelves],
+        expiring=_expiring(count, first),
         app={"slug": chosen.app.slug, "name": chosen.app.name, "may_read": True} if chosen else None,
         may_manage=chosen is not None and chosen.shelf.level is AccessLevel.MANAGE,
         env=env,
@@ -55,6 +58,14 @@ def index() -> Response:
         page=number,
         pages=max(1, -(-total // PAGE_SIZE)),
     )
+
+
+def _expiring(count: int, first: list[KeyView]) -> dict[str, Any] | None:
+    if not first:
+        return None
+    owner = "me" if first[0].owner.kind == "me" else "api"
+    url = url_for("keys.index", ws=seat().workspace.slug, owner=owner, state="expiring", sort="expires")
+    return {"count": count, "url": url, "first": first}
 
 
 class _Chosen(NamedTuple):

@@ -287,7 +287,10 @@ def _on_portal_error(error: PortalError) -> Response:
         extra["details"] = error.details
     elif isinstance(error, Invalid):
         extra["details"] = [{"path": path, "message": message} for path, message in error.problems.items()]
-    response = _error(row, error.code, error.message, **extra)
+    message = error.message
+    if isinstance(error, TooManyAttempts):
+        message += f" Try again at {display.absolute(error.retry_at)} ({display.relative(error.retry_at)})."
+    response = _error(row, error.code, message, **extra)
     if isinstance(error, TooManyAttempts):
         response.headers["Retry-After"] = str(max(1, round((error.retry_at - g.now).total_seconds())))
     if isinstance(error, Unavailable):
@@ -315,9 +318,15 @@ def _on_http_exception(error: HTTPException) -> Response:
     return response
 
 
+_AWAY = (
+    "We cannot reach our records right now. Try again in a few seconds. "
+    "Requests with keys get 503 meanwhile; your keys are unchanged."
+)
+
+
 def _on_trouble(error: Exception) -> Response:
     _log.error("the database cannot be asked", exc_info=error)
-    return _on_portal_error(Unavailable("We cannot reach our records right now. Try again in a few seconds."))
+    return _on_portal_error(Unavailable(_AWAY))
 
 
 def _on_bug(error: Exception) -> Response:
@@ -358,7 +367,7 @@ def _form_expired() -> Response:
 def carried_answers() -> list[tuple[str, str]]:
     """Give what a form sent, to be sent again by another one: all but secrets and what that form adds itself."""
     own = ("csrf_token", "password", "password_again", "account")
-    return [(name, value) for name, value in request.form.items(multi=True) if name not in own]
+    return [(name, KEY_SHAPED.sub("…", value)) for name, value in request.form.items(multi=True) if name not in own]
 
 
 _to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode

@@ -1,6 +1,6 @@
 """The pages of one key: what it is, what it did, what was done with it; its name; its first request."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from flask import Response, request
@@ -12,23 +12,16 @@ from portal.services.activity import Denial
 from portal.services.audit import Event
 from portal.services.key_views import KeyView
 from portal.store.models import AuditEvent, FirstRequest, RefusedRequest
+from portal.web import refusals
+from portal.web.display import time_of_day
+from portal.web.generate import first_call
 from portal.web.guards import actor, in_workspace, seat
 from portal.web.http import answer, page_or_fragment, portal, reading, transaction
-from portal.web.keys import first_call, keyring, look, pages, row_changed, with_impact
+from portal.web.keys import keyring, look, pages, row_changed, with_impact
 
 _RANGES = {"24h": timedelta(hours=24), "7d": timedelta(days=7), "30d": timedelta(days=30)}
 _UNUSED_SCOPES = timedelta(days=60)
 _QUIET = timedelta(hours=1)  # an old key that is quiet this long while its successor is busy is safe to retire
-_REASONS = {
-    Refusal.MISSING_SCOPE: "403: lacks {scope}",
-    Refusal.ACCESS_WITHDRAWN: "403: its owner no longer has the access that {scope} needs",
-    Refusal.DEACTIVATED: "401: key deactivated",
-    Refusal.EXPIRED: "401: key expired",
-    Refusal.REVOKED: "401: key deleted",
-    Refusal.RETIRED: "401: key retired after its rotation",
-    Refusal.OWNER_INACTIVE: "401: its owner is deactivated",
-    Refusal.OTHER_WORKSPACE: "401: used for another workspace",
-}
 _SENTENCES = {
     Event.KEY_GENERATED: "generated this key",
     Event.KEY_ROTATED: "rotated this key",
@@ -55,6 +48,7 @@ def detail(key_id: str) -> Response:
         pair = _pair(session, key)
         first = activity.first_request(session, row)
         refused = activity.last_refusal(session, row)
+        by = key_views.stopped_by(session, row)
     stale = [scope for scope in key.scopes if now - (exercised.get(scope.text) or key.created_at) > _UNUSED_SCOPES]
     return page_or_fragment(
         "keys/detail.html",
@@ -68,6 +62,7 @@ def detail(key_id: str) -> Response:
         call=first_call(key),
         first=_first(key, first, refused),
         poll=None,
+        by=by,
         **pair,
     )
 
@@ -113,13 +108,12 @@ def requests(key_id: str) -> Response:
         refused = activity.last_refusal(session, row)
         planned = keys.plan(session, actor(), keys.Draft(owner=key.owner.id))
     grantable = {str(scope) for scope in planned.grantable}
-    label = "%H:%M" if span == "24h" else "%-d %b"
     return page_or_fragment(
         "keys/requests.html",
         "keys/_requests.html",
         key=key,
         range=span,
-        buckets=[(bar.start.strftime(label), bar.start, bar.accepted, bar.refused) for bar in bars],
+        buckets=[(_label(bar.start, span), bar.start, bar.accepted, bar.refused) for bar in bars],
         total=sum(bar.accepted for bar in bars),
         refused=sum(bar.refused for bar in bars),
         denials=[_denial(denial, grantable) for denial in denials],
@@ -129,6 +123,10 @@ def requests(key_id: str) -> Response:
         first=_first(key, first, refused),
         poll=None,
     )
+
+
+def _label(start: datetime, span: str) -> str:
+    return time_of_day(start) if span == "24h" else f"{start:%-d %b}"
 
 
 def _denial(denial: Denial, grantable: set[str]) -> dict[str, Any]:
@@ -142,7 +140,7 @@ def _denial(denial: Denial, grantable: set[str]) -> dict[str, Any]:
         "path": denial.path,
         "status": denial.status,
         "reason": denial.reason,
-        "words": _REASONS[Refusal(denial.reason)].format(scope=denial.scope),
+        "words": refusals.words_of(denial.reason, denial.scope),
         "address": denial.address,
         "client": denial.client,
         "count": denial.count,
@@ -207,7 +205,6 @@ def _first(key: KeyView, first: FirstRequest | None, refused: RefusedRequest | N
             "address": first.address,
         }
     if refused:
-        words = _REASONS[Refusal(refused.reason)].format(scope=refused.required)
         return {
             "state": "refused",
             "environment": key.environment,
@@ -215,7 +212,7 @@ def _first(key: KeyView, first: FirstRequest | None, refused: RefusedRequest | N
             "path": refused.path,
             "at": refused.at,
             "address": refused.address,
-            "reason_words": words,
+            "reason_words": refusals.words_of(refused.reason, refused.required),
             "scope": refused.required,
         }
     return {"state": "waiting"}
@@ -226,9 +223,9 @@ def _first(key: KeyView, first: FirstRequest | None, refused: RefusedRequest | N
 def edit(key_id: str) -> Response:
     """Change a key's name and note."""
     key = look(key_id)
-    if not key.may_edit:
-        raise Forbidden("Only its owner can rename this key.")
     if request.method != "POST":
+        if not key.may_edit:
+            raise Forbidden("Only its owner can rename this key.")
         return _edit_form(key, key.name, key.note)
     name, note = answer("name"), answer("note")
     was = (answer("was_name", key.name), answer("was_note", key.note))

@@ -5,21 +5,14 @@ from typing import Any
 
 from flask import Response, request
 
-from portal.rules.errors import AlreadyShown, Invalid
-from portal.rules.lifetimes import Overlap
+from portal.rules.errors import AlreadyShown, Conflict, Forbidden, Invalid
 from portal.services import activity, key_views, keys, rotation
+from portal.services.key_views import KeyView
 from portal.services.keys import Draft
+from portal.web.generate import LIFETIMES, OVERLAPS, already_shown, reveal
 from portal.web.guards import actor, in_workspace, recently_proved, seat
 from portal.web.http import answer, fragment_or_redirect, page_or_fragment, reading, transaction
-from portal.web.keys import LIFETIMES, already_shown, keyring, list_url, look, pages, reveal, row_changed, with_impact
-
-_OVERLAPS = {
-    Overlap.NONE: "Stop it now",
-    Overlap.HOUR: "1 hour",
-    Overlap.DAY: "24 hours",
-    Overlap.WEEK: "7 days",
-    Overlap.UNTIL: "Until I retire it (30 days at most)",
-}
+from portal.web.keys import keyring, list_url, look, pages, row_changed, with_impact
 
 
 @pages.route("/keys/<public_id:key_id>/rotate", methods=["GET", "POST"])
@@ -63,7 +56,7 @@ def _rotate_form(key_id: str, draft: Draft, errors: Mapping[str, str] | None = N
         answers=draft,
         errors=errors or {},
         leaked="leaked" in request.args,
-        overlaps=[(str(each), label, each.ends_at(now, key.expires_at)) for each, label in _OVERLAPS.items()],
+        overlaps=[(str(each), label, each.ends_at(now, key.expires_at)) for each, label in OVERLAPS.items()],
         scopes=[
             {"scope": scope, "last_exercised_at": exercised.get(scope.text), "chosen": scope.text in draft.scopes}
             for scope in key.scopes
@@ -80,7 +73,7 @@ def replace(key_id: str) -> Response:
     """Make a key anew whose text was lost before its first use."""
     if request.method != "POST":
         form_id = keys.new_form_id()
-        return page_or_fragment("keys/replace.html", "keys/_replace.html", key=look(key_id), form_id=form_id)
+        return page_or_fragment("keys/replace.html", "keys/_replace.html", key=_look_at_mine(key_id), form_id=form_id)
     try:
         with transaction() as session:
             form_id = keys.check_form_id(answer("form_id"))
@@ -95,6 +88,7 @@ def replace(key_id: str) -> Response:
 def retire(key_id: str) -> Response:
     """End an overlap now. Stopping a key never asks for the password."""
     if request.method != "POST":
+        _check_retiring(look(key_id))
         return page_or_fragment("keys/retire.html", "keys/_retire.html", **with_impact(key_id), **_evidence(key_id))
     with transaction() as session:
         key = rotation.retire(session, actor(), keyring(), key_id)
@@ -109,10 +103,24 @@ def retire(key_id: str) -> Response:
 def extend(key_id: str) -> Response:
     """Let the old key of a rotation work a day longer."""
     if request.method != "POST":
-        return page_or_fragment("keys/extend.html", "keys/_extend.html", key=look(key_id))
+        return page_or_fragment("keys/extend.html", "keys/_extend.html", key=_check_retiring(_look_at_mine(key_id)))
     with transaction() as session:
         key = rotation.extend(session, actor(), keyring(), key_id)
     return row_changed(key, f"“{key.name}” (…{key.last_four}) works a day longer.", focus=f"key-{key.id}-retire")
+
+
+def _look_at_mine(key_id: str) -> KeyView:
+    """Give a key of one's own or of an API member; Forbidden for another human's."""
+    key = look(key_id)
+    if key.owner.kind == "human":
+        raise Forbidden(rotation.ONLY_ITS_OWNER)
+    return key
+
+
+def _check_retiring(key: KeyView) -> KeyView:
+    if not key.is_retiring:
+        raise Conflict(f"“{key.name}” is not being replaced, or has stopped already.")
+    return key
 
 
 def _evidence(key_id: str) -> dict[str, Any]:

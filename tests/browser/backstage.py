@@ -18,10 +18,10 @@ class Backstage(Office):
         view, _ = self.generate(creator or owner, owner=owner, at=datetime.now(UTC) - age, name=name, **answers)
         return view.id
 
-    def use(self, key_id: str) -> None:
+    def keep_busy(self, key_id: str) -> None:
         """Let a program use a key three minutes ago."""
         at = datetime.now(UTC) - timedelta(minutes=3)
-        self.set_key(key_id, last_used_at=at, last_used_address="203.0.113.7", last_used_client="python-requests/2.32")
+        self.use(key_id, at, address="203.0.113.7", client="python-requests/2.32")
 
     def find(self, name: str) -> ApiKey:
         """Read what is stored of a key, by its name."""

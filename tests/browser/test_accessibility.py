@@ -60,7 +60,7 @@ class Scene:
         make("ana", "Idle, never used", environment="test", expires="never")
         all_scopes = [f"{app}:{action}" for app in ("leads", "accounts", "tasks") for action in ("read", "write")]
         self.busy = make("ana", "CRM sync", scopes=all_scopes)
-        self.backstage.use(self.busy)
+        self.backstage.keep_busy(self.busy)
         make("ana", "Ends in two days", age=88 * DAYS)
         make("ana", "Ends in a week", age=23 * DAYS, expires="30d")
         make("ana", "Ended", age=40 * DAYS, expires="30d")

@@ -197,7 +197,7 @@ def test_closing_a_form_with_answers_asks_first(page: Page) -> None:
 def test_the_longest_name_and_note_are_shown_whole_on_a_phone(new_page: NewPage, backstage: Backstage) -> None:
     name, note = "W" * 60, "Mm" * 70
     key_id = backstage.key("rio", name, note=note)
-    backstage.use(key_id)
+    backstage.keep_busy(key_id)
     page = new_page("rio", width=320, height=568)
     page.goto(KEYS)
     expect_whole(page.get_by_text(name, exact=True), page.get_by_text(note))
@@ -301,7 +301,7 @@ def press(page: Page, verb: str, name: str) -> None:
 def test_a_key_in_use_is_deleted_by_its_name(scripts: bool, new_page: NewPage, backstage: Backstage) -> None:
     name = f"Busy Bee, {scripts}"
     key_id = backstage.key("rio", name)
-    backstage.use(key_id)
+    backstage.keep_busy(key_id)
     page = new_page("rio", scripts=scripts)
     page.goto(KEYS)
     page.get_by_role("link", name=f"Delete {name}").click()

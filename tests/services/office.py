@@ -11,12 +11,14 @@ from typing import Any, TypeVar
 from sqlalchemy import delete, func, or_, select, update
 
 from portal.rules.access import AccessLevel
-from portal.rules.credentials import KeyFormat, Keyring, Pepper, PlainKey
-from portal.services import audit, keys, members
+from portal.rules.credentials import KeyFormat, Keyring, Pepper, PlainKey, new_id
+from portal.services import audit, key_views, keys, members
 from portal.services.actor import Actor, Means
 from portal.services.key_check import Caller, KeyCheck
-from portal.services.keys import Draft, KeyView
+from portal.services.key_views import Filters, KeyView, Page
+from portal.services.keys import Draft
 from portal.services.members import Seat
+from portal.services.usage import Request, Usage
 from portal.store.database import Database
 from portal.store.models import Access, Account, ApiKey, AuditEvent, Member, Solution
 
@@ -104,6 +106,36 @@ class Office:
         """Call with a key."""
         text = plain if isinstance(plain, str) else plain.reveal()
         return self.key_check.check(f"Bearer {text}", now=at, **more)
+
+    def view(self, name: str, key_id: str, at: datetime = NOON) -> KeyView:
+        """Show somebody a key."""
+        with self.database.reading() as session:
+            return key_views.get(session, self.actor(name, at), self.seat(name), self.keyring, key_id)
+
+    def page(self, name: str, number: int = 1, at: datetime = NOON, **filters: str) -> Page:
+        """Show somebody a page of their list; `owner`, `q`, `env`, `state`, `scope` and `sort` as in the address."""
+        with self.database.reading() as session:
+            actor, seat = self.actor(name, at), self.seat(name)
+            return key_views.list_for(session, actor, seat, self.keyring, Filters(**filters), number)
+
+    def use(self, key_id: str, at: datetime, refused: str = "", times: int = 1, **more: Any) -> None:
+        """Let a key have been used; `refused` says why not, `more` what is not as in a plain call of `/me`."""
+        usual: dict[str, Any] = {
+            "method": "GET",
+            "path": "/api/v1/me",
+            "status": 200,
+            "scope": "",
+            "client": "curl/8.5",
+        }
+        row = self.row(key_id)
+        noted = Usage(self.database)
+        for _ in range(times):
+            request = Request(row.id, at, new_id("req"), **{"address": "203.0.113.9", **usual, **more})
+            if refused:
+                noted.refused(request, refused)
+            else:
+                noted.accepted(request, is_first=row.last_used_at is None, new_digest=None)
+        noted.close()
 
     def row(self, key_id: str) -> ApiKey:
         """Look at what is stored of a key."""

@@ -14,7 +14,7 @@ from portal.rules.credentials import Keyring, Pepper, PlainKey
 from portal.rules.errors import KeyRefused, Refusal
 from portal.services import keys
 from portal.services.key_check import KeyCheck
-from portal.services.keys import KeyView
+from portal.services.key_views import KeyView
 from portal.store.database import Database
 from portal.store.models import Account
 from tests.services.office import API_MEMBER, NOON, RING, Office, at_once
@@ -215,7 +215,7 @@ def test_a_key_ends_at_the_very_instant_and_not_before(shared_office: Office, ex
 
 def test_a_key_that_never_expires_does_not(office: Office) -> None:
     _, plain = office.generate("rio", expires="never")
-    assert office.check(plain, at=NOON + timedelta(days=36_500)).expires_at is None
+    assert office.check(plain, at=NOON + timedelta(days=36_500)).ends_at is None
 
 
 # --- Workspaces and environments ------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from portal.rules.access import AccessLevel
 from portal.rules.errors import Conflict, Forbidden, Invalid, KeyRefused, NotFound, PortalError, Refusal
 from portal.services import keys
-from portal.services.keys import KeyView
+from portal.services.key_views import KeyView
 from portal.store.models import KeyState
 from tests.services.office import API_MEMBER, NOON, Office
 
@@ -176,8 +176,7 @@ def test_the_buttons_that_a_list_offers_are_those_that_work(office: Office) -> N
     key, _ = office.generate("rio")
 
     def offered(who: str) -> tuple[bool, bool, bool]:
-        with office.database.reading() as session:
-            view = keys.get(session, office.actor(who), office.seat(who), office.keyring, key.id)
+        view = office.view(who, key.id)
         return view.may_deactivate, view.may_reactivate, view.may_delete
 
     assert {who: offered(who) for who in ("rio", "ana")} == dict.fromkeys(("rio", "ana"), (True, False, True))
@@ -202,7 +201,7 @@ def test_a_member_who_left_changes_nothing_any_more(office: Office) -> None:
 @pytest.mark.parametrize("typed", ["", "nightly", "Nightly exports", "\x00", "x" * 10_000])
 def test_a_key_in_use_is_only_deleted_when_its_name_is_typed(office: Office, typed: str) -> None:
     key, plain = office.generate("rio")
-    office.set_key(key.id, last_used_at=NOON - timedelta(hours=23, minutes=59))
+    office.use(key.id, NOON - timedelta(hours=23, minutes=59))
     with pytest.raises(Invalid) as refused:
         office.act("rio", keys.delete, key.id, typed=typed)
     assert list(refused.value.problems) == ["name"]

@@ -399,9 +399,7 @@ def test_nobody_makes_a_key_for_an_api_member_that_is_gone(office: Office, state
 
 
 def listed(office: Office, name: str, tab: str) -> list[str]:
-    with office.database.reading() as session:
-        page = keys.list_for(session, office.actor(name), office.seat(name), office.keyring, tab=tab, number=1)
-    return [f"{key.owner.name}: {key.name}" for key in page.keys]
+    return [f"{key.owner.name}: {key.name}" for key in office.page(name, owner=tab).keys]
 
 
 def test_each_sees_their_own_keys_those_of_their_api_members_and_an_admin_all(office: Office) -> None:
@@ -430,8 +428,8 @@ def test_what_one_may_not_see_is_not_found_whatever_one_asks(office: Office) -> 
     unknown = key.id[:-1] + ("0" if key.id[-1] != "0" else "1")
     for name in ("rio", "lea", "zoe"):
         for key_id in (key.id, unknown):
-            with pytest.raises(NotFound) as not_found, office.database.reading() as session:
-                keys.get(session, office.actor(name), office.seat(name), office.keyring, key_id)
+            with pytest.raises(NotFound) as not_found:
+                office.view(name, key_id)
             assert not_found.value.message == "We cannot find that."
             for what in (keys.deactivate, keys.reactivate, partial(keys.delete, typed="x")):
                 with pytest.raises(NotFound) as not_found:
@@ -453,12 +451,7 @@ def test_deleted_keys_are_not_listed_and_pages_hold_25(office: Office) -> None:
     names = [("ana", n) for n in range(20)] + [("lea", n) for n in range(7)]
     made = [office.generate(name, name=f"Key {n}")[0] for name, n in names]
     office.act("ana", keys.delete, made[0].id, typed="")
-    with office.database.reading() as session:
-        actor, seat = office.actor("ana"), office.seat("ana")
-        pages = [
-            keys.list_for(session, actor, seat, office.keyring, tab="all", number=number)
-            for number in (1, 2, 3, 999_999)
-        ]
+    pages = [office.page("ana", number, owner="all") for number in (1, 2, 3, 999_999)]
     assert [(len(page.keys), page.number, page.total, page.count) for page in pages] == [
         (25, 1, 26, 2), (1, 2, 26, 2), (1, 2, 26, 2), (1, 2, 26, 2),
     ]  # fmt: skip
@@ -470,9 +463,7 @@ def test_a_scope_that_its_owner_lost_is_shown_as_paused_and_comes_back(office: O
     key, _ = office.generate("max", scopes=["leads:read", "leads:write"])
 
     def working() -> dict[str, bool]:
-        with office.database.reading() as session:
-            view = keys.get(session, office.actor("max"), office.seat("max"), office.keyring, key.id)
-        return {scope.text: scope.effective for scope in view.scopes}
+        return {scope.text: scope.effective for scope in office.view("max", key.id).scopes}
 
     office.grant("max", "sales", AccessLevel.READ)
     assert working() == {"leads:read": True, "leads:write": False}

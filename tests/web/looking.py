@@ -61,10 +61,15 @@ def everything(database: Database) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
+_TRACES = {
+    "audit_event", "sign_in_failure", "user_session", "usage", "usage_batch", "refused_request", "first_request",
+}  # fmt: skip
+
+
 def kept(database: Database) -> dict[str, list[dict[str, Any]]]:
     """Read everything that a refused request must leave as it was: all but its traces and when keys were last used."""
     return {
         name: [{column: row[column] for column in row if not column.startswith("last_used_")} for row in rows]
         for name, rows in everything(database).items()
-        if name not in ("audit_event", "sign_in_failure", "user_session")
+        if name not in _TRACES
     }

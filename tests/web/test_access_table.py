@@ -38,12 +38,28 @@ POST   /w/<slug:ws>/api/keys                              303 404 422 422 422 40
 GET    /w/<slug:ws>/api/keys/new                          303 404 200 200 200 404 303 303
 POST   /w/<slug:ws>/api/keys/new/scopes                   303 404 200 200 200 404 400 400
 POST   /w/<slug:ws>/api/keys/new/review                   303 404 422 422 422 404 400 400
-GET    /w/<slug:ws>/api/keys/<public_id:key_id>/deactivate  303 404 200 404 200 404 303 303
-POST   /w/<slug:ws>/api/keys/<public_id:key_id>/deactivate  303 404 303 404 303 404 400 400
-GET    /w/<slug:ws>/api/keys/<public_id:key_id>/reactivate  303 404 200 404 403 404 303 303
-POST   /w/<slug:ws>/api/keys/<public_id:key_id>/reactivate  303 404 303 404 403 404 400 400
-GET    /w/<slug:ws>/api/keys/<public_id:key_id>/delete      303 404 200 404 200 404 303 303
-POST   /w/<slug:ws>/api/keys/<public_id:key_id>/delete      303 404 303 404 303 404 400 400
+GET    …/<public_id:key_id>/deactivate                    303 404 200 404 200 404 303 303
+POST   …/<public_id:key_id>/deactivate                    303 404 303 404 303 404 400 400
+GET    …/<public_id:key_id>/reactivate                    303 404 200 404 403 404 303 303
+POST   …/<public_id:key_id>/reactivate                    303 404 303 404 403 404 400 400
+GET    …/<public_id:key_id>/delete                        303 404 200 404 200 404 303 303
+POST   …/<public_id:key_id>/delete                        303 404 303 404 303 404 400 400
+GET    …/<public_id:key_id>                               303 404 200 404 200 404 303 303
+GET    …/<public_id:key_id>/requests                      303 404 200 404 200 404 303 303
+GET    …/<public_id:key_id>/history                       303 404 200 404 200 404 303 303
+GET    …/<public_id:key_id>/impact                        303 404 200 404 200 404 303 303
+GET    …/<public_id:key_id>/first-request                 303 404 200 404 200 404 303 303
+GET    …/<public_id:key_id>/edit                          303 404 200 404 403 404 303 303
+POST   …/<public_id:key_id>/edit                          303 404 422 404 403 404 400 400
+GET    …/<public_id:key_id>/rotate                        303 404 200 404 403 404 303 303
+POST   …/<public_id:key_id>/rotate                        303 404 422 404 403 404 400 400
+GET    …/<public_id:key_id>/replace                       303 404 200 404 403 404 303 303
+POST   …/<public_id:key_id>/replace                       303 404 200 404 403 404 400 400
+GET    …/<public_id:key_id>/extend                        303 404 200 404 403 404 303 303
+POST   …/<public_id:key_id>/extend                        303 404 303 404 403 404 400 400
+GET    …/<public_id:key_id>/retire                        303 404 200 404 200 404 303 303
+POST   …/<public_id:key_id>/retire                        303 404 303 404 303 404 400 400
+POST   …/search                                           303 404 303 303 303 404 400 400
 GET    /api/v1/me                                         401 401 401 401 401 401 200 200
 GET    /api/v1/solutions                                  401 401 401 401 401 401 200 200
 GET    /api/v1/apps/<app:app>/records                     401 401 401 401 401 401 200 200
@@ -52,6 +68,7 @@ GET    /api/v1/apps/<app:app>/records/<record_id>         401 401 401 401 401 40
 PATCH  /api/v1/apps/<app:app>/records/<record_id>         401 401 401 401 401 401 200 404
 DELETE /api/v1/apps/<app:app>/records/<record_id>         401 401 401 401 401 401 204 404
 """
+RETIRING = ("retire", "extend")  # asked of the old key of a rotation
 PLACEHOLDER = re.compile(r"<(?:\w+:)?(\w+)>")
 
 
@@ -67,6 +84,7 @@ def rows() -> Iterator[Row]:
     for line in TABLE.split("\n"):
         if line:
             method, rule, *statuses = line.split()
+            rule = rule.replace("…", "/w/<slug:ws>/api/keys")
             yield Row(method, rule, dict(zip(VISITORS, map(int, statuses), strict=True)))
 
 
@@ -86,28 +104,32 @@ class Addresses:
 
     def __init__(self, cast: Cast, live: MadeKey) -> None:
         self._cast, self._live = cast, live
-        self._looked_at: dict[bool, str] = {}
+        self._looked_at: dict[str, str] = {}
 
     def __call__(self, row: Row) -> str:
         found = {"ws": "acme", "app": "tasks", "token": "x" * 43, "filename": "app.js"}
         if "key_id" in row.rule:
-            is_off = row.rule.endswith("/reactivate")
-            found["key_id"] = self._key(row.rule, is_off) if row.method == "POST" else self._key_to_look_at(is_off)
+            action = row.rule.rpartition("/")[2]
+            found["key_id"] = self._key(action) if row.method == "POST" else self._key_to_look_at(action)
         if "record_id" in row.rule:
             made = self._cast.call("POST", "/apps/tasks/records", self._live, json={"fields": {"title": "A task"}})
             found["record_id"] = made.get_json()["data"]["id"]
         return PLACEHOLDER.sub(lambda match: found[match[1]], row.rule)
 
-    def _key(self, name: str, is_off: bool) -> str:
-        key = self._cast.rio.generate(name=f"For {name.rpartition('/')[2]}")
-        if is_off:
-            self._cast.rio.post(f"keys/{key.id}/deactivate")
+    def _key(self, action: str, name: str = "For") -> str:
+        rio = self._cast.rio
+        key = rio.generate(name=f"{name} {action}")
+        if action == "reactivate":
+            rio.post(f"keys/{key.id}/deactivate")
+        elif action in RETIRING:
+            rio.rotate(key)
         return key.id
 
-    def _key_to_look_at(self, is_off: bool) -> str:
-        if is_off not in self._looked_at:
-            self._looked_at[is_off] = self._key(f"looks, {is_off}", is_off)
-        return self._looked_at[is_off]
+    def _key_to_look_at(self, action: str) -> str:
+        action = action if action in ("reactivate", *RETIRING) else "anything"
+        if action not in self._looked_at:
+            self._looked_at[action] = self._key(action, "Looks at")
+        return self._looked_at[action]
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Usage and rotation.
+"""Usage, rotation, notices and preferences.
 
 Revision: 0002, after 0001
 """
@@ -78,10 +78,43 @@ def upgrade() -> None:
         batch_op.create_foreign_key(batch_op.f("fk_api_key_replaces_id"), "api_key", ["replaces_id"], ["id"])
     _index_names_in_use("revoked_at IS NULL AND retires_at IS NULL")
     op.create_index("ix_audit_event_target_id_id", "audit_event", ["target_id", "id"])
+    op.create_index("ix_audit_event_actor_id_id", "audit_event", ["actor_id", "id"])
+    op.create_table(
+        "expiry_notice",
+        sa.Column("key_id", sa.Integer(), nullable=False),
+        sa.Column("days", sa.Integer(), nullable=False),
+        sa.Column("at", Moment(), nullable=False),
+        sa.ForeignKeyConstraint(["key_id"], ["api_key.id"], name=op.f("fk_expiry_notice_key_id")),
+        sa.PrimaryKeyConstraint("key_id", "days", name=op.f("pk_expiry_notice")),
+    )
+    op.create_table(
+        "outgoing_mail",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("public_id", sa.String(length=40), nullable=False),
+        sa.Column("recipient", sa.String(length=254), nullable=False),
+        sa.Column("subject", sa.String(length=200), nullable=False),
+        sa.Column("body", sa.Text(), nullable=False),
+        sa.Column("created_at", Moment(), nullable=False),
+        sa.Column("claimed_at", Moment(), nullable=True),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_outgoing_mail")),
+        sa.UniqueConstraint("public_id", name=op.f("uq_outgoing_mail_public_id")),
+    )
+    with op.batch_alter_table("account", schema=None) as batch_op:
+        batch_op.add_column(sa.Column("time_zone", sa.String(length=64), server_default="UTC", nullable=False))
+        batch_op.add_column(sa.Column("clock", sa.String(length=2), server_default="24", nullable=False))
+        batch_op.add_column(sa.Column("theme", sa.String(length=10), server_default="system", nullable=False))
+        batch_op.add_column(sa.Column("page_rows", sa.Integer(), server_default="25", nullable=False))
+        batch_op.add_column(sa.Column("has_shortcuts", sa.Boolean(), server_default=sa.false(), nullable=False))
 
 
 def downgrade() -> None:
     """Take it back."""
+    with op.batch_alter_table("account", schema=None) as batch_op:
+        for column in ("has_shortcuts", "page_rows", "theme", "clock", "time_zone"):
+            batch_op.drop_column(column)
+    op.drop_table("outgoing_mail")
+    op.drop_table("expiry_notice")
+    op.drop_index("ix_audit_event_actor_id_id", "audit_event")
     op.drop_index("ix_audit_event_target_id_id", "audit_event")
     op.drop_index("uq_api_key_name_in_use", "api_key")
     with op.batch_alter_table("api_key", schema=None) as batch_op:

@@ -1,0 +1,343 @@
+"""Generating a key: its form with owners, scopes and presets, the check page, and the one reveal of its text."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from flask import Response, make_response, render_template, request, url_for
+
+from portal.rules.access import AccessLevel, Action, Environment, Scope
+from portal.rules.credentials import PlainKey
+from portal.rules.errors import AlreadyShown, Invalid, NotFound
+from portal.rules.lifetimes import Lifetime, Overlap
+from portal.services import key_views, keys, members, rotation
+from portal.services.key_views import KeyView
+from portal.services.keys import Draft, Plan
+from portal.store.database import Session
+from portal.web.guards import actor, in_workspace, recently_proved, seat
+from portal.web.home import LEVELS
+from portal.web.http import answer, is_fragment, page_or_fragment, portal, public_id, reading, transaction
+from portal.web.keys import keyring, pages
+
+LIFETIMES = {
+    Lifetime.DAYS_30: "30 days",
+    Lifetime.DAYS_90: "90 days",
+    Lifetime.YEAR: "1 year",
+    Lifetime.NEVER: "Never",
+}
+OVERLAPS = {
+    Overlap.NONE: "Stop it now",
+    Overlap.HOUR: "1 hour",
+    Overlap.DAY: "24 hours",
+    Overlap.WEEK: "7 days",
+    Overlap.UNTIL: "Until I retire it (30 days at most)",
+}
+_PRESETS = ("self", "read-all", "read-one", "write-one", "copy")
+
+# The generate form: `name`, `note`, `owner` (member id), `environment`, `scopes` (repeated), `expires`, `form_id`;
+# `from` (the key that it was opened from), `replaces` (the same, ticked) and `overlap`; `preset` with what it names.
+
+
+def _draft() -> Draft:
+    return Draft(
+        name=answer("name"),
+        note=answer("note"),
+        owner=public_id(answer("owner", seat().member.public_id)),
+        environment=answer("environment"),
+        scopes=request.form.getlist("scopes"),
+        expires=answer("expires"),
+        form_id=keys.check_form_id(answer("form_id")),
+        similar_to=public_id(answer("from")),
+        replaces=public_id(answer("replaces")),
+        overlap=answer("overlap", Overlap.DAY),
+    )
+
+
+@pages.get("/keys/new")
+@in_workspace
+@recently_proved("to generate an API key")
+def new() -> Response:
+    """Show the form; `?from=<key>&add=<scope>` fills it from a key that lacked a scope, and offers to replace it."""
+    similar_to, add = public_id(request.args.get("from", "")), request.args.get("add", "")
+    owner = public_id(request.args.get("owner", ""))
+    with reading() as session:
+        draft = keys.first_draft(session, actor(), seat(), similar_to=similar_to, add=add)
+        if owner:
+            draft = replace(draft, owner=owner)
+        planned = keys.plan(session, actor(), draft)
+    return _form(planned, added=add if add in draft.scopes else "")
+
+
+@pages.post("/keys/new/scopes")
+@in_workspace
+def new_scopes() -> Response:
+    """Show the form again for another owner or preset, with the ticks that this owner may have."""
+    with reading() as session:
+        planned = _with_preset(session, keys.plan(session, actor(), _draft()))
+    return _form(planned, fragment="keys/_scopes.html")
+
+
+@pages.post("/keys/new/review")
+@in_workspace
+def review() -> Response:
+    """Say in a sentence what the key will be able to do; without scripts, as a page to check the answers on."""
+    with reading() as session:
+        planned = keys.plan(session, actor(), _draft())
+        if not planned.draft.scopes:  # a preset that was chosen and not yet applied
+            planned = _with_preset(session, planned)
+    if is_fragment():
+        return make_response(render_template("keys/_review.html", **_choices(planned)))
+    if planned.problems:
+        return _form(planned, errors=planned.problems)
+    return make_response(render_template("keys/check.html", **_choices(planned)))
+
+
+@pages.post("/keys")
+@in_workspace
+@recently_proved("to generate an API key")
+def generate() -> Response:
+    """Generate the key and show its text, once."""
+    draft = _draft()
+    try:
+        with transaction() as session:
+            make = rotation.generate if draft.replaces else keys.create
+            key, plain = make(session, actor(), keyring(), draft)
+    except Invalid as error:
+        with reading() as session:
+            planned = keys.plan(session, actor(), draft)
+        return _form(planned, errors=error.problems)
+    except AlreadyShown as error:
+        return already_shown(error.key_id)
+    return reveal(key, plain)
+
+
+def already_shown(key_id: str) -> Response:
+    """Say that a form was answered before: its key is there, and its text is not shown again."""
+    with reading() as session:
+        made = key_views.get(session, actor(), seat(), keyring(), key_id)
+    return page_or_fragment("keys/shown.html", "keys/_shown.html", 410, key=made)
+
+
+def reveal(key: KeyView, plain: PlainKey) -> Response:
+    """Show a new key's text: in this one answer, and nowhere else."""
+    return page_or_fragment(
+        "keys/reveal.html",
+        "keys/_reveal.html",
+        key=key,
+        plain=plain.reveal(),
+        base_url=portal().settings.base_url,
+        call=first_call(key),
+        first={"state": "waiting"},
+        poll=3,
+    )
+
+
+def first_call(key: KeyView) -> str:
+    """Name a call that this key is allowed to make."""
+    readable = next((scope for scope in key.scopes if scope.action == Action.READ and scope.effective), None)
+    return url_for("api.list_records", app=readable.app_slug) if readable else url_for("api.me")
+
+
+# --- The form's choices ---------------------------------------------------------------------------------------------
+
+
+def _form(
+    planned: Plan,
+    *,
+    fragment: str = "keys/_new.html",
+    errors: Mapping[str, str] | None = None,
+    added: str = "",
+) -> Response:
+    context = _choices(planned, added) | {"errors": errors or {}}
+    return page_or_fragment("keys/new.html", fragment, 422 if errors else 200, **context)
+
+
+def _choices(planned: Plan, added: str = "") -> dict[str, Any]:
+    """Lay out what the form and the check page need: the answers, and what may be chosen."""
+    draft, owner = planned.draft, planned.owner
+    kept = {str(scope) for scope in planned.scopes}
+    listed = [shelf for shelf in planned.shelves if any(_offered(planned, app.slug) for app in shelf.apps)]
+    with reading() as session:
+        admins = members.admin_names(session, planned.seat.workspace.id)
+        cannot_add = _cannot_add(session, planned)
+        replaced = _replaced(session, planned)
+        copyable = key_views.copyable(session, actor(), seat())
+        standing = keys.standing_count(session, owner.member.id, actor().at) if owner else 0
+    told = kept | ({cannot_add["scope"]} if cannot_add else set())
+    lost = [scope for scope in planned.beyond if scope not in told]
+    return {
+        "answers": replace(draft, scopes=sorted(kept), owner=owner.member.public_id if owner else ""),
+        "owners": [_owner(each, planned) for each in planned.owners],
+        "matrix": [_matrix_row(planned, shelf) for shelf in listed],
+        "hidden_solutions": len(planned.shelves) - len(listed),
+        "admins": admins,
+        "expiries": [(str(each), label, each.ends_at(actor().at)) for each, label in LIFETIMES.items()],
+        "added": {added} if added else set(),
+        "lost": [_lost(planned, scope) for scope in lost],
+        "cannot_add": cannot_add,
+        "replaces": replaced,
+        "presets": _presets(planned, listed, copyable),
+        "at_limit": _at_limit(standing, planned, replaced),
+        "other_scopes": _other_scopes(planned),
+        "review": _review(planned),
+    }
+
+
+def _replaced(session: Session, planned: Plan) -> dict[str, Any] | None:
+    """Describe the key that the new one can take over from, where it can be rotated."""
+    draft = planned.draft
+    try:
+        old = key_views.get(session, actor(), seat(), keyring(), draft.replaces or draft.similar_to)
+    except NotFound:
+        return None
+    if not old.may_rotate:
+        return None
+    return {
+        "id": old.id,
+        "name": old.name,
+        "last_four": old.last_four,
+        "checked": bool(draft.replaces),
+        "overlap": draft.overlap,
+        "overlaps": [(str(each), label, each.ends_at(actor().at, old.expires_at)) for each, label in OVERLAPS.items()],
+    }
+
+
+def _cannot_add(session: Session, planned: Plan) -> dict[str, Any] | None:
+    """Tell of the first scope asked for that cannot be given here, and who could give the access that it needs."""
+    scope = Scope.parse(planned.beyond[0]) if planned.beyond else None
+    shelf = next((shelf for shelf in planned.shelves if scope and scope.app in {app.slug for app in shelf.apps}), None)
+    if scope is None or shelf is None or planned.owner is None:
+        return None
+    owner = planned.owner
+    mine = scope.action in shelf.level.actions
+    level = LEVELS[owner.access.get(scope.app, AccessLevel.NONE) if mine else shelf.level]
+    whose = owner.member.name if mine and not owner.is_me else "You"
+    has = "has" if mine and not owner.is_me else "have"
+    for_api = mine and not owner.is_me
+    return {
+        "scope": str(scope),
+        "words": f"{whose} {has} {level}{'' if level == 'no access' else ' access'} in {shelf.solution.name}.",
+        "who": members.granters(session, seat(), shelf.solution.id, for_api_member=for_api),
+    }
+
+
+def _presets(planned: Plan, listed: list[members.Shelf], copyable: list[tuple[str, str]]) -> dict[str, Any]:
+    may_write = {scope.app for scope in planned.grantable if scope.action is Action.WRITE}
+    may_read = {scope.app for scope in planned.grantable if scope.action is Action.READ}
+
+    def where(apps: set[str]) -> list[tuple[str, str]]:
+        return [(each.solution.slug, each.solution.name) for each in listed if apps & {app.slug for app in each.apps}]
+
+    chosen = request.form.get("preset", "self")
+    return {
+        "chosen": chosen if chosen in _PRESETS else "self",
+        "read_in": request.form.get("preset_read", ""),
+        "write_in": request.form.get("preset_write", ""),
+        "key": request.form.get("preset_key", ""),
+        "solutions": where(may_read),
+        "writable": where(may_write),
+        "keys": copyable,
+    }
+
+
+def _with_preset(session: Session, planned: Plan) -> Plan:
+    """Plan again with the ticks of the preset that was chosen; each as far as it can be granted."""
+    preset = answer("preset", "self")
+    wanted: set[Scope]
+    if preset == "read-all":
+        wanted = {scope for scope in planned.grantable if scope.action is Action.READ}
+    elif preset in ("read-one", "write-one"):
+        solution = answer("preset_read" if preset == "read-one" else "preset_write")
+        shelf = next((shelf for shelf in planned.shelves if shelf.solution.slug == solution), None)
+        apps = {app.slug for app in shelf.apps} if shelf else set()
+        actions = {Action.READ} if preset == "read-one" else set(Action)
+        wanted = {scope for scope in planned.grantable if scope.app in apps and scope.action in actions}
+    elif preset == "copy":
+        try:
+            copied = key_views.get(session, actor(), seat(), keyring(), public_id(answer("preset_key")))
+        except NotFound:
+            return planned
+        has = {view.text for view in copied.scopes}
+        wanted = {scope for scope in planned.grantable if str(scope) in has}
+    else:
+        return planned
+    return keys.plan(session, actor(), replace(planned.draft, scopes=sorted(map(str, wanted))))
+
+
+def _at_limit(standing: int, planned: Plan, replaced: dict[str, Any] | None) -> dict[str, Any] | None:
+    if standing < keys.KEYS_PER_MEMBER or planned.owner is None or (replaced and replaced["checked"]):
+        return None
+    owner = "me" if planned.owner.is_me else planned.owner.member.public_id
+    return {
+        "count": standing,
+        "url": url_for("keys.index", ws=seat().workspace.slug, owner=owner, sort="used", state="unused"),
+    }
+
+
+def _owner(owner: keys.Owner, planned: Plan) -> dict[str, str]:
+    role = "Administrator" if planned.seat.is_admin else "Team lead" if planned.seat.is_lead else "Member"
+    return {
+        "id": owner.member.public_id,
+        "name": owner.member.name,
+        "kind": owner.kind,
+        "role_text": role if owner.is_me else "API member",
+        "access_text": owner.access_text,
+    }
+
+
+def _offered(planned: Plan, app: str) -> bool:
+    return any(Scope(app, action) in planned.grantable for action in Action)
+
+
+def _matrix_row(planned: Plan, shelf: members.Shelf) -> dict[str, Any]:
+    owner = planned.owner
+    levels = [owner.access.get(app.slug, AccessLevel.NONE) for app in shelf.apps] if owner else []
+    level = min([shelf.level, *levels])
+    return {
+        "slug": shelf.solution.slug,
+        "name": shelf.solution.name,
+        "level_text": LEVELS[level],
+        "apps": [
+            {
+                "slug": app.slug,
+                "name": app.name,
+                "may_read": Scope(app.slug, Action.READ) in planned.grantable,
+                "may_write": Scope(app.slug, Action.WRITE) in planned.grantable,
+                "why_no_write": _why_no_write(planned, shelf),
+            }
+            for app in shelf.apps
+        ],
+    }
+
+
+def _why_no_write(planned: Plan, shelf: members.Shelf) -> str:
+    owner = planned.owner
+    if owner is None or owner.is_me or shelf.level is AccessLevel.READ:
+        return "Read-only for you"
+    return f"Read-only for {owner.member.name}"
+
+
+def _lost(planned: Plan, scope: str) -> str:
+    name = planned.owner.member.name if planned.owner and not planned.owner.is_me else "you"
+    return f"{scope} was removed: it is beyond what {name} may hold."
+
+
+def _other_scopes(planned: Plan) -> int:
+    """Count the scopes that could be chosen and are not; the form counts against the same number."""
+    return len(planned.grantable) - len(planned.scopes)
+
+
+def _review(planned: Plan) -> dict[str, Any] | None:
+    if not planned.scopes or planned.owner is None or planned.draft.environment not in list(Environment):
+        return None
+    names = {app.slug: app.name for shelf in planned.shelves for app in shelf.apps}
+    return {
+        "name": planned.draft.name.strip()[:60],
+        "reads": [names[scope.app] for scope in planned.scopes if scope.action is Action.READ],
+        "writes": [names[scope.app] for scope in planned.scopes if scope.action is Action.WRITE],
+        "environment": planned.draft.environment,
+        "owner_name": planned.owner.member.name,
+        "owner_is_me": planned.owner.is_me,
+        "expires_at": planned.expires_at,
+        "others": _other_scopes(planned),
+    }

@@ -1,0 +1,52 @@
+"""Why a request with a key was refused, in words: for those who may know."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from portal.rules.errors import Refusal
+from portal.store.models import RefusedRequest
+
+_WORDS = {
+    Refusal.MISSING_SCOPE: "403: lacks {scope}",
+    Refusal.ACCESS_WITHDRAWN: "403: its owner no longer has the access that {scope} needs",
+    Refusal.DEACTIVATED: "401: key deactivated",
+    Refusal.EXPIRED: "401: key expired",
+    Refusal.REVOKED: "401: key deleted",
+    Refusal.RETIRED: "401: key retired after its rotation",
+    Refusal.OWNER_INACTIVE: "401: its owner is deactivated",
+    Refusal.OTHER_WORKSPACE: "401: used for another workspace",
+    Refusal.UNKNOWN: "401: the key’s text and its record disagree",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedView:
+    """One refused request as a page tells of it."""
+
+    at: datetime
+    method: str
+    path: str
+    status: int
+    address: str
+    client: str
+    scope: str
+    words: str
+
+
+def view_of(row: RefusedRequest) -> RefusedView:
+    """Put a refused request into words."""
+    return RefusedView(
+        at=row.at,
+        method=row.method,
+        path=row.path,
+        status=403 if row.required else 401,
+        address=row.address,
+        client=row.client,
+        scope=row.required,
+        words=words_of(row.reason, row.required),
+    )
+
+
+def words_of(reason: str, scope: str) -> str:
+    """Say a reason as stored, such as `missing_scope`, in words."""
+    return _WORDS[Refusal(reason)].format(scope=scope)
