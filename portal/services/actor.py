@@ -11,6 +11,7 @@ class Means(StrEnum):
     SESSION = "session"
     KEY = "key"
     COMMAND = "command"
+    SYSTEM = "system"
 
 
 @dataclass(frozen=True, slots=True)

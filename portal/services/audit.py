@@ -1,18 +1,25 @@
-"""The audit log: each change writes its row in the same transaction; a refused one in a transaction of its own."""
+"""The audit log: each change writes its row in the same transaction; a refused one in a transaction of its own.
+
+Rows are only ever added. Those of a workspace form a chain of hashes in the order of their commits, so that one that
+was edited, taken out or cut off at the end is found by `verify`.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import select, text, update
 from sqlalchemy.orm import Session
 
+from portal.rules.chain import BEGINNING, link
 from portal.rules.credentials import KEY_SHAPED, new_id
 from portal.rules.errors import PortalError
-from portal.services.actor import Actor
+from portal.services.actor import Actor, Means
 from portal.store.database import Database
-from portal.store.models import AuditEvent
+from portal.store.models import AuditEvent, AuditHead, RefusalCount
 
 
 class Event(StrEnum):
@@ -69,8 +76,125 @@ def transaction(database: Database, actor: Actor | None) -> Iterator[Session]:
             tried = error.attempt
             details = {**tried.details, "reason": error.message[:500]}
             with database.transaction() as session:
-                _write(session, actor, tried.action, "refused", None, tried.target_id, tried.target_label, details)
+                refuse(
+                    session,
+                    actor,
+                    tried.action,
+                    target_id=tried.target_id,
+                    target_name=tried.target_label,
+                    details=details,
+                )
         raise
+
+
+# --- Refusals -------------------------------------------------------------------------------------------------------
+
+TOLD_AN_HOUR = 10  # refusals of one thing to one actor that get a row of their own
+
+
+def refuse(
+    session: Session,
+    actor: Actor,
+    action: str,
+    *,
+    target_id: str | None = None,
+    target_name: str = "",
+    details: dict[str, Any] | None = None,
+    times: int = 1,
+    told_an_hour: int = TOLD_AN_HOUR,
+) -> None:
+    """Write what an actor was refused: the first of an hour in full, the others as a number that `sum_up` tells.
+
+    So a flood of refusals cannot fill the disk, nor push what matters out of sight.
+    """
+    chain, who, hour = actor.workspace_id or 0, (actor.public_id or actor.address or "?")[:45], _hour(actor.at)
+    counted = session.execute(_COUNT, {"chain": chain, "who": who, "action": action, "hour": hour, "n": times}).one()
+    if counted.told < told_an_hour:
+        this = (
+            RefusalCount.chain == chain,
+            RefusalCount.who == who,
+            RefusalCount.action == action,
+            RefusalCount.hour == hour,
+        )
+        session.execute(update(RefusalCount).where(*this).values(told=RefusalCount.told + 1))
+        _write(session, actor, action, "refused", None, target_id, target_name, details or {})
+
+
+def sum_up(session: Session, now: datetime) -> None:
+    """Tell in one row each of the refusals of past hours that were only counted."""
+    over = session.scalars(select(RefusalCount).where(RefusalCount.hour < _hour(now)).with_for_update()).all()
+    for counted in over:
+        if counted.count > counted.told:
+            more = counted.count - counted.told
+            began = datetime.fromtimestamp(counted.hour * 3600, UTC)
+            actor = Actor(now, Means.SYSTEM, "Latchkey", counted.who, counted.chain or None)
+            details = {"more": more, "hour": began.isoformat(), "who": counted.who}
+            _write(session, actor, counted.action, "refused", None, None, f"{more:,} more attempts", details)
+        session.delete(counted)
+
+
+def _hour(moment: datetime) -> int:
+    return int(moment.timestamp()) // 3600
+
+
+_COUNT = text("""
+INSERT INTO refusal_count (chain, who, action, hour, count, told) VALUES (:chain, :who, :action, :hour, :n, 0)
+ON CONFLICT (chain, who, action, hour) DO UPDATE SET count = refusal_count.count + excluded.count
+RETURNING count, told
+""")
+
+
+# --- The chain ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What checking a chain came to: how many rows hold, and what is wrong first, if anything is."""
+
+    count: int
+    broken: str = ""  # the public id of the first row that does not hold, or of the last one before a gap
+    reason: str = ""
+
+    @property
+    def holds(self) -> bool:
+        """Whether every row is as it was written, and none is missing."""
+        return not self.reason
+
+
+def verify(session: Session, chain: int) -> Verdict:
+    """Walk a workspace's chain (0: what belongs to no workspace) from its beginning and name the first broken row."""
+    previous, seq, last = BEGINNING, 0, ""
+    rows = select(AuditEvent).where(AuditEvent.chain == chain).order_by(AuditEvent.seq)
+    for event in session.scalars(rows.execution_options(yield_per=500)):
+        if event.seq != seq + 1:
+            return Verdict(seq, last, f"the rows after number {seq} up to {event.seq - 1} are missing")
+        if link(previous, event.content) != event.hash:
+            return Verdict(seq, event.public_id, f"row {event.seq} is not as it was written")
+        previous, seq, last = event.hash, event.seq, event.public_id
+        session.expunge(event)
+    head = session.get(AuditHead, chain)
+    if (head.seq, head.hash) != (seq, previous) if head else seq:
+        return Verdict(seq, last, f"the rows after number {seq} are missing")
+    return Verdict(seq)
+
+
+def _seal(session: Session) -> None:
+    """Put what a transaction told at the end of its chains: last of all, so that a head is held but for a moment."""
+    told: list[AuditEvent] = session.info.pop("told", [])
+    for chain in sorted({event.chain for event in told}):
+        head = session.get(AuditHead, chain, with_for_update=True, populate_existing=True)
+        if head is None:
+            session.execute(_BEGIN, {"chain": chain, "hash": BEGINNING})
+            head = session.get_one(AuditHead, chain, with_for_update=True, populate_existing=True)
+        for event in told:
+            if event.chain == chain:
+                event.seq = head.seq + 1
+                event.hash = link(head.hash, event.content)
+                head.seq, head.hash = event.seq, event.hash
+                session.add(event)
+
+
+_BEGIN = text("INSERT INTO audit_head (chain, seq, hash) VALUES (:chain, 0, :hash) ON CONFLICT DO NOTHING")
 
 
 def history_of(session: Session, workspace_id: int, target_id: str, limit: int = 100) -> list[AuditEvent]:
@@ -89,23 +213,28 @@ def _write(
     target_name: str,
     details: dict[str, Any],
 ) -> None:
-    session.add(
-        AuditEvent(
-            public_id=new_id("evt"),
-            workspace_id=workspace_id or actor.workspace_id,
-            at=actor.at,
-            action=action,
-            outcome=outcome,
-            actor_id=actor.public_id,
-            actor_name=actor.name,
-            means=actor.means,
-            address=actor.address,
-            request_id=actor.request_id,
-            target_id=_written(target_id or "", 40) or None,
-            target_name=_written(target_name, 254),
-            details=details,
-        )
+    workspace_id = workspace_id or actor.workspace_id
+    event = AuditEvent(
+        public_id=new_id("evt"),
+        workspace_id=workspace_id,
+        chain=workspace_id or 0,
+        at=actor.at,
+        action=action,
+        outcome=outcome,
+        actor_id=actor.public_id,
+        actor_name=actor.name,
+        means=actor.means,
+        address=actor.address,
+        request_id=actor.request_id,
+        target_id=_written(target_id or "", 40) or None,
+        target_name=_written(target_name, 254),
+        details=details,
     )
+    told = session.info.get("told")
+    if told is None:
+        told = session.info["told"] = []
+        session.info.setdefault("before_commit", []).append(_seal)
+    told.append(event)
 
 
 def _written(name: str, longest: int) -> str:

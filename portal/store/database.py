@@ -89,11 +89,14 @@ class Database:
         """Give a session that writes: committed at the end, rolled back on an error.
 
         SQLite locks at its start, because a reader that turns writer half-way fails with "database is locked" whatever
-        the time-out. `patience` is how many milliseconds to wait for others that write.
+        the time-out. `patience` is how many milliseconds to wait for others that write. What a service put into
+        `session.info["before_commit"]` is called last of all, with the session.
         """
         with self._sessions.begin() as session:
             session.connection(execution_options={"portal_write": True, "portal_patience": patience})
             yield session
+            for finish in session.info.pop("before_commit", ()):
+                finish(session)
 
     @contextmanager
     def reading(self) -> Iterator[Session]:

@@ -15,6 +15,7 @@ from sqlalchemy import (
     UniqueConstraint,
     false,
     text,
+    true,
 )
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
@@ -57,6 +58,9 @@ class Workspace(Base):
     slug: Mapped[str] = mapped_column(String(40), unique=True)
     name: Mapped[str] = mapped_column(String(60))
     created_at: Mapped[datetime]
+    # Policy.
+    max_key_days: Mapped[int | None]  # no key made from now on lives longer; None: it may live for ever
+    admins_own_live: Mapped[bool] = mapped_column(default=True, server_default=true())
 
 
 class Member(Base):
@@ -139,6 +143,8 @@ class Access(Base):
     member_id: Mapped[int] = mapped_column(ForeignKey("member.id"), primary_key=True)
     solution_id: Mapped[int] = mapped_column(ForeignKey("solution.id"), primary_key=True, index=True)
     level: Mapped[str] = mapped_column(String(10))
+    granted_by_id: Mapped[int | None] = mapped_column(ForeignKey("member.id"))
+    granted_at: Mapped[datetime | None]
 
 
 class KeyState(StrEnum):
@@ -256,6 +262,7 @@ class RefusedRequest(Base):
     at: Mapped[datetime] = mapped_column(index=True)
     reason: Mapped[str] = mapped_column(String(20))
     required: Mapped[str] = mapped_column(String(80))
+    held: Mapped[str] = mapped_column(Text)  # what the key could do at that moment: scopes, parted by spaces
     method: Mapped[str] = mapped_column(String(10))
     path: Mapped[str] = mapped_column(String(200))
     address: Mapped[str] = mapped_column(String(45))
@@ -377,11 +384,15 @@ class AuditEvent(Base):
         Index("ix_audit_event_workspace_id_id", "workspace_id", "id"),
         Index("ix_audit_event_target_id_id", "target_id", "id"),
         Index("ix_audit_event_actor_id_id", "actor_id", "id"),
+        UniqueConstraint("chain", "seq"),
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)
     public_id: Mapped[str] = mapped_column(String(40), unique=True)
     workspace_id: Mapped[int | None]
+    chain: Mapped[int]  # the workspace whose chain it stands in; 0 for what belongs to none
+    seq: Mapped[int]
+    hash: Mapped[bytes] = mapped_column(LargeBinary(32))
     at: Mapped[datetime]
     action: Mapped[str] = mapped_column(String(40))
     outcome: Mapped[str] = mapped_column(String(10))
@@ -393,3 +404,59 @@ class AuditEvent(Base):
     target_id: Mapped[str | None] = mapped_column(String(40))
     target_name: Mapped[str] = mapped_column(String(254))
     details: Mapped[dict[str, Any]] = mapped_column(JSON)
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What the row's hash covers: all of it but the hash itself and the database's own number."""
+        names = (column.key for column in AuditEvent.__table__.columns)
+        return {name: getattr(self, name) for name in names if name not in ("id", "hash")}
+
+
+class AuditHead(Base):
+    """The end of a chain: whoever writes holds it, so that rows stand in one line."""
+
+    __tablename__ = "audit_head"
+
+    chain: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    seq: Mapped[int]
+    hash: Mapped[bytes] = mapped_column(LargeBinary(32))
+
+
+class RefusalCount(Base):
+    """How often one actor was refused one thing in one hour: beyond the first few, attempts are only counted."""
+
+    __tablename__ = "refusal_count"
+
+    chain: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    who: Mapped[str] = mapped_column(String(45), primary_key=True)
+    action: Mapped[str] = mapped_column(String(40), primary_key=True)
+    hour: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    count: Mapped[int]
+    told: Mapped[int]  # how many of them have a row of their own
+
+
+class KeyReview(Base):
+    """That somebody looked at a finding about a key and left it so, with why; it is not shown again until then."""
+
+    __tablename__ = "key_review"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    key_id: Mapped[int] = mapped_column(ForeignKey("api_key.id"), index=True)
+    finding: Mapped[str] = mapped_column(String(20))
+    note: Mapped[str] = mapped_column(String(140))
+    by_id: Mapped[int] = mapped_column(ForeignKey("member.id"))
+    at: Mapped[datetime]
+    until: Mapped[datetime]
+
+
+class PasswordReset(Base):
+    """A one-time link by which a person chooses a new password. The link holds the token, this row its hash."""
+
+    __tablename__ = "password_reset"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    token_hash: Mapped[bytes] = mapped_column(LargeBinary(32), unique=True)
+    account_id: Mapped[int] = mapped_column(ForeignKey("account.id"), index=True)
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime]
+    used_at: Mapped[datetime | None]
