@@ -356,7 +356,7 @@ def test_the_focus_is_where_one_goes_on_and_messages_stay(new_page: NewPage, bac
     page.get_by_role("link", name="Done").click()
     expect(page.locator("#status")).to_have_text("“Newer” was generated.")
     key = f"key-{backstage.find('Newer').public_id}"
-    expect_focus(page, f"{key}-name")
+    expect_focus(page, f"{key}-link")
 
     for _ in range(2):
         page.get_by_role("link", name="Deactivate Newer").click()
@@ -381,7 +381,7 @@ def test_the_focus_is_where_one_goes_on_and_messages_stay(new_page: NewPage, bac
     page.get_by_role("link", name="Delete Newer").click()
     page.get_by_role("button", name="Delete sandbox key").click()
     expect(page.locator("#status")).to_contain_text("was deleted.")
-    expect_focus(page, f"key-{older}-name")
+    expect_focus(page, f"key-{older}-link")
     assert page.evaluate("regions.every((region) => document.getElementById(region.id) === region)")
 
 
