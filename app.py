@@ -15,7 +15,22 @@ from portal.services.key_check import KeyCheck
 from portal.services.usage import Usage
 from portal.settings import BadSetting, Settings
 from portal.store.database import Database
-from portal.web import account, api, display, guards, home, http, key_pages, keys, rotation, sign_in
+from portal.web import (
+    account,
+    api,
+    display,
+    guards,
+    home,
+    http,
+    key_pages,
+    keys,
+    members,
+    oversight,
+    review,
+    rotation,
+    sign_in,
+    workspace,
+)
 from portal.web.front import Front
 
 ROOT = Path(__file__).parent
@@ -87,7 +102,8 @@ def create_app(environ: Mapping[str, str] | None = None) -> Flask:
     csrf = CSRFProtect(app)
     csrf.exempt(api.api)  # no cookie counts there
     assert key_pages and rotation  # noqa: S101 - imported for the views that they add to keys.pages
-    for blueprint in (sign_in.pages, account.pages, home.pages, keys.pages, api.api):
+    rooms = (sign_in, account, home, keys, members, review, oversight, workspace)
+    for blueprint in (*(room.pages for room in rooms), api.api):
         app.register_blueprint(blueprint)
     app.add_url_rule("/healthz", "healthz", guards.anybody(_healthz))
     app.jinja_env.globals["asset"] = _assets(app)

@@ -7,7 +7,7 @@ from enum import StrEnum
 from functools import wraps
 from typing import Any
 
-from flask import Flask, Response, g, make_response, redirect, render_template, request, url_for
+from flask import Flask, Response, current_app, g, make_response, redirect, render_template, request, url_for
 from flask_login import LoginManager, UserMixin, current_user, login_user
 
 from portal.rules.access import Action, Scope
@@ -290,6 +290,7 @@ def register(app: Flask) -> None:
             "workspace": found.workspace if found else None,
             "workspaces": g.get("workspaces", []),
             "section": (request.endpoint or "").partition(".")[0],
+            "sections": _sections(found) if found else [],
             "now": g.get("now"),
         }
 
@@ -297,3 +298,21 @@ def register(app: Flask) -> None:
 def role_text(found: Seat) -> str:
     """Name a seat's part in words."""
     return "Administrator" if found.is_admin else "Team lead" if found.is_lead else "Member"
+
+
+def _sections(found: Seat) -> list[tuple[str, str, str]]:
+    """List the parts of a workspace that a seat has: name, endpoint, and the blueprint that marks where one is."""
+    every = [
+        ("Home", "home.index", True),
+        ("Keys", "keys.index", True),
+        ("People", "members.people", found.is_lead),
+        ("API members", "members.api_members", found.is_lead),
+        ("Review", "review.index", True),
+        ("Audit", "oversight.audit", True),
+        ("Explain", "oversight.explain", True),
+        ("Workspace", "workspace.index", found.is_admin),
+    ]
+    there = current_app.view_functions
+    return [
+        (label, endpoint, endpoint.partition(".")[0]) for label, endpoint, may in every if may and endpoint in there
+    ]
