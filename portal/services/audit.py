@@ -30,9 +30,9 @@ class Event(StrEnum):
     SIGNED_OUT = "signed_out"
     PROVED = "reauthenticated"
     SESSIONS_ENDED = "sessions_ended"
-    PASSWORD_CHANGED = "password_changed"
-    PASSWORD_RESET_ASKED = "password_reset_asked"
-    PASSWORD_RESET = "password_reset"
+    PASSWORD_CHANGED = "password_changed"  # noqa: S105
+    PASSWORD_RESET_ASKED = "password_reset_asked"  # noqa: S105
+    PASSWORD_RESET = "password_reset"  # noqa: S105
     WORKSPACE_CREATED = "workspace_created"
     SOLUTION_ADDED = "solution_added"
     APP_ADDED = "app_added"
