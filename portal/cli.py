@@ -137,18 +137,12 @@ def register(app: Flask, settings: Settings, database: Database) -> None:
         with database.transaction() as session:
             letters, count = notices.write_due(session, now, settings.keyring, settings.base_url)
         click.echo(f"{_counted(letters, 'mail')} written about {_counted(count, 'key')}.")
-        sent, failed = outbox.send_waiting(database, _mailer(settings), now)
+        sent, failed = outbox.send_waiting(database, mail.mailer(settings), now)
         where = "" if settings.smtp_url else f" to the folder {settings.mail_folder}"
         click.echo(f"{_counted(sent, 'mail')} sent{where}.")
         if failed:
             tries = "\n".join(f"  {each}" for each in failed)
             raise click.ClickException(f"{_counted(len(failed), 'mail')} not taken, kept for the next run:\n{tries}")
-
-
-def _mailer(settings: Settings) -> mail.Mailer:
-    if settings.smtp_url:
-        return mail.Smtp(settings.smtp_url, settings.mail_from)
-    return mail.Folder(settings.mail_folder, settings.mail_from)
 
 
 def _counted(count: int, noun: str) -> str:

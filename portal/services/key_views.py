@@ -87,6 +87,7 @@ class KeyView:
     may_reactivate: bool
     may_delete: bool
     may_rotate: bool
+    may_move: bool  # to an API member
     may_retire: bool
     may_extend: bool
     may_replace: bool
@@ -132,7 +133,11 @@ def list_for(
     statement = visible_to(seat).where(*_matching(session, seat, filters, actor.at))
     if not filters.active_count:
         successor = aliased(ApiKey)
-        taken_over = exists().where(successor.replaces_id == ApiKey.id, successor.revoked_at.is_(None))
+        taken_over = exists().where(
+            successor.replaces_id == ApiKey.id,
+            successor.member_id == ApiKey.member_id,  # one that was moved stays in its own place
+            successor.revoked_at.is_(None),
+        )
         statement = statement.where(or_(ApiKey.retires_at.is_(None), ~taken_over))
     total = session.scalar(select(func.count()).select_from(statement.with_only_columns(ApiKey.id).subquery())) or 0
     number = min(number, max(1, -(-total // size)))
@@ -203,8 +208,9 @@ def _with_predecessors(session: Session, seat: Seat, found: list[ApiKey], now: d
     replaced = [key.replaces_id for key in found if key.replaces_id]
     if not replaced:
         return found
-    old = {key.id: key for key in session.scalars(visible_to(seat).where(ApiKey.id.in_(replaced), *_standing(now)))}
-    return [each for key in found for each in (key, old.get(key.replaces_id or 0)) if each is not None]
+    rows = session.scalars(visible_to(seat).where(ApiKey.id.in_(replaced), *_standing(now)))
+    old = {(key.id, key.member_id): key for key in rows}
+    return [each for key in found for each in (key, old.get((key.replaces_id or 0, key.member_id))) if each is not None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,8 +318,11 @@ def of(
         names.update((member_id, name) for member_id, name in rows)
     days = activity.recent_days(session, [key.id for key in keys], now) if with_days and keys else {}
     pairs = _pairs(session, keys)
+    hidden = _hidden(session, seat, keys, pairs)
     return [
-        _view(seat, keyring, key, scopes.get(key.id, ()), names[key.created_by_id], now, days.get(key.id), pairs)
+        _view(
+            seat, keyring, key, scopes.get(key.id, ()), names[key.created_by_id], now, days.get(key.id), pairs, hidden
+        )
         for key in keys
     ]
 
@@ -333,6 +342,16 @@ def _pairs(session: Session, keys: Sequence[ApiKey]) -> dict[int, ApiKey]:
     return found
 
 
+def _hidden(session: Session, seat: Seat, keys: Sequence[ApiKey], pairs: Mapping[int, ApiKey]) -> set[int]:
+    """Find the other halves of pairs that a seat may not see: a key that moved from a person to an API member."""
+    owners = {key.member_id for key in keys}
+    others = {key.id for key in pairs.values() if key.member_id not in owners}
+    if seat.is_admin or not others:
+        return set()
+    seen = session.scalars(visible_to(seat).where(ApiKey.id.in_(others)).with_only_columns(ApiKey.id))
+    return others - set(seen)
+
+
 def _view(
     seat: Seat,
     keyring: Keyring,
@@ -342,6 +361,7 @@ def _view(
     now: datetime,
     recent: DayBars | None,
     pairs: Mapping[int, ApiKey],
+    hidden: set[int],
 ) -> KeyView:
     state = key.state_at(now)
     is_mine = key.member_id == seat.member.id
@@ -369,8 +389,8 @@ def _view(
         deactivated_at=key.deactivated_at,
         revoked_at=key.revoked_at,
         retires_at=key.retires_at,
-        successor_id=successor.public_id if successor else None,
-        predecessor_id=predecessor.public_id if predecessor else None,
+        successor_id=successor.public_id if successor and successor.id not in hidden else None,
+        predecessor_id=predecessor.public_id if predecessor and predecessor.id not in hidden else None,
         recent=recent,
         is_unused=key.last_used_at is None,
         is_retiring=is_retiring,
@@ -379,7 +399,8 @@ def _view(
         may_deactivate=state is KeyState.ACTIVE,
         may_reactivate=state is KeyState.DEACTIVATED and may_hand_out,
         may_delete=state is not KeyState.REVOKED,
-        may_rotate=_may_rotate(seat, key, predecessor, now),
+        may_rotate=may_hand_out and _is_free(key, predecessor, now),
+        may_move=_is_free(key, predecessor, now),
         may_retire=is_retiring,
         may_extend=is_retiring and may_hand_out,
         may_replace=may_hand_out and is_replaceable(key, now),
@@ -389,14 +410,18 @@ def _view(
 
 def may_rotate(session: Session, seat: Seat, key: ApiKey, now: datetime) -> bool:
     """Say whether a seat can replace a key: its own or an API member's, and neither half of a pair that goes on."""
-    return _may_rotate(seat, key, _pairs(session, [key]).get(key.replaces_id or 0), now)
+    return (key.member_id == seat.member.id or key.member.is_api) and may_move(session, key, now)
 
 
-def _may_rotate(seat: Seat, key: ApiKey, predecessor: ApiKey | None, now: datetime) -> bool:
-    may_hand_out = key.member_id == seat.member.id or key.member.is_api
+def may_move(session: Session, key: ApiKey, now: datetime) -> bool:
+    """Say whether an API member's key can take over from this one: it is used, and no half of a pair that goes on."""
+    return _is_free(key, _pairs(session, [key]).get(key.replaces_id or 0), now)
+
+
+def _is_free(key: ApiKey, predecessor: ApiKey | None, now: datetime) -> bool:
     is_usable = key.state_at(now) in (KeyState.ACTIVE, KeyState.EXPIRED) and key.retires_at is None
     before_works = predecessor is not None and predecessor.state_at(now) in (KeyState.ACTIVE, KeyState.DEACTIVATED)
-    return may_hand_out and is_usable and not before_works
+    return is_usable and not before_works
 
 
 def is_replaceable(key: ApiKey, now: datetime) -> bool:

@@ -5,8 +5,9 @@ import logging
 import re
 import secrets
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from functools import lru_cache
@@ -26,6 +27,7 @@ from portal.rules.errors import (
     Forbidden,
     Invalid,
     KeyRefused,
+    NeedsProof,
     NotFound,
     PortalError,
     PreconditionFailed,
@@ -63,9 +65,12 @@ class Portal:
     database: Database
     key_check: KeyCheck
     usage: Usage
+    # What need not be done before an answer goes out, or must not be told by the time that it takes.
+    errands: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "errands"))
 
     def close(self) -> None:
         """Write down what is still only in memory and give the connections back."""
+        self.errands.shutdown()
         self.usage.close()
         self.key_check.close()
         self.database.close()
@@ -259,6 +264,7 @@ class _Row:
 _TABLE: dict[type[PortalError], _Row] = {
     Unreadable: _Row(400, "validation_error", "We could not read that"),
     Forbidden: _Row(403, "authorization_error", "You cannot do that here"),
+    NeedsProof: _Row(403, "authorization_error", "Confirm that it is you"),
     NotFound: _Row(404, "not_found_error", "We cannot find that page"),
     Conflict: _Row(409, "conflict_error", "Something changed in the meantime"),
     AlreadyShown: _Row(410, "conflict_error", "That key has already been shown"),
@@ -271,7 +277,7 @@ _TABLE: dict[type[PortalError], _Row] = {
     Unavailable: _Row(503, "api_error", "Back soon"),
 }
 _BROKEN = _Row(500, "api_error", "Something broke on our side")
-_HTTP = {row.status: kind for kind, row in _TABLE.items() if kind not in (DoesNotFit,)}
+_HTTP = {row.status: kind for kind, row in _TABLE.items() if kind not in (DoesNotFit, NeedsProof)}
 _WORDS = {
     404: "It may have been deleted, or you may not be allowed to see it.",
     405: "This address does not take that kind of request.",
