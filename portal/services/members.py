@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, delete, exists, insert, or_, select, update
-from sqlalchemy.orm import Session, contains_eager, joinedload
+from sqlalchemy.orm import Session, aliased, contains_eager, joinedload
 
 from portal.rules import credentials, text
 from portal.rules.access import AccessLevel, Role, level_of
@@ -186,6 +186,23 @@ def levels_of(session: Session, member: Member) -> dict[str, AccessLevel]:
     granted = granted_to(session, member)
     solutions = solutions_of(session, member.workspace_id)
     return {solution.slug: granted.get(solution.id, AccessLevel.NONE) for solution in solutions}
+
+
+def givers_of(session: Session, member: Member) -> dict[str, str]:
+    """Name who gave a member what they have, by solution slug, as far as it was noted."""
+    giver = aliased(Member)
+    rows = session.execute(
+        select(Solution.slug, giver.name)
+        .join(Access, Access.solution_id == Solution.id)
+        .join(giver, giver.id == Access.granted_by_id)
+        .where(Access.member_id == member.id)
+    )
+    return {slug: name for slug, name in rows}  # noqa: C416 - rows are no pairs to mypy
+
+
+def name_of(session: Session, member_id: int | None) -> str:
+    """Name a member; '' for nobody."""
+    return (session.scalar(select(Member.name).where(Member.id == member_id)) or "") if member_id else ""
 
 
 def set_levels(
