@@ -34,6 +34,7 @@ MAIN = ("home", "list", "form in the dialog", "reveal in the dialog", "delete in
 PARTS = ("dialog:modal", ".strip:has(form)", ":popover-open")
 BORDER = "node => getComputedStyle(node).borderTopStyle"
 ADDRESSES = "name => [...document.querySelectorAll(`[${name}]`)].map((node) => node.getAttribute(name))"
+ROW_ACTIONS = "() => [...document.querySelectorAll('.keys td a[id]')].map((node) => node.getAttribute('href'))"
 # The focused element, when nothing of it is on the screen or something else lies over all of it.
 COVERED = """() => {
     const node = document.activeElement;
@@ -431,6 +432,7 @@ def test_without_scripts_nothing_is_dead_and_every_address_of_htmx_is_a_page(new
         page.goto(path)
         faults += [f"{path}: {fault}" for fault in looking.inert_controls(page)]
         asked |= {("GET", url) for url in page.evaluate(ADDRESSES, "hx-get")}
+        asked |= {("GET", url) for url in page.evaluate(ROW_ACTIONS)}
         asked |= {("POST", url) for url in page.evaluate(ADDRESSES, "hx-post")}
     token = page.locator("[name=csrf_token]").first.get_attribute("value") or ""
     for method, url in sorted(asked):

@@ -141,7 +141,12 @@ def test_what_its_owner_may_no_longer_hold_is_not_offered_and_not_given(office: 
 
 def test_nothing_else_that_is_sent_changes_what_the_successor_is(office: Office) -> None:
     old, _ = office.generate("lea", scopes=["tasks:read"], environment="test")
-    forged: dict[str, Any] = {"environment": "live", "owner": office.member(API_MEMBER).public_id, "name": "Other", "note": "x"}
+    forged: dict[str, Any] = {
+        "environment": "live",
+        "owner": office.member(API_MEMBER).public_id,
+        "name": "Other",
+        "note": "x",
+    }
     new, _ = send(office, "lea", old.id, **forged)
     assert (new.environment, new.name, new.note, new.owner.kind) == ("test", old.name, "", "me")
 
