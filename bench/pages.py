@@ -70,7 +70,9 @@ def fill(url: str, keyring: Keyring, rows: int) -> Scene:
         busy.expires_at = busy.deactivated_at = None
         session.flush()
         _add_usage(connection, busy.id, rows, now, is_sqlite=database.is_sqlite)
-        connection.execute(insert(AuditEvent), [_event(workspace_id, busy, now - timedelta(hours=n)) for n in range(300)])
+        connection.execute(
+            insert(AuditEvent), [_event(workspace_id, busy, now - timedelta(hours=n)) for n in range(300)]
+        )
     if not database.is_sqlite:  # as its autovacuum would, some time after so many rows
         connection = database.driver_connection()
         connection.execute("VACUUM ANALYZE")
@@ -143,7 +145,9 @@ def _add_keys(
         for app, action in random.sample(choices, random.randint(1, 4))
     ]
     connection.execute(insert(KeyScope), scopes)
-    for (old, owner), (new, _) in zip(keys[3::50], keys[len(members) + 3 :: 50], strict=False):  # of one and the same member
+    for (old, owner), (new, _) in zip(
+        keys[3::50], keys[len(members) + 3 :: 50], strict=False
+    ):  # of one and the same member
         ends = {"retires_at": now + timedelta(days=3), "expires_at": None, "deactivated_at": None}
         connection.execute(update(ApiKey).where(ApiKey.id == old, ApiKey.member_id == owner).values(ends))
         connection.execute(update(ApiKey).where(ApiKey.id == new, ApiKey.member_id == owner).values(replaces_id=old))

@@ -112,8 +112,7 @@ def extend(session: Session, actor: Actor, keyring: Keyring, key_id: str) -> Key
         attempt = Attempt(Event.KEY_OVERLAP_EXTENDED, key.public_id, key.name)
         raise Forbidden(ONLY_ITS_OWNER, attempt=attempt)
     ends = _check_retiring(key, actor.at)
-    begun = session.scalar(select(ApiKey.created_at).where(ApiKey.replaces_id == key.id)) or actor.at
-    latest = min([begun + LONGEST_OVERLAP, *([key.expires_at] if key.expires_at else [])])
+    latest = min([(key.rotated_at or actor.at) + LONGEST_OVERLAP, *([key.expires_at] if key.expires_at else [])])
     if ends >= latest:
         raise Conflict(f"“{key.name}” cannot be extended further. Move what still uses it to the new key.")
     key.retires_at = min(ends + timedelta(days=1), latest)
@@ -156,5 +155,6 @@ def _begin_overlap(session: Session, actor: Actor, old: ApiKey, draft: Draft) ->
         raise Invalid({"overlap": "Choose how long the old key keeps working."})
     if draft.owner != old.member.public_id or draft.environment != old.environment:
         raise Invalid({"owner": "A replacement acts as the same member, in the same environment."})
+    old.rotated_at = actor.at
     old.retires_at = Overlap(draft.overlap).ends_at(actor.at, old.expires_at)
     session.flush()
