@@ -15,7 +15,7 @@ from portal.services import keys, members
 from portal.services.actor import operator
 from portal.store.models import Account, Member, Workspace
 from tests.browser import looking
-from tests.browser.acting import KEYS, NEW, Mouse, fill_form, open_form, reveal, without_htmx
+from tests.browser.acting import KEYS, NEW, Mouse, fill_form, leave_receipt, open_form, reveal, without_htmx
 from tests.browser.backstage import Backstage
 from tests.browser.conftest import NewPage
 
@@ -381,6 +381,8 @@ def test_the_focus_is_where_one_goes_on_and_messages_stay(new_page: NewPage, bac
     expect_focus(page, f"{key}-delete")
     page.get_by_role("link", name="Delete Newer").click()
     page.get_by_role("button", name="Delete sandbox key").click()
+    expect_focus(page, "dlg-title")
+    leave_receipt(page)
     expect(page.locator("#status")).to_contain_text("was deleted.")
     expect_focus(page, f"key-{older}-link")
     assert page.evaluate("regions.every((region) => document.getElementById(region.id) === region)")
