@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,10 @@ from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
 from granian.log import LogLevels
 
-from portal import demo
+from portal import demo, mail
 from portal.rules.access import Role
 from portal.rules.errors import PortalError
-from portal.services import key_views, keys, members, workspaces
+from portal.services import key_views, keys, members, notices, outbox, workspaces
 from portal.services.actor import operator
 from portal.settings import Settings
 from portal.store.database import MISTAKES, TROUBLE, Database
@@ -119,7 +120,7 @@ def register(app: Flask, settings: Settings, database: Database) -> None:
         for row in rows:
             used = f"last used {row['lastUsedAt']}" if row["lastUsedAt"] else "never used"
             click.echo(f"{row['id']}  {row['hint']}  {row['state']:<11}  {row['owner']} / {row['name']}  ({used})")
-        click.echo(f"{len(rows)} {'key' if len(rows) == 1 else 'keys'}.")
+        click.echo(f"{_counted(len(rows), 'key')}.")
 
     @command("revoke-key")
     @click.argument("key_id")
@@ -128,6 +129,30 @@ def register(app: Flask, settings: Settings, database: Database) -> None:
         with database.transaction() as session:
             name = keys.revoke(session, operator(), key_id)
         click.echo(f"“{name}” is revoked. Requests with it are refused from now.")
+
+    @command("notify")
+    def notify() -> None:
+        """Mail the people whose keys expire soon; to be run once an hour or a day."""
+        now = datetime.now(UTC)
+        with database.transaction() as session:
+            letters, count = notices.write_due(session, now, settings.keyring, settings.base_url)
+        click.echo(f"{_counted(letters, 'mail')} written about {_counted(count, 'key')}.")
+        sent, failed = outbox.send_waiting(database, _mailer(settings), now)
+        where = "" if settings.smtp_url else f" to the folder {settings.mail_folder}"
+        click.echo(f"{_counted(sent, 'mail')} sent{where}.")
+        if failed:
+            tries = "\n".join(f"  {each}" for each in failed)
+            raise click.ClickException(f"{_counted(len(failed), 'mail')} not taken, kept for the next run:\n{tries}")
+
+
+def _mailer(settings: Settings) -> mail.Mailer:
+    if settings.smtp_url:
+        return mail.Smtp(settings.smtp_url, settings.mail_from)
+    return mail.Folder(settings.mail_folder, settings.mail_from)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _say_errors(function: Callable[..., None]) -> Callable[..., None]:

@@ -8,9 +8,12 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from email.utils import formataddr, parseaddr
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from portal.rules.credentials import KeyFormat, Keyring, Pepper
+from portal.rules.text import clean_email
 
 _MIN_SECRET = 32  # bytes
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -36,6 +39,9 @@ class Settings:
     bind: str
     port: int
     workers: int
+    smtp_url: str | None = field(repr=False)  # None: mail goes to `mail_folder`
+    mail_from: str
+    mail_folder: Path
     is_local: bool
 
     @property
@@ -67,6 +73,9 @@ class Settings:
             bind=_bind(environ),
             port=port,
             workers=_number(environ, "PORTAL_WORKERS", 1, 1, 64),
+            smtp_url=_smtp_url(environ),
+            mail_from=_mail_from(environ, host),
+            mail_folder=instance.resolve() / "mail",
             is_local=is_local,
         )
 
@@ -147,6 +156,31 @@ def _key_format(environ: Mapping[str, str]) -> KeyFormat:
         return KeyFormat(environ.get("PORTAL_KEY_PREFIX") or "sk")
     except ValueError as error:
         raise BadSetting(f"PORTAL_KEY_PREFIX: {error}.") from None
+
+
+def _smtp_url(environ: Mapping[str, str]) -> str | None:
+    text = environ.get("PORTAL_SMTP_URL")
+    if not text:
+        return None
+    try:
+        parts = urlsplit(text)
+        good = parts.scheme in ("smtp", "smtps") and parts.hostname and parts.path in ("", "/")
+        good = good and (parts.port is None or parts.port > 0)
+    except ValueError:
+        good = False
+    if not good:
+        raise BadSetting("PORTAL_SMTP_URL must look like smtp://user:password@mail.example.org:587 or smtps://….")
+    if not environ.get("PORTAL_MAIL_FROM"):
+        raise BadSetting("PORTAL_MAIL_FROM must name the address that mail comes from, as PORTAL_SMTP_URL is set.")
+    return text
+
+
+def _mail_from(environ: Mapping[str, str], host: str) -> str:
+    text = environ.get("PORTAL_MAIL_FROM") or f"Latchkey <latchkey@{'localhost' if ':' in host else host}>"
+    name, address = parseaddr(text)
+    if not (name.isprintable() and address.isascii() and clean_email(address)):
+        raise BadSetting(f"PORTAL_MAIL_FROM must look like Keys <keys@example.org>, not {text[:80]!r}.")
+    return formataddr((name, address))
 
 
 def _networks(environ: Mapping[str, str]) -> tuple[Network, ...]:

@@ -34,7 +34,7 @@ const portal = {};
   };
   // Where reading begins in what has just arrived: at what is wrong, at the first field, or at the title.
   portal.start = (root) =>
-    root.querySelector(".error-summary") ?? root.querySelector("input[data-focus]") ?? root.querySelector("[data-focus]") ?? root;
+    root.querySelector(".error-summary, .result") ?? root.querySelector(":is(input, textarea)[data-focus]") ?? root.querySelector("[data-focus]") ?? root;
   // Runs now for the page and again for whatever htmx brings in.
   portal.enhance = (work) => {
     on("DOMContentLoaded", () => work(document));
@@ -82,7 +82,7 @@ const portal = {};
 
   // --- htmx: while a request runs ---
   let slow;
-  const quiet = (ctx) => ["review", "first"].includes(ctx.sourceElement.id);
+  const quiet = (ctx) => ctx.sourceElement.matches("#review, #first, [data-quiet]");
   const submitOf = (ctx) => ctx.request.submitter ?? ctx.sourceElement.querySelector?.("[type=submit]:not(.vh)");
   on("htmx:before:request", ({ detail: { ctx } }) => {
     ctx.target?.setAttribute?.("aria-busy", "true");
@@ -187,8 +187,11 @@ const portal = {};
     const strip = cancel?.closest(".strip");
     if (strip) {
       event.preventDefault();
+      // A receipt came with its row: nobody opened it.
+      const { id } = strip.closest("tbody");
+      const opener = openers.get(strip);
       closeStrip(strip);
-      portal.focusFirst([openers.get(strip), "keys-h"].filter(Boolean));
+      portal.focusFirst([opener, `${id}-reactivate`, `${id}-link`, "keys-h"].filter(Boolean));
     }
   });
 
@@ -209,7 +212,7 @@ const portal = {};
     const after = rows();
     const gone = before.findIndex((id) => !after.includes(id));
     const next = gone < 0 ? undefined : before.slice(gone).find((id) => after.includes(id));
-    portal.focusFirst(dialogOpen() ? focus : [...(next ? [`${next}-name`] : []), ...focus, "keys-h"]);
+    portal.focusFirst(dialogOpen() ? focus : [...(next ? [`${next}-link`] : []), ...focus, "keys-h"]);
   };
   on("portal:done", ({ detail }) => portal.done(detail));
 
@@ -247,6 +250,15 @@ const portal = {};
     } else {
       event.target.closest?.(".strip")?.querySelector("[data-cancel]")?.click();
     }
+  });
+  // Single keys, for those who switched them on: never in a field, over a dialog, or with another key held down.
+  on("keydown", (event) => {
+    const inField = event.target.closest?.("input, select, textarea, [contenteditable]");
+    if (!("shortcuts" in root.dataset) || inField || dialogOpen() || event.ctrlKey || event.metaKey || event.altKey) return;
+    const wanted = byId({ "/": "q", n: "new-key", "?": "to-keyboard" }[event.key]);
+    if (!wanted) return;
+    event.preventDefault();
+    event.key === "/" ? wanted.focus() : wanted.click();
   });
   portal.enhance((scope) => {
     for (const field of scope.querySelectorAll("input[type=password]:not([data-shown])")) {

@@ -8,6 +8,18 @@
   let opener = "";
   let closing = false;
 
+  // What was stopped in this dialog is told in the list when the dialog goes, whoever closes it.
+  const leaveReceipt = () => {
+    const receipt = body.querySelector(".receipt[data-told]");
+    if (!receipt) return false;
+    const key = receipt.id.replace(/-receipt$/, "");
+    const told = { message: receipt.dataset.told, focus: [`${key}-reactivate`, `${key}-link`], reload: true };
+    portal.dialog.close();
+    empty();
+    portal.done(told);
+    return true;
+  };
+
   const empty = () => {
     body.replaceChildren();
     for (const id of ["dlg-status", "dlg-alert"]) document.getElementById(id).textContent = "";
@@ -30,6 +42,7 @@
       }
     },
     ask(how) {
+      if (leaveReceipt()) return;
       const request = new CustomEvent("portal:closing", { cancelable: true, detail: { how } });
       if (dlg.dispatchEvent(request)) this.close({ refocus: true });
     },
@@ -75,6 +88,7 @@
   dlg.addEventListener("close", () => {
     if (closing || dlg.open || !body.childElementCount) return;
     // Closed by the browser without our leave.
+    if (leaveReceipt()) return;
     dlg.dispatchEvent(new CustomEvent("portal:forced"));
     empty();
   });

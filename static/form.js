@@ -29,6 +29,7 @@
 
   const tick = (form, boxes, checked) => {
     for (const box of boxes) box.checked = checked;
+    byHand(form);
     form.dispatchEvent(new Event("change", { bubbles: true }));
   };
 
@@ -70,11 +71,18 @@
     }
   };
 
+  // By hand, so no longer from a preset.
+  const byHand = (form) => {
+    const self = form.querySelector("#preset-self");
+    if (self) self.checked = true;
+  };
+
   const setUp = (form) => {
     form.dataset.ready = "1";
     if (form.querySelector(".error-summary")) form.dataset.dirty = "1";
     form.addEventListener("input", () => (form.dataset.dirty = "1"));
-    form.addEventListener("change", () => {
+    form.addEventListener("change", ({ target }) => {
+      if (target.name === "scopes") byHand(form);
       relabel(form);
       count(form);
     });
@@ -89,11 +97,19 @@
     if (!form.dataset.ready) setUp(form);
     const scopes = form.querySelector("#scopes");
     if (scopes) tools(form, scopes);
+    const apply = form.querySelector("#preset-apply");
+    if (apply && window.htmx) apply.hidden = true;
   });
 
-  // Another owner: what went is said once, and the review sentence asks again with the ticks that are left.
+  // A choice in a preset's list chooses the preset. Captured: before htmx sends the answers.
+  document.addEventListener("change", ({ target }) => {
+    const radio = target.matches("#presets select") && target.closest(".preset").querySelector("input");
+    if (radio) radio.checked = true;
+  }, true);
+
+  // Another owner or preset: what went is said once, and the review sentence asks again with the ticks that are left.
   document.addEventListener("htmx:after:swap", ({ detail: { ctx } }) => {
-    if (ctx.sourceElement.id !== "owner-scopes") return;
+    if (!["owner-scopes", "preset-apply"].includes(ctx.sourceElement.id)) return;
     const form = document.getElementById("new-key-form");
     const lost = form?.querySelector("#scopes-lost");
     if (lost) portal.say("status", lost.textContent.trim().replace(/\s+/g, " "));

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, NoReturn
 
-from sqlalchemy import func, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy import and_, exists, func, or_, select
+from sqlalchemy.orm import Session, aliased
 
 from portal.rules import text
 from portal.rules.access import (
@@ -150,7 +150,7 @@ def create(
     owner = planned.owner
     if planned.problems or owner is None:
         raise Invalid(planned.problems, attempt=_overreach(planned))
-    if replaced is None:
+    if replaced is None or _is_expired(replaced, actor.at):  # else it takes the place of one that counted
         _check_limit(session, owner, actor.at)
     plain, digest, pepper_id = keyring.mint(Environment(draft.environment))
     name = text.clean_line(draft.name) or ""
@@ -283,10 +283,12 @@ def _overreach(planned: Plan) -> Attempt | None:
 
 def standing_count(session: Session, member_id: int, now: datetime) -> int:
     """Count a member's keys that are neither revoked nor expired, a rotating pair once."""
+    successor = aliased(ApiKey)
+    succeeded = exists().where(successor.replaces_id == ApiKey.id, successor.revoked_at.is_(None))
     standing = select(func.count()).where(
         ApiKey.member_id == member_id,
         ApiKey.revoked_at.is_(None),
-        ApiKey.retires_at.is_(None),  # the old key of a pair; the new one counts
+        or_(ApiKey.retires_at.is_(None), and_(ApiKey.retires_at > now, ~succeeded)),
         or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now),
     )
     return session.scalar(standing) or 0
@@ -298,6 +300,10 @@ def _check_limit(session: Session, owner: Owner, now: datetime) -> None:
         who = "You have" if owner.is_me else f"{owner.member.name} has"
         message = f"{who} {count} of {KEYS_PER_MEMBER} keys. Delete one first."
         raise Conflict(message, code="key_limit", attempt=Attempt(Event.KEY_GENERATED, owner.member.public_id))
+
+
+def _is_expired(key: ApiKey, now: datetime) -> bool:
+    return key.expires_at is not None and key.expires_at <= now
 
 
 def _insert(session: Session, actor: Actor, key: ApiKey, *, is_mine: bool) -> None:

@@ -82,12 +82,14 @@ def replace_unused(
         raise Conflict("Only a key of the last 24 hours that was never used can be replaced. Rotate this one instead.")
     lifetime = Lifetime.like(old.created_at, old.expires_at)
     scopes = [view.text for view in key_views.scopes_of(session, [old]).get(old.id, [])]
+    before = session.get(ApiKey, old.replaces_id) if old.replaces_id else None
+    old.replaces_id = None  # the new one takes its place, also beside a predecessor that still works
     old.revoked_at = actor.at
     old.revoked_by_id = seat.member.id
     keys.tell(session, actor, Event.KEY_DELETED, old, {"reason": "replaced before it was used"})
     session.flush()
     draft = Draft(old.name, old.note, old.member.public_id, old.environment, scopes, lifetime, form_id)
-    return keys.create(session, actor, keyring, draft)
+    return keys.create(session, actor, keyring, draft, replaced=before)
 
 
 def successor_of(session: Session, key: ApiKey) -> ApiKey | None:
@@ -110,8 +112,7 @@ def extend(session: Session, actor: Actor, keyring: Keyring, key_id: str) -> Key
         attempt = Attempt(Event.KEY_OVERLAP_EXTENDED, key.public_id, key.name)
         raise Forbidden(ONLY_ITS_OWNER, attempt=attempt)
     ends = _check_retiring(key, actor.at)
-    begun = session.scalar(select(ApiKey.created_at).where(ApiKey.replaces_id == key.id)) or actor.at
-    latest = min([begun + LONGEST_OVERLAP, *([key.expires_at] if key.expires_at else [])])
+    latest = min([(key.rotated_at or actor.at) + LONGEST_OVERLAP, *([key.expires_at] if key.expires_at else [])])
     if ends >= latest:
         raise Conflict(f"“{key.name}” cannot be extended further. Move what still uses it to the new key.")
     key.retires_at = min(ends + timedelta(days=1), latest)
@@ -154,5 +155,6 @@ def _begin_overlap(session: Session, actor: Actor, old: ApiKey, draft: Draft) ->
         raise Invalid({"overlap": "Choose how long the old key keeps working."})
     if draft.owner != old.member.public_id or draft.environment != old.environment:
         raise Invalid({"owner": "A replacement acts as the same member, in the same environment."})
+    old.rotated_at = actor.at
     old.retires_at = Overlap(draft.overlap).ends_at(actor.at, old.expires_at)
     session.flush()

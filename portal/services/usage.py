@@ -248,8 +248,9 @@ def _text(moment: datetime) -> str:
 
 
 def _path(request: Request) -> str:
-    """Make a path that somebody sent storable: without control characters, and without a key that stands in it."""
-    return KEY_SHAPED.sub("…", "".join(each if each.isprintable() else "\ufffd" for each in request.path))[:200]
+    """Make a path that somebody sent storable: it may hold anything, a key as well."""
+    path = KEY_SHAPED.sub("…", request.path)[:200]
+    return "".join(each if each.isprintable() else "\ufffd" for each in path)
 
 
 def _scope(scope: str) -> str:

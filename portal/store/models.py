@@ -194,6 +194,7 @@ class ApiKey(Base):
     last_used_client: Mapped[str | None] = mapped_column(String(60))
     # Rotation: a successor names its predecessor, which works until `retires_at` at most.
     replaces_id: Mapped[int | None] = mapped_column(ForeignKey("api_key.id"), unique=True)
+    rotated_at: Mapped[datetime | None]  # when it was replaced: from here an overlap is counted
     retires_at: Mapped[datetime | None]
 
     member: Mapped[Member] = relationship(lazy="raise", foreign_keys=[member_id])

@@ -65,7 +65,7 @@ def new() -> Response:
         if owner:
             draft = replace(draft, owner=owner)
         planned = keys.plan(session, actor(), draft)
-    return _form(planned, added=add if add in draft.scopes else "")
+    return _form(planned, add=add)
 
 
 @pages.post("/keys/new/scopes")
@@ -146,20 +146,20 @@ def _form(
     *,
     fragment: str = "keys/_new.html",
     errors: Mapping[str, str] | None = None,
-    added: str = "",
+    add: str = "",
 ) -> Response:
-    context = _choices(planned, added) | {"errors": errors or {}}
+    context = _choices(planned, add) | {"errors": errors or {}}
     return page_or_fragment("keys/new.html", fragment, 422 if errors else 200, **context)
 
 
-def _choices(planned: Plan, added: str = "") -> dict[str, Any]:
-    """Lay out what the form and the check page need: the answers, and what may be chosen."""
+def _choices(planned: Plan, add: str = "") -> dict[str, Any]:
+    """Lay out what the form and the check page need: the answers, and the choices; `add` is to be pointed out."""
     draft, owner = planned.draft, planned.owner
     kept = {str(scope) for scope in planned.scopes}
     listed = [shelf for shelf in planned.shelves if any(_offered(planned, app.slug) for app in shelf.apps)]
     with reading() as session:
         admins = members.admin_names(session, planned.seat.workspace.id)
-        cannot_add = _cannot_add(session, planned)
+        cannot_add = _cannot_add(session, planned, add) if add in planned.beyond else None
         replaced = _replaced(session, planned)
         copyable = key_views.copyable(session, actor(), seat())
         standing = keys.standing_count(session, owner.member.id, actor().at) if owner else 0
@@ -172,7 +172,7 @@ def _choices(planned: Plan, added: str = "") -> dict[str, Any]:
         "hidden_solutions": len(planned.shelves) - len(listed),
         "admins": admins,
         "expiries": [(str(each), label, each.ends_at(actor().at)) for each, label in LIFETIMES.items()],
-        "added": {added} if added else set(),
+        "added": {add} & kept,
         "lost": [_lost(planned, scope) for scope in lost],
         "cannot_add": cannot_add,
         "replaces": replaced,
@@ -202,9 +202,9 @@ def _replaced(session: Session, planned: Plan) -> dict[str, Any] | None:
     }
 
 
-def _cannot_add(session: Session, planned: Plan) -> dict[str, Any] | None:
-    """Tell of the first scope asked for that cannot be given here, and who could give the access that it needs."""
-    scope = Scope.parse(planned.beyond[0]) if planned.beyond else None
+def _cannot_add(session: Session, planned: Plan, add: str) -> dict[str, Any] | None:
+    """Tell why a scope cannot be given here, and who could give the access that it needs."""
+    scope = Scope.parse(add)
     shelf = next((shelf for shelf in planned.shelves if scope and scope.app in {app.slug for app in shelf.apps}), None)
     if scope is None or shelf is None or planned.owner is None:
         return None

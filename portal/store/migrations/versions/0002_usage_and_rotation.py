@@ -85,6 +85,7 @@ def upgrade() -> None:
     op.drop_index("uq_api_key_name_in_use", "api_key")
     with op.batch_alter_table("api_key", schema=None) as batch_op:
         batch_op.add_column(sa.Column("replaces_id", sa.Integer(), nullable=True))
+        batch_op.add_column(sa.Column("rotated_at", Moment(), nullable=True))
         batch_op.add_column(sa.Column("retires_at", Moment(), nullable=True))
         batch_op.create_unique_constraint(batch_op.f("uq_api_key_replaces_id"), ["replaces_id"])
         batch_op.create_foreign_key(batch_op.f("fk_api_key_replaces_id"), "api_key", ["replaces_id"], ["id"])
@@ -135,6 +136,7 @@ def downgrade() -> None:
         batch_op.drop_constraint(batch_op.f("fk_api_key_replaces_id"), type_="foreignkey")
         batch_op.drop_constraint(batch_op.f("uq_api_key_replaces_id"), type_="unique")
         batch_op.drop_column("retires_at")
+        batch_op.drop_column("rotated_at")
         batch_op.drop_column("replaces_id")
     _index_names_in_use("revoked_at IS NULL")
 

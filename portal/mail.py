@@ -1,0 +1,96 @@
+"""Handing mails over: to an SMTP server, or, where none is set, to a folder in which they can be read."""
+
+import os
+import smtplib
+import ssl
+from dataclasses import dataclass
+from datetime import datetime
+from email.message import EmailMessage
+from email.utils import format_datetime, parseaddr
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+TIMEOUT = 10  # seconds for each step of a conversation with an SMTP server
+TROUBLE = (OSError, smtplib.SMTPException)
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A mail to be handed over; its id stays the same when it is tried again, so that receivers can tell."""
+
+    id: str
+    recipient: str
+    subject: str
+    body: str
+    created_at: datetime
+
+
+class Mailer:
+    """Sends mails from one address."""
+
+    def __init__(self, sender: str) -> None:
+        self._sender = sender
+
+    def send(self, letter: Letter) -> None:
+        """Hand one mail over; raises one of TROUBLE when it was not taken."""
+        raise NotImplementedError
+
+    def _message(self, letter: Letter) -> EmailMessage:
+        message = EmailMessage()
+        message["From"] = self._sender
+        message["To"] = letter.recipient
+        message["Subject"] = letter.subject
+        message["Date"] = format_datetime(letter.created_at)
+        message["Message-ID"] = f"<{letter.id}@{parseaddr(self._sender)[1].rpartition('@')[2]}>"
+        message["Auto-Submitted"] = "auto-generated"  # RFC 3834: no holiday replies
+        message.set_content(letter.body)
+        return message
+
+
+class Smtp(Mailer):
+    """Over `smtp://[user:password@]host[:port]`, with STARTTLS where the server offers it, or `smtps://`.
+
+    A password never goes over a connection that is not encrypted, but to this machine itself.
+    """
+
+    def __init__(self, url: str, sender: str) -> None:
+        super().__init__(sender)
+        parts = urlsplit(url)
+        self._host = parts.hostname or ""
+        self._is_tls = parts.scheme == "smtps"
+        self._port = parts.port or (465 if self._is_tls else 25)
+        self._login = (unquote(parts.username), unquote(parts.password or "")) if parts.username else None
+
+    def send(self, letter: Letter) -> None:
+        """Hand one mail over to the server."""
+        context = ssl.create_default_context()
+        if self._is_tls:
+            server: smtplib.SMTP = smtplib.SMTP_SSL(self._host, self._port, timeout=TIMEOUT, context=context)
+        else:
+            server = smtplib.SMTP(self._host, self._port, timeout=TIMEOUT)
+        with server:
+            server.ehlo()
+            is_safe = self._is_tls or self._host in ("localhost", "127.0.0.1", "::1")
+            if not self._is_tls and server.has_extn("starttls"):
+                server.starttls(context=context)
+                is_safe = True
+            if self._login:
+                if not is_safe:
+                    raise smtplib.SMTPException("the server offers no encryption, so the password was not sent")
+                server.login(*self._login)
+            server.send_message(self._message(letter))
+
+
+class Folder(Mailer):
+    """Into a folder of `.eml` files that nobody else on the machine can read."""
+
+    def __init__(self, folder: Path, sender: str) -> None:
+        super().__init__(sender)
+        self._folder = folder
+
+    def send(self, letter: Letter) -> None:
+        """Write one mail down."""
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = self._folder / f"{letter.created_at:%Y%m%dT%H%M%S}-{letter.id}.eml"
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(bytes(self._message(letter)))

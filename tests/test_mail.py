@@ -1,0 +1,110 @@
+"""Mails as a real SMTP server receives them, and as a folder keeps them."""
+
+import email
+import smtplib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from email.message import Message
+from email.policy import default
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiosmtpd.controller import Controller
+from aiosmtpd.smtp import AuthResult
+
+from portal.mail import TROUBLE, Folder, Letter, Smtp
+from tests.servers import free_port
+
+SENDER = "Latchkey <keys@example.org>"
+LETTER = Letter(
+    "mail_1", "zoë@example.org", "“CRM sync” läuft ab", "Hällo,\n\nit expires.\n", datetime(2026, 1, 2, tzinfo=UTC)
+)
+
+
+class Inbox:
+    """What a server received."""
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+        self.logins: list[bytes] = []
+        self.answer = "250 OK"
+
+    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:  # noqa: N802 - aiosmtpd calls it so
+        self.messages.append(email.message_from_bytes(envelope.content, policy=default))
+        return self.answer
+
+    def authenticate(self, server: Any, session: Any, envelope: Any, mechanism: str, data: Any) -> AuthResult:
+        self.logins.append(data.password)
+        return AuthResult(success=True)
+
+
+@pytest.fixture
+def inbox() -> Inbox:
+    return Inbox()
+
+
+@contextmanager
+def listening(inbox: Inbox, host: str) -> Iterator[str]:
+    """Run an SMTP server without encryption; give its address."""
+    port = free_port()
+    controller = Controller(inbox, hostname=host, port=port, authenticator=inbox.authenticate, auth_require_tls=False)
+    controller.start()
+    yield f"{host}:{port}"
+    controller.stop()
+
+
+@pytest.fixture
+def server(inbox: Inbox) -> Iterator[str]:
+    """An SMTP server on this machine."""
+    with listening(inbox, "127.0.0.1") as address:
+        yield address
+
+
+def test_a_server_receives_the_mail_as_it_was_written(server: str, inbox: Inbox) -> None:
+    Smtp(f"smtp://{server}", SENDER).send(LETTER)
+    [message] = inbox.messages
+    assert message["Subject"] == LETTER.subject
+    assert message["To"] == LETTER.recipient
+    assert message["From"] == SENDER
+    assert message["Message-ID"] == "<mail_1@example.org>"
+    assert message["Auto-Submitted"] == "auto-generated"
+    assert message.get_content().replace("\r\n", "\n") == LETTER.body  # type: ignore[attr-defined]
+
+
+def test_a_password_in_the_address_signs_in(server: str, inbox: Inbox) -> None:
+    Smtp(f"smtp://portal:sec%40ret@{server}", SENDER).send(LETTER)
+    assert inbox.logins == [b"sec@ret"]
+
+
+def test_a_refusal_of_the_server_is_trouble(server: str, inbox: Inbox) -> None:
+    inbox.answer = "452 Too much mail"
+    with pytest.raises(TROUBLE):
+        Smtp(f"smtp://{server}", SENDER).send(LETTER)
+
+
+def test_a_server_that_is_away_is_trouble() -> None:
+    with pytest.raises(TROUBLE):
+        Smtp(f"smtp://127.0.0.1:{free_port()}", SENDER).send(LETTER)
+
+
+def test_a_password_is_not_sent_to_another_machine_without_encryption(inbox: Inbox) -> None:
+    with listening(inbox, "127.0.0.2") as elsewhere, pytest.raises(smtplib.SMTPException, match="no encryption"):
+        Smtp(f"smtp://portal:secret@{elsewhere}", SENDER).send(LETTER)
+    assert inbox.logins == []
+
+
+def test_a_subject_cannot_add_a_header(server: str, inbox: Inbox) -> None:
+    letter = Letter("mail_2", "max@acme.test", "Hello\r\nBcc: all@acme.test", "", LETTER.created_at)
+    with pytest.raises(ValueError):
+        Smtp(f"smtp://{server}", SENDER).send(letter)
+    assert inbox.messages == []
+
+
+def test_a_folder_keeps_mails_for_its_owner_alone(tmp_path: Path) -> None:
+    Folder(tmp_path / "mail", SENDER).send(LETTER)
+    [path] = (tmp_path / "mail").iterdir()
+    assert path.suffix == ".eml"
+    assert path.stat().st_mode & 0o077 == 0
+    assert email.message_from_bytes(path.read_bytes(), policy=default)["Subject"] == LETTER.subject
