@@ -10,6 +10,8 @@ from email.utils import format_datetime, parseaddr
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from portal.settings import Settings
+
 TIMEOUT = 10  # seconds for each step of a conversation with an SMTP server
 TROUBLE = (OSError, smtplib.SMTPException)
 
@@ -94,3 +96,10 @@ class Folder(Mailer):
         path = self._folder / f"{letter.created_at:%Y%m%dT%H%M%S}-{letter.id}.eml"
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
             file.write(bytes(self._message(letter)))
+
+
+def mailer(settings: Settings) -> Mailer:
+    """Give the way in which this portal's mail goes."""
+    if settings.smtp_url:
+        return Smtp(settings.smtp_url, settings.mail_from)
+    return Folder(settings.mail_folder, settings.mail_from)

@@ -5,8 +5,9 @@ import logging
 import re
 import secrets
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from functools import lru_cache
@@ -63,9 +64,12 @@ class Portal:
     database: Database
     key_check: KeyCheck
     usage: Usage
+    # What need not be done before an answer goes out, or must not be told by the time that it takes.
+    errands: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "errands"))
 
     def close(self) -> None:
         """Write down what is still only in memory and give the connections back."""
+        self.errands.shutdown()
         self.usage.close()
         self.key_check.close()
         self.database.close()
@@ -366,7 +370,7 @@ def _form_expired() -> Response:
 
 def carried_answers() -> list[tuple[str, str]]:
     """Give what a form sent, to be sent again by another one: all but secrets and what that form adds itself."""
-    own = ("csrf_token", "password", "password_again", "account")
+    own = ("csrf_token", "password", "password_again", "current_password", "account")
     return [(name, KEY_SHAPED.sub("…", value)) for name, value in request.form.items(multi=True) if name not in own]
 
 

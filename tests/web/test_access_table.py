@@ -27,6 +27,16 @@ POST   /logout                                            303 303 303 303 303 30
 GET    /reauth                                            303 200 200 200 200 200 303 303
 POST   /reauth                                            303 403 403 403 403 403 400 400
 GET    /w                                                 303 200 303 303 303 303 303 303
+GET    /account                                           303 200 200 200 200 200 303 303
+GET    /account/sessions                                  303 200 200 200 200 200 303 303
+POST   /account/sessions                                  303 303 303 303 303 303 400 400
+POST   /account/stay                                      303 303 303 303 303 303 400 400
+GET    /account/password                                  303 200 200 200 200 200 303 303
+POST   /account/password                                  303 422 422 422 422 422 400 400
+GET    /reset                                             200 200 200 200 200 200 200 200
+POST   /reset                                             422 422 422 422 422 422 400 400
+GET    /reset/<token:token>                               404 404 404 404 404 404 404 404
+POST   /reset/<token:token>                               404 404 404 404 404 404 400 400
 GET    /preferences                                       303 200 200 200 200 200 303 303
 POST   /preferences                                       303 422 422 422 422 422 400 400
 GET    /help/keyboard                                     303 200 200 200 200 200 303 303
