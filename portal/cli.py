@@ -17,8 +17,9 @@ from granian.log import LogLevels
 
 from portal import demo, mail
 from portal.rules.access import Role
-from portal.rules.errors import PortalError
-from portal.services import key_views, keys, members, notices, outbox, workspaces
+from portal.rules.errors import NotFound, PortalError
+from portal.rules.text import clean_email
+from portal.services import accounts, key_views, keys, members, notices, outbox, passwords, workspaces
 from portal.services.actor import operator
 from portal.settings import Settings
 from portal.store.database import MISTAKES, TROUBLE, Database
@@ -129,6 +130,18 @@ def register(app: Flask, settings: Settings, database: Database) -> None:
         with database.transaction() as session:
             name = keys.revoke(session, operator(), key_id)
         click.echo(f"“{name}” is revoked. Requests with it are refused from now.")
+
+    @command("reset-password")
+    @click.argument("email")
+    def reset_password(email: str) -> None:
+        """Print a one-time link by which a person chooses a new password."""
+        with database.transaction() as session:
+            account = accounts.find_usable(session, clean_email(email) or "")
+            if account is None:
+                raise NotFound(f"Nobody can sign in as {email}.")
+            token = passwords.begin_reset(session, operator(), account)
+        click.echo(f"Send this link to {email}; it works once, for {passwords.RESET_LIFE.seconds // 60} minutes:")
+        click.echo(f"{settings.base_url}/reset/{token}")
 
     @command("notify")
     def notify() -> None:

@@ -60,9 +60,18 @@ def begin_attempt(session: Session, actor: Actor, email: str) -> Attempt:
     tries_left = _check_limits(session, email_hash, prefix, actor.at)
     failure = SignInFailure(email_hash=email_hash, prefix=prefix, at=actor.at)
     session.add(failure)
-    account = _find_usable(session, address) if address else None
+    account = find_usable(session, address) if address else None
     session.flush()
     return Attempt(failure.id, email_hash, prefix, account, tries_left)
+
+
+def count_request(session: Session, actor: Actor, email: str) -> None:
+    """Count somebody asking for a reset of an address, by the limits of sign-in; TooManyAttempts while one holds."""
+    email_hash = hashlib.sha256(b"reset:" + email[:254].encode("utf-8", "surrogatepass")).digest()
+    prefix = _prefix(actor.address)
+    _take_turns(session)
+    _check_limits(session, email_hash, prefix, actor.at)
+    session.add(SignInFailure(email_hash=email_hash, prefix=prefix, at=actor.at))
 
 
 def _take_turns(session: Session) -> None:
@@ -80,7 +89,8 @@ def fail(session: Session, actor: Actor, attempt: Attempt) -> None:
     )
 
 
-def _find_usable(session: Session, email: str) -> Account | None:
+def find_usable(session: Session, email: str) -> Account | None:
+    """Find the account of an address that can sign in; `email` as `text.clean_email` gives it."""
     active = select(Member.id).where(
         Member.account_id == Account.id, Member.deactivated_at.is_(None), Member.removed_at.is_(None)
     )

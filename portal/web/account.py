@@ -1,15 +1,201 @@
-"""A person's own pages, whatever the workspace: preferences, and what the keyboard does."""
+"""A person's own pages, whatever the workspace: account, sessions, password, preferences, what the keyboard does."""
+
+import logging
+from collections.abc import Mapping
 
 from flask import Blueprint, Response, flash, make_response, redirect, render_template, request, url_for
-from flask_login import current_user
+from flask import session as browser_session
+from flask_login import current_user, logout_user
 
-from portal.rules.errors import Invalid
-from portal.services import accounts
+from portal.mail import mailer
+from portal.rules.access import Role
+from portal.rules.errors import Invalid, NotFound, TooManyAttempts
+from portal.rules.text import clean_email
+from portal.services import accounts, members, outbox, passwords, sessions
 from portal.services.accounts import Preferences
-from portal.web.guards import signed_in
-from portal.web.http import answer, transaction
+from portal.services.actor import Actor
+from portal.services.passwords import NewPassword
+from portal.web.display import absolute
+from portal.web.guards import actor, anybody, signed_in, start_browser_session, visitor
+from portal.web.http import Portal, answer, page_or_fragment, portal, reading, transaction
+from portal.web.sign_in import ROLES
+
+_log = logging.getLogger(__name__)
 
 pages = Blueprint("account", __name__)
+
+
+@pages.get("/account")
+@signed_in
+def index() -> Response:
+    """Show who one is, in which workspaces, and what can be changed about that."""
+    account = current_user.account
+    with reading() as session:
+        mine = members.workspaces_of(session, account.id)
+        keys = passwords.active_keys(session, account.id, actor())
+    places = [
+        {"slug": each.workspace.slug, "name": each.workspace.name, "role_text": ROLES[Role(each.role)]} for each in mine
+    ]
+    return make_response(render_template("account/index.html", account=account, places=places, key_count=keys))
+
+
+# --- Sessions -------------------------------------------------------------------------------------------------------
+
+
+@pages.route("/account/sessions", methods=["GET", "POST"])
+@signed_in
+def own_sessions() -> Response:
+    """List where one is signed in; end one other session (`session`), or without it all others."""
+    this = current_user.user_session
+    if request.method != "POST":  # HEAD is a GET
+        with reading() as session:
+            found = sessions.list_for(session, this, actor().at)
+        return make_response(render_template("account/sessions.html", sessions=found))
+    chosen = answer("session")
+    with transaction() as session:
+        count = sessions.end(session, actor(), current_user.account, this, int(chosen) if _is_number(chosen) else None)
+    flash("Signed out there." if chosen else f"Signed out of {count} other session{'' if count == 1 else 's'}.")
+    return make_response(redirect(url_for("account.own_sessions"), 303))
+
+
+def _is_number(text: str) -> bool:
+    if text and not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise NotFound()
+    return bool(text)
+
+
+@pages.post("/account/stay")
+@signed_in
+def stay() -> Response:
+    """Stay signed in: being asked is being seen."""
+    user_session = current_user.user_session
+    with transaction() as session:
+        accounts.mark_seen(session, user_session, actor().at, None)
+    flash("You stay signed in.")
+    return make_response(redirect(url_for("sign_in.start"), 303))
+
+
+# --- Passwords ------------------------------------------------------------------------------------------------------
+
+
+@pages.route("/account/password", methods=["GET", "POST"])
+@signed_in
+def password() -> Response:
+    """Change the password; everybody else who is signed in with the old one is signed out."""
+    if request.method != "POST":  # HEAD is a GET
+        return _password_page()
+    try:
+        stopped = _change_password()
+    except Invalid as error:
+        return _password_page(error.problems)
+    keys = "" if not stopped else f" {stopped} {'key is' if stopped == 1 else 'keys are'} deactivated."
+    flash(f"Your password is changed. All other sessions have ended.{keys}")
+    return make_response(redirect(url_for("account.index"), 303))
+
+
+def _change_password() -> int:
+    user_session, old = current_user.user_session, answer("current_password")
+    with transaction() as session:
+        attempt = accounts.begin_attempt(session, actor(), user_session.account.email)
+    if not attempt.verify(old):
+        with transaction() as session:
+            accounts.fail(session, actor(), attempt)
+        raise Invalid({"current_password": f"That password is not right. {_tries(attempt.tries_left)} left."})
+    try:
+        new = _chosen(old=old)
+    except Invalid:
+        with transaction() as session:
+            accounts.take_back(session, attempt, actor().at)
+        raise
+    with transaction() as session:
+        token, stopped = passwords.change(session, actor(), attempt, new, user_session)
+    browser_session.clear()  # a new CSRF token too
+    start_browser_session(user_session, token)
+    return stopped
+
+
+def _chosen(*, old: str | None = None) -> NewPassword:
+    stop_keys = answer("stop_keys") == "yes"
+    return NewPassword.choose(answer("password"), answer("password_again"), stop_keys=stop_keys, old=old)
+
+
+def _tries(left: int) -> str:
+    return f"{left} {'try' if left == 1 else 'tries'}"
+
+
+def _password_page(errors: Mapping[str, str] | None = None) -> Response:
+    account = current_user.account
+    with reading() as session:
+        keys = passwords.active_keys(session, account.id, actor())
+    context = {
+        "errors": errors or {},
+        "key_count": keys,
+        "stop_keys": answer("stop_keys", "no"),
+        "email": account.email,
+    }
+    return make_response(render_template("account/password.html", **context), 422 if errors else 200)
+
+
+@pages.route("/reset", methods=["GET", "POST"])
+@anybody
+def ask_reset() -> Response:
+    """Ask for a one-time link. The answer is the same for every address; what there is to do is done after it."""
+    if request.method != "POST":  # HEAD is a GET
+        return make_response(render_template("account/reset_ask.html", email="", error=None))
+    who, written = visitor(), answer("email")
+    email = clean_email(written)
+    if not email:
+        error = "Enter an email address like ana@example.org."
+        return make_response(render_template("account/reset_ask.html", email=written[:254], error=error), 422)
+    try:
+        with transaction() as session:
+            accounts.count_request(session, who, email)
+    except TooManyAttempts as limit:
+        error = f"Too many attempts. Try again at {absolute(limit.retry_at)}."
+        response = make_response(render_template("account/reset_ask.html", email=email, error=error), 429)
+        response.headers["Retry-After"] = str(max(1, round((limit.retry_at - who.at).total_seconds())))
+        return response
+    portal().errands.submit(_send_link, portal(), who, email)
+    return make_response(render_template("account/reset_sent.html", email=email))
+
+
+def _send_link(here: Portal, who: Actor, email: str) -> None:
+    try:
+        with here.database.transaction() as session:
+            passwords.send_link(session, who, email, here.settings.base_url)
+        outbox.send_waiting(here.database, mailer(here.settings), who.at)
+    except Exception:
+        _log.exception("a link for a new password could not be sent")
+
+
+@pages.route("/reset/<token:token>", methods=["GET", "POST"])
+@anybody
+def reset(token: str) -> Response:
+    """Choose a new password over a one-time link, then sign in with it."""
+    who = visitor()
+    try:
+        with reading() as session:
+            _, account = passwords.open_reset(session, who, token)
+            keys = passwords.active_keys(session, account.id, who)
+    except NotFound:
+        return make_response(render_template("account/reset_gone.html"), 404)
+    context = {"token": token, "email": account.email, "key_count": keys, "errors": {}, "stop_keys": "yes"}
+    if request.method != "POST":  # HEAD is a GET
+        return page_or_fragment("account/reset.html", "account/reset.html", **context)
+    try:
+        new = _chosen()
+    except Invalid as error:
+        context |= {"errors": error.problems, "stop_keys": answer("stop_keys", "no")}
+        return page_or_fragment("account/reset.html", "account/reset.html", 422, **context)
+    with transaction() as session:
+        passwords.reset(session, who, token, new)
+    logout_user()
+    browser_session.clear()
+    flash("Your password is changed and every session has ended. Sign in with it.")
+    return make_response(redirect(url_for("sign_in.login"), 303))
+
+
+# --- Preferences ----------------------------------------------------------------------------------------------------
 
 
 @pages.route("/preferences", methods=["GET", "POST"])

@@ -101,7 +101,7 @@ def signed_in(view: View) -> View:
         if not current_user.is_authenticated:
             return _ask_to_sign_in()
         account = current_user.account
-        g.account = account
+        g.account, g.user_session = account, current_user.user_session
         g.actor = Actor(
             g.now, Means.SESSION, account.name, account.public_id, address=request.remote_addr, request_id=g.request_id
         )
@@ -124,7 +124,7 @@ def in_workspace(view: View) -> View:
                 g.workspaces = [member.workspace for member in members.workspaces_of(session, user_session.account_id)]
         if found is None:
             raise NotFound()
-        g.account, g.seat = user_session.account, found
+        g.account, g.user_session, g.seat = user_session.account, user_session, found
         g.actor = Actor(
             g.now,
             Means.SESSION,
@@ -285,6 +285,7 @@ def register(app: Flask) -> None:
         account: Account | None = g.get("account")
         return {
             "viewer": account,
+            "session_ends": _session_ends(g.user_session) if account else None,
             "prefs": {"theme": account.theme, "shortcuts": account.has_shortcuts} if account else {"theme": "system"},
             "member": {"name": found.member.name, "role": found.role, "role_text": role_text(found)} if found else None,
             "workspace": found.workspace if found else None,
@@ -293,6 +294,13 @@ def register(app: Flask) -> None:
             "sections": _sections(found) if found else [],
             "now": g.get("now"),
         }
+
+
+def _session_ends(user_session: UserSession) -> tuple[int, int]:
+    """Say in how many seconds a session ends when nothing is done, and when it ends in any case."""
+    left = accounts.SESSION_LIFE - (g.now - user_session.created_at)
+    idle = min(accounts.SESSION_IDLE - (g.now - user_session.last_seen_at), left)
+    return int(idle.total_seconds()), int(left.total_seconds())
 
 
 def role_text(found: Seat) -> str:

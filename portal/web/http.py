@@ -372,7 +372,7 @@ def _form_expired() -> Response:
 
 def carried_answers() -> list[tuple[str, str]]:
     """Give what a form sent, to be sent again by another one: all but secrets and what that form adds itself."""
-    own = ("csrf_token", "password", "password_again", "account")
+    own = ("csrf_token", "password", "password_again", "current_password", "account")
     return [(name, KEY_SHAPED.sub("…", value)) for name, value in request.form.items(multi=True) if name not in own]
 
 

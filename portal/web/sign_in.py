@@ -9,14 +9,14 @@ from flask_login import current_user, logout_user
 from portal.rules.access import Role
 from portal.rules.errors import Invalid, NotFound, TooManyAttempts
 from portal.rules.text import local_path
-from portal.services import accounts, members
+from portal.services import accounts, members, sessions
 from portal.web.display import absolute
 from portal.web.guards import anybody, prompt, prove_again, signed_in, start_browser_session, visitor
 from portal.web.http import answer, client_label, page_or_fragment, reading, transaction
 
 pages = Blueprint("sign_in", __name__)
 
-_ROLES = {Role.ADMIN: "Administrator", Role.MEMBER: "Member"}
+ROLES = {Role.ADMIN: "Administrator", Role.MEMBER: "Member"}
 _NO_MATCH = "That email and password do not match. Try again."
 
 
@@ -61,10 +61,14 @@ def _sign_in(email: str, password: str) -> bool:
     with transaction() as session:
         if current_user.is_authenticated:  # whoever sat here before is signed out
             accounts.sign_out(session, actor, current_user.user_session)
-        user_session, token = accounts.sign_in(session, actor, attempt, password, client_label(request.environ))
+        user_session, token = accounts.sign_in(session, actor, attempt, password, _device())
     browser_session.clear()  # nothing of the time before, its CSRF token included, goes on
     start_browser_session(user_session, token)
     return True
+
+
+def _device() -> str:
+    return sessions.label(request.headers.get("User-Agent", "")) or client_label(request.environ)
 
 
 def _login_page(target: str | None, email: str = "", error: str | None = None, status: int = 200) -> Response:
@@ -115,8 +119,7 @@ def choose() -> Response:
     if len(mine) == 1:
         return make_response(redirect(url_for("home.index", ws=mine[0].workspace.slug), 303))
     listed = [
-        {"slug": each.workspace.slug, "name": each.workspace.name, "role_text": _ROLES[Role(each.role)]}
-        for each in mine
+        {"slug": each.workspace.slug, "name": each.workspace.name, "role_text": ROLES[Role(each.role)]} for each in mine
     ]
     return make_response(render_template("sign_in/choose.html", workspaces=listed))
 

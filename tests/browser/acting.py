@@ -138,6 +138,11 @@ def reveal(
     return page.get_by_label("API key, full text").input_value()
 
 
+def leave_receipt(page: Page, *, scripts: bool = True) -> None:
+    """Go on to the list from the receipt of a stop: it is in the dialog, or a page."""
+    page.get_by_role("link", name="Done" if scripts else "Back to API keys").click()
+
+
 def without_htmx(page: Page) -> Page:
     """Let the browser not find htmx."""
     page.route(re.compile("/static/vendor/htmx"), lambda route: route.fulfill(status=404))

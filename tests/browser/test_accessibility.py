@@ -15,7 +15,7 @@ from portal.services import keys, members
 from portal.services.actor import operator
 from portal.store.models import Account, Member, Workspace
 from tests.browser import looking
-from tests.browser.acting import KEYS, NEW, Mouse, fill_form, open_form, reveal, without_htmx
+from tests.browser.acting import KEYS, NEW, Mouse, fill_form, leave_receipt, open_form, reveal, without_htmx
 from tests.browser.backstage import Backstage
 from tests.browser.conftest import NewPage
 
@@ -34,6 +34,7 @@ MAIN = ("home", "list", "form in the dialog", "reveal in the dialog", "delete in
 PARTS = ("dialog:modal", ".strip:has(form)", ":popover-open")
 BORDER = "node => getComputedStyle(node).borderTopStyle"
 ADDRESSES = "name => [...document.querySelectorAll(`[${name}]`)].map((node) => node.getAttribute(name))"
+ROW_ACTIONS = "() => [...document.querySelectorAll('.keys td a[id]')].map((node) => node.getAttribute('href'))"
 # The focused element, when nothing of it is on the screen or something else lies over all of it.
 COVERED = """() => {
     const node = document.activeElement;
@@ -380,6 +381,8 @@ def test_the_focus_is_where_one_goes_on_and_messages_stay(new_page: NewPage, bac
     expect_focus(page, f"{key}-delete")
     page.get_by_role("link", name="Delete Newer").click()
     page.get_by_role("button", name="Delete sandbox key").click()
+    expect_focus(page, "dlg-title")
+    leave_receipt(page)
     expect(page.locator("#status")).to_contain_text("was deleted.")
     expect_focus(page, f"key-{older}-link")
     assert page.evaluate("regions.every((region) => document.getElementById(region.id) === region)")
@@ -431,6 +434,7 @@ def test_without_scripts_nothing_is_dead_and_every_address_of_htmx_is_a_page(new
         page.goto(path)
         faults += [f"{path}: {fault}" for fault in looking.inert_controls(page)]
         asked |= {("GET", url) for url in page.evaluate(ADDRESSES, "hx-get")}
+        asked |= {("GET", url) for url in page.evaluate(ROW_ACTIONS)}
         asked |= {("POST", url) for url in page.evaluate(ADDRESSES, "hx-post")}
     token = page.locator("[name=csrf_token]").first.get_attribute("value") or ""
     for method, url in sorted(asked):

@@ -482,7 +482,7 @@ def test_a_form_filled_from_another_key_asks_for_no_more_than_that_key_had_and_w
     assert (draft.name, draft.note, list(draft.scopes)) == ("Nightly export", "cron", ["tasks:read", "tasks:write"])
     assert planned.scopes == (Scope.parse("tasks:read"),)
     assert (planned.beyond, list(planned.problems)) == (("tasks:write",), ["scopes"])
-    assert (foreign.name, list(foreign.scopes)) == ("", [])
+    assert (foreign.name, foreign.replaces, list(foreign.scopes)) == ("", "", ["leads:read"])
 
 
 def test_a_key_without_any_scope_authorises_nothing(office: Office) -> None:

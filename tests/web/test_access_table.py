@@ -27,6 +27,19 @@ POST   /logout                                            303 303 303 303 303 30
 GET    /reauth                                            303 200 200 200 200 200 303 303
 POST   /reauth                                            303 403 403 403 403 403 400 400
 GET    /w                                                 303 200 303 303 303 303 303 303
+GET    /account                                           303 200 200 200 200 200 303 303
+GET    /account/sessions                                  303 200 200 200 200 200 303 303
+POST   /account/sessions                                  303 303 303 303 303 303 400 400
+POST   /account/stay                                      303 303 303 303 303 303 400 400
+GET    /account/password                                  303 200 200 200 200 200 303 303
+POST   /account/password                                  303 422 422 422 422 422 400 400
+GET    /reset                                             200 200 200 200 200 200 200 200
+POST   /reset                                             422 422 422 422 422 422 400 400
+GET    /reset/<token:token>                               404 404 404 404 404 404 404 404
+POST   /reset/<token:token>                               404 404 404 404 404 404 400 400
+GET    /preferences                                       303 200 200 200 200 200 303 303
+POST   /preferences                                       303 422 422 422 422 422 400 400
+GET    /help/keyboard                                     303 200 200 200 200 200 303 303
 GET    /invite/<token:token>                              404 404 404 404 404 404 404 404
 POST   /invite/<token:token>                              404 404 404 404 404 404 400 400
 GET    /w/<slug:ws>                                       303 404 200 200 200 404 303 303
@@ -60,6 +73,9 @@ POST   …/<public_id:key_id>/extend                        303 404 303 404 403 
 GET    …/<public_id:key_id>/retire                        303 404 200 404 200 404 303 303
 POST   …/<public_id:key_id>/retire                        303 404 303 404 303 404 400 400
 POST   …/search                                           303 404 303 303 303 404 400 400
+GET    …/identify                                         303 404 200 200 200 404 303 303
+POST   …/identify                                         303 404 200 200 200 404 400 400
+GET    …/<public_id:key_id>/receipt                       303 404 200 404 200 404 303 303
 GET    /api/v1/me                                         401 401 401 401 401 401 200 200
 GET    /api/v1/solutions                                  401 401 401 401 401 401 200 200
 GET    /api/v1/apps/<app:app>/records                     401 401 401 401 401 401 200 200
@@ -68,6 +84,7 @@ GET    /api/v1/apps/<app:app>/records/<record_id>         401 401 401 401 401 40
 PATCH  /api/v1/apps/<app:app>/records/<record_id>         401 401 401 401 401 401 200 404
 DELETE /api/v1/apps/<app:app>/records/<record_id>         401 401 401 401 401 401 204 404
 """
+STOPPED = ("reactivate", "receipt")  # asked of a deactivated key
 RETIRING = ("retire", "extend")  # asked of the old key of a rotation
 PLACEHOLDER = re.compile(r"<(?:\w+:)?(\w+)>")
 
@@ -119,14 +136,14 @@ class Addresses:
     def _key(self, action: str, name: str = "For") -> str:
         rio = self._cast.rio
         key = rio.generate(name=f"{name} {action}")
-        if action == "reactivate":
+        if action in STOPPED:
             rio.post(f"keys/{key.id}/deactivate")
         elif action in RETIRING:
             rio.rotate(key)
         return key.id
 
     def _key_to_look_at(self, action: str) -> str:
-        action = action if action in ("reactivate", *RETIRING) else "anything"
+        action = action if action in (*STOPPED, *RETIRING) else "anything"
         if action not in self._looked_at:
             self._looked_at[action] = self._key(action, "Looks at")
         return self._looked_at[action]

@@ -1,0 +1,145 @@
+"""A person's own pages: account, sessions, a changed password, and a forgotten one."""
+
+import email
+import re
+from email.policy import default
+from pathlib import Path
+
+import pytest
+from flask import Flask
+
+from portal.services.accounts import PAIR_LIMIT
+from tests.cast import Cast, Person
+
+NEW = "seven green bottles on a wall"
+
+
+def wait_for_errands(app: Flask) -> None:
+    app.extensions["portal"].errands.submit(lambda: None).result(timeout=30)
+
+
+def link_in_mail(app: Flask) -> str:
+    """Find the link in the newest mail of the folder."""
+    wait_for_errands(app)
+    newest = max(Path(app.extensions["portal"].settings.mail_folder).glob("*.eml"))
+    text = email.message_from_bytes(newest.read_bytes(), policy=default).get_content()
+    found = re.search(r"http://\S+(/reset/\S+)", text)
+    assert found
+    return found[1]
+
+
+def change(person: Person, old: str = "", **answers: str) -> int:
+    person.get("/account/password")
+    fields = {"current_password": old or "correct horse battery staple", "password": NEW, "password_again": NEW}
+    return person.post("/account/password", fields | answers).status_code
+
+
+def test_the_account_page_leads_to_what_can_be_changed(cast: Cast) -> None:
+    page = cast.max.get("/account").text
+    for path in ("/account/sessions", "/account/password", "/preferences", "/w/acme"):
+        assert f'href="{path}"' in page
+
+
+def test_a_changed_password_counts_from_now_on_and_signs_others_out(cast: Cast) -> None:
+    elsewhere = Person(cast.app, "max")
+    elsewhere.sign_in()
+    assert change(cast.max) == 303
+    assert cast.max.get("/account").status_code == 200
+    assert elsewhere.get("/account").status_code == 303
+    assert Person(cast.app, "max").sign_in().status_code == 422
+    assert Person(cast.app, "max").sign_in(NEW).status_code == 303
+
+
+def test_wrong_guesses_of_the_current_password_are_counted_as_at_sign_in(cast: Cast) -> None:
+    statuses = [change(cast.max, old="wrong") for _ in range(PAIR_LIMIT + 1)]
+    assert statuses == [422] * PAIR_LIMIT + [429]
+
+
+def test_a_password_that_cannot_be_taken_changes_nothing_and_costs_no_try(cast: Cast) -> None:
+    for _ in range(PAIR_LIMIT + 1):
+        assert change(cast.max, password_again="something else") == 422
+    assert Person(cast.app, "max").sign_in().status_code == 303
+
+
+def test_keys_go_on_unless_they_are_to_stop(cast: Cast) -> None:
+    key = cast.max.generate(["leads:read"])
+    assert change(cast.max) == 303
+    assert cast.call("GET", "/me", key).status_code == 200
+    assert (
+        change(
+            cast.max, old=NEW, password="another long sentence", password_again="another long sentence", stop_keys="yes"
+        )
+        == 303
+    )
+    assert cast.call("GET", "/me", key).status_code == 401
+
+
+def test_others_can_be_signed_out_one_by_one_or_all(cast: Cast) -> None:
+    elsewhere, further = Person(cast.app, "max"), Person(cast.app, "max")
+    elsewhere.sign_in()
+    further.sign_in()
+    page = cast.max.get("/account/sessions").text
+    numbers = re.findall(r'name="session"\s+value="(\d+)"', page)
+    assert len(numbers) == 2
+    assert cast.rio.post("/account/sessions", {"session": numbers[0]}).status_code == 404
+    assert cast.max.post("/account/sessions", {"session": numbers[0]}).status_code == 303
+    assert cast.max.post("/account/sessions", {"session": numbers[0]}).status_code == 404
+    assert {elsewhere.get("/account").status_code, further.get("/account").status_code} == {200, 303}
+    cast.max.post("/account/sessions")
+    assert [elsewhere.get("/account").status_code, further.get("/account").status_code] == [303, 303]
+    assert cast.max.get("/account").status_code == 200
+
+
+def test_a_forgotten_password_is_chosen_anew_over_the_link_in_the_mail(app: Flask, cast: Cast) -> None:
+    key = cast.max.generate(["leads:read"])
+    stranger = cast.stranger()
+    stranger.get("/reset")
+    assert stranger.post("/reset", {"email": "MAX@acme.test"}).status_code == 200
+    path = link_in_mail(app)
+    assert 'value="yes" checked' in stranger.get(path).text
+    chosen = {"password": NEW, "password_again": NEW, "stop_keys": "yes"}
+    assert stranger.post(path, chosen).headers["Location"] == "/login"
+    assert cast.max.get("/account").status_code == 303
+    assert cast.call("GET", "/me", key).status_code == 401
+    assert stranger.get(path).status_code == 404
+    assert Person(app, "max").sign_in(NEW).status_code == 303
+
+
+@pytest.mark.parametrize("address", ["max@acme.test", "nobody@acme.test"])
+def test_asking_for_a_link_tells_nothing_of_who_is_there(address: str, app: Flask, cast: Cast) -> None:
+    stranger = cast.stranger()
+    stranger.get("/reset")
+    answer = stranger.post("/reset", {"email": address})
+    assert answer.status_code == 200
+    assert address in answer.text
+    wait_for_errands(app)
+    folder = Path(app.extensions["portal"].settings.mail_folder)
+    assert folder.exists() == (address == "max@acme.test")
+
+
+def test_asking_for_links_is_limited(cast: Cast) -> None:
+    stranger = cast.stranger()
+    stranger.get("/reset")
+    statuses = [stranger.post("/reset", {"email": "max@acme.test"}).status_code for _ in range(PAIR_LIMIT + 1)]
+    assert statuses == [200] * PAIR_LIMIT + [429]
+    assert Person(cast.app, "max").sign_in().status_code == 303
+
+
+def test_a_link_that_nobody_made_is_used_up(cast: Cast) -> None:
+    answer = cast.stranger().get(f"/reset/{'x' * 43}")
+    assert answer.status_code == 404
+    assert "used up" in answer.text
+
+
+def test_staying_signed_in_is_a_form_of_ones_own(cast: Cast) -> None:
+    assert cast.max.post("/account/stay").status_code == 303
+    assert cast.stranger().browser.post("/account/stay").status_code in (303, 400)
+
+
+def test_an_operator_prints_a_link(app: Flask, cast: Cast) -> None:
+    runner = app.test_cli_runner()
+    printed = runner.invoke(args=["reset-password", "max@acme.test"])
+    found = re.search(r"/reset/\S+", printed.output)
+    assert found
+    assert cast.stranger().get(found[0]).status_code == 200
+    assert runner.invoke(args=["reset-password", "nobody@acme.test"]).exit_code != 0
