@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sqlalchemy import ColumnElement, func, or_, select
-from sqlalchemy.orm import contains_eager
 
 from portal.rules.access import AccessLevel, Role, Scope, level_of
 from portal.rules.credentials import Keyring
@@ -63,10 +62,8 @@ class Loss:
 def keys_at_risk(session: Session, actor: Actor, seat: Seat, keyring: Keyring, member: Member) -> list[KeyAtRisk]:
     """List a member's active keys, those in use first, with what each is used for."""
     rows = session.scalars(
-        select(ApiKey)
-        .join(ApiKey.member)
-        .options(contains_eager(ApiKey.member))
-        .where(ApiKey.member_id == member.id, ApiKey.workspace_id == seat.workspace.id, *active_at(actor.at))
+        key_views.visible_to(seat)
+        .where(ApiKey.member_id == member.id, *active_at(actor.at))
         .order_by(ApiKey.last_used_at.desc().nulls_last(), ApiKey.id)
         .limit(_MOST)
     ).all()
