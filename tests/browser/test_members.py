@@ -148,7 +148,7 @@ def test_a_person_leaves_and_their_program_goes_on(new_page: NewPage, scene: Sce
     new = page.get_by_label("API key, full text").input_value()
     assert [call(live_server, key, "/apps/tasks/records") for key in (old, new)] == [200, 200]
     page.goto(f"{scene.rio}/leave")
-    expect(page.get_by_text("Moved or replaced, stops in 24 h")).to_be_visible()
+    expect(page.get_by_text("Moved or replaced, stops in 1 day")).to_be_visible()
     page.get_by_role("button", name="Deactivate Rio Tanaka").click()
     expect(page.locator("#status")).to_contain_text("“Rio Tanaka” is deactivated.")
     assert [call(live_server, key, "/apps/tasks/records") for key in (old, new)] == [401, 200]
