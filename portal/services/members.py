@@ -1,6 +1,6 @@
 """Members and what they may reach: seats, access by solution, invitations. Who changes it: `people`, `api_members`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -187,10 +187,10 @@ def solutions_of(session: Session, workspace_id: int) -> list[Solution]:
     return list(session.scalars(statement.order_by(Solution.name, Solution.id)))
 
 
-def levels_of(session: Session, member: Member) -> dict[str, AccessLevel]:
+def levels_of(session: Session, member: Member, solutions: Sequence[Solution] | None = None) -> dict[str, AccessLevel]:
     """Say what a member was given in each solution of the workspace, by its slug; an admin's role is not looked at."""
     granted = granted_to(session, member)
-    solutions = solutions_of(session, member.workspace_id)
+    solutions = solutions_of(session, member.workspace_id) if solutions is None else solutions
     return {solution.slug: granted.get(solution.id, AccessLevel.NONE) for solution in solutions}
 
 

@@ -225,7 +225,8 @@ class Preview:
 
     member: Member
     keys: list[KeyAtRisk]
-    levels: Levels  # what they would have as a plain member
+    solutions: list[Solution]
+    levels: Levels  # what they would have as a plain member, in each of them
     led: list[Member]
     heirs: list[tuple[Member, dict[str, AccessLevel]]]
     is_last_admin: bool
@@ -235,10 +236,12 @@ def preview(session: Session, actor: Actor, seat: Seat, keyring: Keyring, public
     """Lay out what stops or shrinks before somebody is demoted, deactivated or removed."""
     members.check_admin(seat)
     member = get(session, seat, public_id)
+    solutions = members.solutions_of(session, seat.workspace.id)
     return Preview(
         member,
         offboarding.keys_at_risk(session, actor, seat, keyring, member),
-        members.levels_of(session, member),
+        solutions,
+        members.levels_of(session, member, solutions),
         offboarding.api_members_led_by(session, member),
         offboarding.heirs(session, seat),
         is_last_admin(session, member),

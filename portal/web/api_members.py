@@ -1,6 +1,6 @@
 """API members: their list, the matrix of their access, stopping and deleting them, and who manages them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flask import Response, flash, make_response, redirect, request
@@ -10,12 +10,11 @@ from portal.rules.errors import Conflict, Forbidden, Invalid, NeedsProof
 from portal.services import api_members, members, offboarding
 from portal.services.api_members import Listed
 from portal.store.database import Session
-from portal.store.models import Member
+from portal.store.models import Member, Solution
 from portal.web.guards import actor, in_workspace, recently_proved, seat
 from portal.web.http import answer, page_number, public_id, reading, transaction
 from portal.web.keys import keyring
 from portal.web.members import (
-    LEVEL_WORDS,
     TO_API_MEMBERS,
     access_words,
     here,
@@ -27,6 +26,7 @@ from portal.web.members import (
     page,
     page_size,
     pages,
+    solutions,
     span,
 )
 
@@ -88,19 +88,21 @@ def detail(mid: str) -> Response:
     with reading() as session:
         found = api_members.get(session, seat(), mid)
         keys, count = keys_of(session, found)
-        levels = members.levels_of(session, found)
+        every = solutions(session)
+        levels = members.levels_of(session, found, every)
         context = {
-            **_about(session, found),
-            "matrix": matrix(session, TO_API_MEMBERS, levels, {}, givers=members.givers_of(session, found)),
+            **_about(session, found, every, levels),
+            "matrix": matrix(session, every, TO_API_MEMBERS, levels, {}, givers=members.givers_of(session, found)),
             "created_by": members.name_of(session, found.created_by_id),
         }
     return page("api_members/detail.html", keys=keys, key_count=count, **context)
 
 
-def _about(session: Session, member: Member) -> dict[str, Any]:
+def _about(
+    session: Session, member: Member, every: Sequence[Solution], levels: Mapping[str, AccessLevel]
+) -> dict[str, Any]:
     manager, can = api_members.manager_of(session, member)
-    levels = members.levels_of(session, member)
-    names = {solution.slug: solution.name for solution in members.solutions_of(session, seat().workspace.id)}
+    names = {solution.slug: solution.name for solution in every}
     return {
         "one": member,
         "state": _state(member),
@@ -108,7 +110,6 @@ def _about(session: Session, member: Member) -> dict[str, Any]:
         "manager_can": can,
         "reads": [names[slug] for slug, level in levels.items() if level is AccessLevel.READ],
         "changes": [names[slug] for slug, level in levels.items() if level is AccessLevel.FULL],
-        "levels": {slug: LEVEL_WORDS[level] for slug, level in levels.items()},
     }
 
 
@@ -136,7 +137,7 @@ def new() -> Response:
 
 def _new_form(chosen: Mapping[str, AccessLevel], errors: Mapping[str, str]) -> Response:
     with reading() as session:
-        rows = matrix(session, TO_API_MEMBERS, {}, chosen)
+        rows = matrix(session, solutions(session), TO_API_MEMBERS, {}, chosen)
     answers = {"name": answer("name"), "purpose": answer("purpose")}
     return page("api_members/new.html", 422 if errors else 200, matrix=rows, answers=answers, errors=errors)
 
@@ -185,11 +186,12 @@ def _access_form(
 ) -> Response:
     with reading() as session:
         found = api_members.get(session, seat(), mid)
-        levels = members.levels_of(session, found)
+        every = solutions(session)
+        levels = members.levels_of(session, found, every)
         at_risk = offboarding.keys_at_risk(session, actor(), seat(), keyring(), found)
         givers = members.givers_of(session, found)
-        rows = matrix(session, TO_API_MEMBERS, levels, chosen or {}, givers=givers, at_risk=at_risk)
-        about = _about(session, found)
+        rows = matrix(session, every, TO_API_MEMBERS, levels, chosen or {}, givers=givers, at_risk=at_risk)
+        about = _about(session, found, every, levels)
     was = api_members.version_of(levels)
     return page(
         "api_members/access.html", status, matrix=rows, was=was, errors=errors or {}, conflict=conflict, **about

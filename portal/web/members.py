@@ -12,7 +12,7 @@ from portal.services import accounts, key_views, members
 from portal.services.key_views import Filters, KeyView
 from portal.services.offboarding import KeyAtRisk, Loss
 from portal.store.database import Session
-from portal.store.models import Member
+from portal.store.models import Member, Solution
 from portal.web.display import thousands
 from portal.web.guards import actor, seat
 from portal.web.http import answer
@@ -58,6 +58,11 @@ def span(number: int, size: int, shown: int) -> tuple[int, int]:
     return (first, first + shown - 1) if shown else (0, 0)
 
 
+def solutions(session: Session) -> list[Solution]:
+    """List the solutions of the current workspace."""
+    return members.solutions_of(session, seat().workspace.id)
+
+
 # --- The matrix of access -------------------------------------------------------------------------------------------
 
 
@@ -85,6 +90,7 @@ def levels_in_form(choices: Sequence[AccessLevel]) -> dict[str, AccessLevel]:
 
 def matrix(
     session: Session,
+    solutions: Sequence[Solution],
     choices: Sequence[AccessLevel],
     levels: Mapping[str, AccessLevel],
     chosen: Mapping[str, AccessLevel],
@@ -98,7 +104,7 @@ def matrix(
     """
     viewer = seat()
     rows = []
-    for solution in members.solutions_of(session, viewer.workspace.id):
+    for solution in solutions:
         mine = viewer.level_in(solution.id)
         level = levels.get(solution.slug, AccessLevel.NONE)
         may = mine is AccessLevel.MANAGE

@@ -12,8 +12,7 @@ from portal.rules.text import clean_line
 from portal.services import invitations, members, offboarding, outbox, people
 from portal.services.offboarding import KeyAtRisk
 from portal.services.people import Filters, Listed, Preview
-from portal.store.database import Session
-from portal.store.models import Member
+from portal.store.models import Member, Solution
 from portal.web.guards import actor, in_workspace, recently_proved, seat
 from portal.web.http import answer, page_number, portal, public_id, reading, transaction
 from portal.web.keys import keyring
@@ -29,6 +28,7 @@ from portal.web.members import (
     page,
     page_size,
     pages,
+    solutions,
     span,
 )
 
@@ -43,7 +43,7 @@ def index() -> Response:
     filters = _filters()
     with reading() as session:
         found = people.list_for(session, seat(), filters, number=page_number(), size=page_size(), now=actor().at)
-        solutions = members.solutions_of(session, seat().workspace.id)
+        every = solutions(session)
     first, last = span(found.number, found.size, len(found.rows))
     given = {name: getattr(filters, name) or None for name in ("q", "role", "solution", "state")}
     return page(
@@ -51,7 +51,7 @@ def index() -> Response:
         rows=[_listed(row) for row in found.rows],
         filters=filters,
         narrowed=any(given.values()),
-        solutions=solutions,
+        solutions=every,
         page=found.number,
         pages=-(-found.total // found.size),
         total=found.total,
@@ -103,13 +103,13 @@ def person(mid: str) -> Response:
         sees_keys = seat().is_admin or found.id == seat().member.id
         keys, count = keys_of(session, found) if sees_keys else ([], 0)
         led = offboarding.api_members_led_by(session, found) if seat().is_admin else []
-        about = _about(session, found)
+        every = solutions(session)
+        about = _about(found, every, members.levels_of(session, found, every))
     return page("people/person.html", keys=keys, key_count=count, sees_keys=sees_keys, led=led, **about)
 
 
-def _about(session: Session, member: Member) -> dict[str, Any]:
-    levels = members.levels_of(session, member)
-    names = {solution.slug: solution.name for solution in members.solutions_of(session, seat().workspace.id)}
+def _about(member: Member, every: Sequence[Solution], levels: Mapping[str, AccessLevel]) -> dict[str, Any]:
+    names = {solution.slug: solution.name for solution in every}
     return {
         "one": member,
         "email": member.account.email if member.account else "",
@@ -184,10 +184,11 @@ def _access_form(
 ) -> Response:
     with reading() as session:
         found = people.get(session, seat(), mid)
-        levels = members.levels_of(session, found)
+        every = solutions(session)
+        levels = members.levels_of(session, found, every)
         at_risk = offboarding.keys_at_risk(session, actor(), seat(), keyring(), found)
-        rows = matrix(session, _LEVELS, levels, chosen or {}, at_risk=at_risk)
-        about = _about(session, found)
+        rows = matrix(session, every, _LEVELS, levels, chosen or {}, at_risk=at_risk)
+    about = _about(found, every, levels)
     about |= {"matrix": rows, "roles": _ROLES, "role": role or found.role, "errors": errors or {}}
     was = people.version_of(found.role, levels)
     return page("people/access.html", status, was=was, conflict=conflict, **about)
@@ -221,7 +222,7 @@ def leave(mid: str) -> Response:
 def _leave_page(mid: str, then: str, *, conflict: str = "", status: int = 200) -> Response:
     with reading() as session:
         found = people.preview(session, actor(), seat(), keyring(), mid)
-        about = _about(session, found.member)
+        about = _about(found.member, found.solutions, found.levels)
     choices = [("demote", "Demote")] if found.member.role == Role.ADMIN else []
     if found.member.is_active:
         choices.append(("deactivate", "Deactivate"))
@@ -280,7 +281,8 @@ def reactivate(mid: str) -> Response:
         with reading() as session:
             found = people.get(session, seat(), mid)
             _, count = keys_of(session, found)
-            about = _about(session, found)
+            every = solutions(session)
+            about = _about(found, every, members.levels_of(session, found, every))
         return page("people/reactivate.html", key_count=count, **about)
     with transaction() as session:
         found, count = people.reactivate(session, actor(), mid)
@@ -314,9 +316,10 @@ def invite() -> Response:
 
 def _invite_form(chosen: Mapping[str, AccessLevel], errors: Mapping[str, str]) -> Response:
     with reading() as session:
-        rows = matrix(session, _LEVELS, {}, chosen)
+        every = solutions(session)
+        rows = matrix(session, every, _LEVELS, {}, chosen)
         waiting = invitations.open_invitations(session, actor(), seat())
-        names = {solution.slug: solution.name for solution in members.solutions_of(session, seat().workspace.id)}
+    names = {solution.slug: solution.name for solution in every}
     answers = {"email": answer("email"), "role": answer("role") or Role.MEMBER}
     listed = [
         {

@@ -1,0 +1,351 @@
+"""People: roles and access, leaving and coming back, invitations (T-29, T-30)."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from portal.rules.access import AccessLevel, Role
+from portal.rules.credentials import token_digest
+from portal.rules.errors import Conflict, Forbidden, Invalid, KeyRefused, NeedsProof, NotFound, PortalError
+from portal.services import audit, invitations, keys, members, people
+from portal.services.actor import Actor, Means
+from portal.services.people import Filters
+from portal.store.models import Invitation, Member, OutgoingMail
+from tests.services.office import API_MEMBER, NOON, Office
+
+NONE, READ, FULL, MANAGE = AccessLevel
+
+
+def do(office: Office, who: str, what: Any, *given: Any, **named: Any) -> Any:
+    actor = office.actor(who)
+    with audit.transaction(office.database, actor) as session:
+        return what(session, actor, *given, **named)
+
+
+def give(office: Office, who: str, name: str, role: str = "member", **more: Any) -> Any:
+    given = {"levels": {}, "was": None, "is_proved": True} | more
+    return do(office, who, people.set_access, office.keyring, office.member(name).public_id, role=role, **given)
+
+
+def leave(office: Office, who: str, name: str, then: str) -> Any:
+    return do(office, who, people.leave, office.member(name).public_id, then)
+
+
+def levels(office: Office, name: str) -> dict[str, AccessLevel]:
+    with office.database.reading() as session:
+        return members.levels_of(session, office.member(name))
+
+
+# --- Roles and access -----------------------------------------------------------------------------------------------
+
+
+def test_an_admin_changes_role_and_access_and_it_counts_at_once(office: Office) -> None:
+    _, plain = office.generate("rio", scopes=["tasks:read", "reservations:read"])
+    give(office, "ana", "rio", levels={"operations": NONE, "sales": MANAGE})
+    assert levels(office, "rio") == {"operations": NONE, "sales": MANAGE}
+    assert office.check(plain).reach.effective == frozenset()
+    give(office, "ana", "rio", "admin")
+    assert office.seat("rio").is_admin
+    assert len(office.check(plain).reach.effective) == 2  # never past its own scopes
+    before = {"operations": "read", "sales": "none"}
+    told = [(event.action, event.details) for event in office.told(target_id=office.member("rio").public_id)]
+    assert told == [
+        ("access_granted", {"before": before, "after": {"operations": "none", "sales": "manage"}}),
+        ("role_changed", {"before": "member", "after": "admin"}),
+    ]
+
+
+@pytest.mark.parametrize("who", ["lea", "max", "rio", "zoe"])
+@pytest.mark.parametrize("name", ["rio", "lea"])
+def test_nobody_but_an_admin_changes_a_human(shared_office: Office, who: str, name: str) -> None:
+    before = levels(shared_office, name)
+    with pytest.raises(NotFound if who == "zoe" else Forbidden):
+        give(shared_office, who, name, "admin", levels={"operations": FULL})
+    assert (levels(shared_office, name), shared_office.member(name).role) == (before, "member")
+    (told,) = shared_office.told(outcome="refused")
+    assert (told.action, told.target_id) == ("access_granted", shared_office.member(name).public_id)
+
+
+def test_an_api_member_is_no_person(shared_office: Office) -> None:
+    with pytest.raises(NotFound):
+        give(shared_office, "ana", API_MEMBER, "admin")
+    with pytest.raises(NotFound):
+        leave(shared_office, "ana", API_MEMBER, "remove")
+
+
+def test_an_admin_gives_nothing_to_themselves_for_the_time_after(office: Office) -> None:
+    with pytest.raises(Forbidden):
+        give(office, "ana", "ana", "admin", levels={"sales": MANAGE})
+    assert levels(office, "ana") == {"operations": NONE, "sales": NONE}
+
+
+@pytest.mark.parametrize("change", [{"role": "member"}, *({"then": then} for then in people.THEN)])
+def test_the_last_admin_stays(office: Office, change: dict[str, str]) -> None:
+    def go() -> None:
+        leave(office, "ana", "ana", change["then"]) if "then" in change else give(office, "ana", "ana", **change)
+
+    with pytest.raises(Conflict):
+        go()
+    office.change("max", role=Role.ADMIN, deactivated_at=NOON)  # one who cannot come in does not count
+    with pytest.raises(Conflict):
+        go()
+    office.change("max", deactivated_at=None)
+    go()
+    assert not (office.member("ana").is_active and office.member("ana").role == "admin")
+
+
+def test_more_needs_a_fresh_proof_and_less_does_not(office: Office) -> None:
+    for change in ({"role": "admin"}, {"levels": {"sales": READ}}):
+        with pytest.raises(NeedsProof):
+            give(office, "ana", "rio", is_proved=False, **change)
+    give(office, "ana", "rio", is_proved=False, levels={"operations": NONE})
+    office.change("max", role=Role.ADMIN)
+    give(office, "ana", "max", "member", is_proved=False)
+    assert office.member("max").role == "member"
+
+
+def test_a_stale_form_saves_nothing(office: Office) -> None:
+    shown = people.version_of("member", levels(office, "rio"))
+    give(office, "ana", "rio", "admin", was=shown)
+    with pytest.raises(Conflict):
+        give(office, "ana", "rio", "member", was=shown)
+    assert office.member("rio").role == "admin"
+
+
+@pytest.mark.parametrize(
+    ("more", "refusal"),
+    [({"role": "owner"}, Invalid), ({"role": ""}, Invalid), ({"levels": {"support": READ}}, Forbidden)],
+)
+def test_what_there_is_not_is_not_given(shared_office: Office, more: Any, refusal: type[PortalError]) -> None:
+    with pytest.raises(refusal):
+        give(shared_office, "ana", "rio", **more)
+
+
+# --- Leaving and coming back ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("then", ["deactivate", "remove"])
+def test_who_leaves_is_out_with_all_keys_and_comes_back_without_them(office: Office, then: str) -> None:
+    key, plain = office.generate("rio")
+    leave(office, "ana", "rio", then)
+    with pytest.raises(KeyRefused):
+        office.check(plain)
+    with pytest.raises(Forbidden):
+        office.generate("rio", name="Another")
+    with pytest.raises(Conflict):
+        leave(office, "ana", "rio", then)
+    _, count = do(office, "ana", people.reactivate, office.member("rio").public_id)
+    assert count == 1
+    with pytest.raises(KeyRefused):  # T-30
+        office.check(plain)
+    came_back_with = {"deactivate": READ, "remove": NONE}[then]
+    assert levels(office, "rio") == {"operations": came_back_with, "sales": NONE}
+    office.act("rio", keys.reactivate, key.id)
+    assert bool(office.check(plain).reach.effective) is (then == "deactivate")
+    with pytest.raises(Conflict):
+        do(office, "ana", people.reactivate, office.member("rio").public_id)
+
+
+def test_an_admin_who_was_removed_comes_back_as_a_plain_member(office: Office) -> None:
+    office.change("max", role=Role.ADMIN)
+    leave(office, "ana", "max", "remove")
+    do(office, "ana", people.reactivate, office.member("max").public_id)
+    assert office.member("max").role == "member"
+
+
+def test_demoting_is_for_admins_and_leaves_what_was_written_down(office: Office) -> None:
+    with pytest.raises(Conflict):
+        leave(office, "ana", "max", "demote")
+    office.change("max", role=Role.ADMIN)
+    _, plain = office.generate("max", scopes=["leads:write", "tasks:write"])
+    with office.database.reading() as session:
+        seen = people.preview(
+            session, office.actor("ana"), office.seat("ana"), office.keyring, office.member("max").public_id
+        )
+    (risk,) = seen.keys
+    assert [scope.text for scope in risk.lost_at(seen.levels)] == ["tasks:write"]
+    leave(office, "ana", "max", "demote")
+    assert office.check(plain).reach.effective_texts == ("leads:write",)
+
+
+@pytest.mark.parametrize("who", ["lea", "rio", "zoe"])
+@pytest.mark.parametrize("then", people.THEN)
+def test_nobody_but_an_admin_lets_somebody_go(shared_office: Office, who: str, then: str) -> None:
+    with pytest.raises(NotFound if who == "zoe" else Forbidden):
+        leave(shared_office, who, "max", then)
+    assert shared_office.member("max").is_active
+
+
+def test_the_preview_names_keys_api_members_and_where_keys_can_go(office: Office) -> None:
+    key, _ = office.generate("lea")
+    with office.database.reading() as session:
+        given = (office.actor("ana"), office.seat("ana"), office.keyring, office.member("lea").public_id)
+        seen = people.preview(session, *given)
+    assert [each.key.id for each in seen.keys] == [key.id]
+    assert [each.name for each in seen.led] == [API_MEMBER]
+    assert [(each.name, access) for each, access in seen.heirs] == [(API_MEMBER, {"operations": READ})]
+    with pytest.raises(Forbidden), office.database.reading() as session:
+        people.preview(session, office.actor("lea"), office.seat("lea"), office.keyring, given[3])
+
+
+# --- The list -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("filters", "names"),
+    [
+        ({}, ["ana", "lea", "max", "rio"]),
+        ({"q": "TANAKA"}, ["rio"]),
+        ({"q": "max@"}, ["max"]),
+        ({"q": "100%"}, []),
+        ({"role": "admin"}, ["ana"]),
+        ({"role": "lead"}, ["lea"]),
+        ({"role": "member"}, ["max", "rio"]),
+        ({"solution": "sales"}, ["ana", "lea", "max"]),
+        ({"solution": "support"}, ["ana"]),  # a solution of globex is nobody's here but an admin's, who has all
+        ({"state": "active"}, ["ana", "lea", "max", "rio"]),
+        ({"state": "removed"}, []),
+    ],
+)
+def test_people_are_found_by_name_role_and_solution(
+    shared_office: Office, filters: dict[str, str], names: list[str]
+) -> None:
+    with shared_office.database.reading() as session:
+        found = people.list_for(session, shared_office.seat("lea"), Filters(**filters), number=1, size=25, now=NOON)
+    assert [row.member.account.email.partition("@")[0] for row in found.rows if row.member.account] == names
+    assert found.total == len(names)
+
+
+def test_the_list_counts_keys_and_tells_of_those_who_left(office: Office) -> None:
+    key, _ = office.generate("rio")
+    office.generate("rio", name="Another")
+    office.use(key.id, NOON)
+    leave(office, "ana", "rio", "deactivate")
+    leave(office, "ana", "max", "remove")
+    with office.database.reading() as session:
+        seat = office.seat("ana")
+        found = people.list_for(session, seat, Filters(), number=1, size=25, now=NOON)
+        gone = people.list_for(session, seat, Filters(state="removed"), number=1, size=25, now=NOON)
+        off = people.list_for(session, seat, Filters(state="deactivated"), number=1, size=25, now=NOON)
+    assert [(row.member.name, row.keys) for row in found.rows] == [("Ana Ruiz", 0), ("Lea Okoro", 0), ("Rio Tanaka", 2)]
+    assert found.rows[2].last_used_at is not None
+    assert [row.member.name for row in gone.rows] == ["Max Brandt"]
+    assert [row.member.name for row in off.rows] == ["Rio Tanaka"]
+
+
+@pytest.mark.parametrize("who", ["max", "rio"])
+def test_plain_members_see_no_list(shared_office: Office, who: str) -> None:
+    with pytest.raises(Forbidden), shared_office.database.reading() as session:
+        people.list_for(session, shared_office.seat(who), Filters(), number=1, size=25, now=NOON)
+
+
+# --- Invitations ----------------------------------------------------------------------------------------------------
+
+
+def invite(office: Office, who: str = "ana", **answers: Any) -> str:
+    usual = {"email": "ida@acme.test", "role": "member", "levels": {}, "base_url": "https://keys.example.org"}
+    link: str = do(office, who, invitations.invite, **usual | answers)
+    return link
+
+
+def accept(office: Office, link: str, name: str = "Ida Berg", **more: Any) -> Member:
+    token, visitor = link.rpartition("/")[2], Actor(NOON, Means.SESSION, "visitor")
+    with office.database.transaction() as session:
+        known = members.open_invitation(session, token, visitor).account
+        return members.accept_invitation(session, visitor, token, name=name, password="twelve chars", known=known)
+
+
+def test_who_is_invited_has_the_access_that_they_were_invited_with(office: Office) -> None:
+    link = invite(office, levels={"sales": MANAGE, "operations": NONE})
+    accept(office, link)
+    assert levels(office, "ida") == {"operations": NONE, "sales": MANAGE}
+    with office.database.reading() as session:
+        assert members.givers_of(session, office.member("ida")) == {"sales": "Ana Ruiz"}
+    (granted,) = office.told(action="access_granted")
+    assert granted.details == {"before": {"sales": "none"}, "after": {"sales": "manage"}}
+
+
+@pytest.mark.parametrize("then", ["deactivate", "remove"])
+def test_who_had_left_comes_back_with_what_the_invitation_says_and_nothing_else(office: Office, then: str) -> None:
+    leave(office, "ana", "lea", then)
+    accept(office, invite(office, email="lea@acme.test", levels={"sales": FULL}))
+    assert levels(office, "lea") == {"operations": NONE, "sales": FULL}
+
+
+def test_the_link_is_mailed_and_kept_nowhere_else(office: Office) -> None:
+    link = invite(office)
+    token = link.rpartition("/")[2]
+    with office.database.reading() as session:
+        mail = session.scalars(select(OutgoingMail)).one()
+        kept = session.scalars(select(Invitation)).one()
+    assert (mail.recipient, mail.subject) == ("ida@acme.test", "Join Acme")
+    assert link in mail.body
+    assert kept.token_hash == token_digest(token)
+    assert token not in repr([vars(event) for event in office.told()])
+
+
+@pytest.mark.parametrize(
+    ("answers", "field"),
+    [({"email": "ida"}, "email"), ({"email": "rio@acme.test"}, "email"), ({"role": "owner"}, "role")],
+)
+def test_answers_that_cannot_be_are_to_be_mended(shared_office: Office, answers: Any, field: str) -> None:
+    with pytest.raises(Invalid) as refused:
+        invite(shared_office, **answers)
+    assert list(refused.value.problems) == [field]
+
+
+@pytest.mark.parametrize("who", ["lea", "rio"])
+def test_only_admins_invite_see_and_withdraw(office: Office, who: str) -> None:
+    with pytest.raises(Forbidden):
+        invite(office, who)
+    invite(office)
+    with office.database.reading() as session:
+        kept = session.scalars(select(Invitation)).one()
+        with pytest.raises(Forbidden):
+            invitations.open_invitations(session, office.actor(who), office.seat(who))
+    with pytest.raises(Forbidden):
+        do(office, who, invitations.withdraw, kept.public_id)
+
+
+def test_a_withdrawn_invitation_and_an_earlier_one_open_nothing(office: Office) -> None:
+    first, second = invite(office), invite(office)
+    with pytest.raises(NotFound):
+        accept(office, first)
+    with office.database.reading() as session:
+        ((waiting, by),) = invitations.open_invitations(session, office.actor("ana"), office.seat("ana"))
+    assert by == "Ana Ruiz"
+    do(office, "ana", invitations.withdraw, waiting.public_id)
+    with pytest.raises(NotFound):
+        accept(office, second)
+    with pytest.raises(NotFound):
+        do(office, "ana", invitations.withdraw, waiting.public_id)
+
+
+def test_an_invitation_of_another_workspace_is_not_withdrawn(office: Office) -> None:
+    invite(office)
+    with office.database.reading() as session:
+        kept = session.scalars(select(Invitation)).one()
+    with pytest.raises(NotFound):
+        do(office, "zoe", invitations.withdraw, kept.public_id)
+
+
+@pytest.mark.parametrize("then", ["demote", "deactivate", "remove", "role"])
+def test_what_an_admin_has_sent_ends_with_their_rights(office: Office, then: str) -> None:
+    office.change("max", role=Role.ADMIN)
+    link = invite(office, "max", role="admin")
+    if then == "role":
+        assert give(office, "ana", "max").withdrawn == 1
+    else:
+        leave(office, "ana", "max", then)
+    with pytest.raises(NotFound):
+        accept(office, link)
+    assert len(office.told(action="invitation_withdrawn")) == 1
+
+
+def test_an_expired_invitation_is_not_listed(office: Office) -> None:
+    invite(office)
+    later = office.actor("ana", NOON + timedelta(days=7))
+    with office.database.reading() as session:
+        assert invitations.open_invitations(session, later, office.seat("ana")) == []

@@ -1,0 +1,407 @@
+"""The pages of people and API members: what each shows to whom, what they send on, and what they cost."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from email import message_from_bytes, policy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+from sqlalchemy import event, func, insert, select, update
+
+from portal.store.database import Database
+from portal.store.models import Access, Account, ApiKey, AuditEvent, Member, Solution, UserSession
+from tests.cast import Cast, MadeKey, Person
+from tests.web.looking import kept
+
+API = "/w/acme/api-members"
+PEOPLE = "/w/acme/members"
+
+
+def make(person: Person, name: str = "CRM bot", **access: str) -> str:
+    """Make an API member with the form; give its address."""
+    levels = {f"access-{slug}": level for slug, level in access.items()}
+    reply = person.post(f"{API}/new", {"name": name, "purpose": "Copies tasks", **levels})
+    assert reply.status_code == 303, reply.text
+    return reply.headers["Location"]
+
+
+def id_of(address: str) -> str:
+    return address.rpartition("/")[2]
+
+
+def person_id(database: Database, name: str) -> str:
+    with database.reading() as session:
+        found = session.scalars(select(Member.public_id).join(Account).where(Account.email.like(f"{name}@%"))).one()
+    return f"{PEOPLE}/{found}"
+
+
+def words(html: str) -> str:
+    """Give a page's text as it reads."""
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", "", html.partition("<main")[2]))
+
+
+def lapse(database: Database) -> None:
+    """Let every password have been given more than ten minutes ago."""
+    with database.transaction() as session:
+        session.execute(update(UserSession).values(proved_at=datetime.now(UTC) - timedelta(minutes=11)))
+
+
+def status(cast: Cast, key: MadeKey, method: str = "GET") -> int:
+    body = {"json": {"fields": {"title": "A task"}}} if method == "POST" else {}
+    return cast.call(method, "/apps/tasks/records", key, **body).status_code
+
+
+# --- API members ----------------------------------------------------------------------------------------------------
+
+
+def test_a_lead_makes_an_api_member_and_its_first_key_without_asking_anybody(cast: Cast) -> None:
+    address = make(cast.lea, operations="full")
+    page = cast.lea.get(address).text
+    assert "CRM bot can read and change Operations. Nothing else." in words(page)
+    link = re.search(r'id="first-key"[^>]*href="([^"]+)"', page.replace("\n", " "))
+    assert link
+    form = cast.lea.get(link[1]).text
+    assert re.search(rf'value="{id_of(address)}"[^>]*checked', form)
+    key = cast.lea.generate(["tasks:write"], owner=id_of(address))
+    assert (status(cast, key, "POST"), status(cast, key)) == (201, 403)
+    assert "Generate its first key" not in cast.lea.get(address).text
+
+
+def test_only_what_one_manages_has_a_control_and_the_rest_says_why(cast: Cast) -> None:
+    page = cast.lea.get(f"{API}/new").text
+    assert re.findall(r'name="(access-\w+)"', page) == ["access-operations"] * 3
+    assert 'value="manage"' not in page
+    assert "Your access: read-only, so you cannot change this. Ask Ana Ruiz." in words(page)
+    both = cast.ana.get(f"{API}/new").text
+    assert set(re.findall(r'name="(access-\w+)"', both)) == {"access-operations", "access-sales"}
+
+
+@pytest.mark.parametrize(
+    "forged", [{"access-sales": "read"}, {"access-sales": "none"}, {"access-operations": "manage"}]
+)
+def test_a_forged_form_hands_out_nothing_and_is_told(cast: Cast, database: Database, forged: dict[str, str]) -> None:
+    address = make(cast.lea)
+    where = "Sales" if "access-sales" in forged else "Operations"
+    before = kept(database)
+    for path in (f"{API}/new", f"{address}/access"):
+        reply = cast.lea.post(path, {"name": "More than allowed", "access-operations": "full", **forged})
+        assert reply.status_code == 403
+        assert f"You cannot hand out access in {where}. Nothing was saved." in reply.text
+    assert kept(database) == before
+    with database.reading() as session:
+        told = session.scalars(select(AuditEvent).where(AuditEvent.outcome == "refused").order_by(AuditEvent.id)).all()
+    assert [each.action for each in told] == ["api_member_created", "access_granted"]
+
+
+@pytest.mark.parametrize(
+    ("answers", "code"),
+    [
+        ({"access-operations": "everything"}, 422),
+        ({"access-operations": ["read", "full"]}, 400),
+        ({"access-../../etc": "read"}, 400),
+        ({"access-nowhere": "read"}, 403),
+        ({"name": "CRM\x00bot"}, 422),
+        ({"name": ""}, 422),
+        ({"purpose": "x" * 141}, 422),
+    ],
+)
+def test_odd_answers_make_no_api_member(shared_cast: Cast, answers: dict[str, Any], code: int) -> None:
+    database: Database = shared_cast.app.extensions["portal"].database
+    before = kept(database)
+    reply = shared_cast.lea.post(f"{API}/new", {"name": "CRM bot", "purpose": "", **answers})
+    assert reply.status_code == code
+    assert kept(database) == before
+
+
+def test_a_name_is_shown_as_it_was_typed(cast: Cast) -> None:
+    address = make(cast.lea, "<b onclick=x>Bot</b>", operations="read")
+    for path in (API, address, f"{address}/access", f"{address}/delete", f"{address}/edit"):
+        page = cast.lea.get(path).text
+        assert "<b onclick" not in page
+        assert "&lt;b onclick=x&gt;Bot" in page
+
+
+def test_lowering_shows_beforehand_what_is_in_use_and_tells_afterwards_what_went(cast: Cast) -> None:
+    address = make(cast.lea, operations="full")
+    key = cast.lea.generate(["tasks:write", "reservations:read"], owner=id_of(address), name="Copier")
+    assert status(cast, key, "POST") == 201
+    cast.app.extensions["portal"].usage.flush()
+    form = words(cast.lea.get(f"{address}/access").text)
+    assert re.search(r"“Copier” \(…\w{4}\): reservations:read not used, tasks:write 1 request", form)
+    assert cast.lea.post(f"{address}/access", {"access-operations": "read"}).status_code == 303
+    after = words(cast.lea.get(address).text)
+    status_text = cast.lea.get(address).text
+    assert "CRM bot can read Operations. Nothing else." in after
+    assert "CRM bot" in status_text
+    assert status(cast, key, "POST") == 403
+
+
+def test_the_message_after_lowering_counts_keys_scopes_and_use(cast: Cast) -> None:
+    address = make(cast.lea, operations="full")
+    cast.lea.generate(["tasks:write"], owner=id_of(address), name="Copier")
+    cast.lea.post(f"{address}/access", {"access-operations": "none"})
+    page = cast.lea.get(address).text
+    assert "1 active key lost 1 scope: tasks:write of “Copier”" in page
+    assert "not used in 30 days" in page
+
+
+def test_a_stale_matrix_is_shown_again_as_things_are(cast: Cast) -> None:
+    address = make(cast.lea, operations="read")
+    was = re.search(r'name="was"\s+value="([^"]*)"', cast.lea.get(f"{address}/access").text)
+    assert was
+    cast.ana.post(f"{address}/access", {"access-operations": "none", "access-sales": "full"})
+    reply = cast.lea.post(f"{address}/access", {"access-operations": "full", "was": was[1]})
+    assert reply.status_code == 409
+    assert "Somebody changed “CRM bot” a moment ago. Nothing was saved." in reply.text
+    assert "Full (set by Ana Ruiz)" in words(reply.text)
+    assert re.search(r'value="none"[^>]*checked', reply.text)
+
+
+def test_more_access_asks_for_the_password_and_then_goes_on_and_less_never_asks(cast: Cast, database: Database) -> None:
+    address = make(cast.lea, operations="read")
+    lapse(database)
+    for path in (f"{address}/access", address, API):
+        assert cast.lea.get(path).status_code == 200
+    asked = cast.lea.post(f"{address}/access", {"access-operations": "full"})
+    assert asked.status_code == 403
+    assert "Confirm it’s you" in asked.text or "Confirm it's you" in asked.text or "hand out access" in asked.text
+    carried = {"access-operations": "full", "password": "correct horse battery staple"}
+    assert cast.lea.post(f"{address}/access", carried).status_code == 303
+    assert "read and change Operations" in words(cast.lea.get(address).text)
+    lapse(database)
+    assert cast.lea.post(f"{address}/access", {"access-operations": "none"}).status_code == 303
+    assert cast.lea.post(f"{address}/deactivate").status_code == 303
+    for path in (f"{API}/new", f"{address}/reactivate"):
+        assert cast.lea.get(path).headers["Location"].startswith("/reauth?next=")
+        assert cast.lea.post(path, {"name": "Another one"}).status_code == 403
+    assert cast.lea.post(f"{address}/delete").status_code == 303
+
+
+def test_what_one_may_not_see_looks_like_what_there_is_not(cast: Cast, database: Database) -> None:
+    of_ana = make(cast.ana, operations="read")
+    of_globex = cast.zoe.post("/w/globex/api-members/new", {"name": "Globex bot"}).headers["Location"]
+    stranger = of_globex.replace("globex", "acme")
+    human = person_id(database, "rio").replace("members", "api-members")
+    for one in (of_ana, stranger, human, f"{API}/mem_1"):
+        for path in ("", "/access", "/edit", "/deactivate", "/reactivate", "/delete"):
+            assert cast.lea.get(one + path).status_code == 404
+            if path:
+                assert cast.lea.post(one + path, {"name": "Mine now"}).status_code == 404
+    assert cast.lea.get(of_ana.replace("api-members", "members")).status_code == 404
+
+
+def test_nobody_signs_in_as_an_api_member(cast: Cast) -> None:
+    address = make(cast.lea, operations="read")
+    for email in ("CRM bot", id_of(address), f"{id_of(address)}@acme.test", ""):
+        stranger = cast.stranger()
+        stranger.email = email
+        assert stranger.sign_in().status_code == 422
+
+
+def test_the_generate_form_leads_leads_to_a_new_api_member(cast: Cast) -> None:
+    link = f'href="{API}/new"'
+    assert link in cast.lea.get("keys/new").text
+    assert link in cast.ana.get("keys/new").text
+    assert link not in cast.rio.get("keys/new").text
+
+
+# --- People ---------------------------------------------------------------------------------------------------------
+
+
+def test_leads_see_people_and_only_admins_have_what_changes_them(cast: Cast, database: Database) -> None:
+    rio = person_id(database, "rio")
+    cast.rio.generate(name="Of rio")
+    for page in (cast.lea.get(PEOPLE).text, cast.lea.get(rio).text):
+        assert "Rio Tanaka" in page
+        for address in ("/invite", "/access", "/leave", "keys?owner=mem_"):
+            assert address not in page
+        assert "Of rio" not in page
+    seen = cast.ana.get(rio).text
+    assert "Of rio" in seen
+    assert f"{rio}/access" in seen
+    assert f"owner={id_of(rio)}" in cast.ana.get(PEOPLE).text
+
+
+def test_an_admin_takes_access_away_and_it_is_gone_at_the_next_call(cast: Cast, database: Database) -> None:
+    key, rio = cast.rio.generate(), person_id(database, "rio")
+    assert status(cast, key) == 200
+    reply = cast.ana.post(f"{rio}/access", {"role": "member", "access-operations": "none"})
+    assert reply.status_code == 303
+    assert status(cast, key) == 403
+    assert "1 active key lost 1 scope: tasks:read" in cast.ana.get(rio).text
+
+
+def test_the_last_admin_is_told_why_not(cast: Cast, database: Database) -> None:
+    ana = person_id(database, "ana")
+    reply = cast.ana.post(f"{ana}/access", {"role": "member"})
+    assert reply.status_code == 409
+    assert "Ana Ruiz is the last administrator of Acme. Make somebody else an administrator first." in reply.text
+    for then in ("demote", "deactivate", "remove"):
+        assert cast.ana.post(f"{ana}/leave", {"then": then}).status_code == 409
+    assert cast.ana.get(f"{ana}/leave").status_code == 200
+
+
+def test_an_admin_who_demotes_themselves_lands_where_they_may_be(cast: Cast, database: Database) -> None:
+    cast.ana.post(f"{person_id(database, 'max')}/access", {"role": "admin"})
+    reply = cast.ana.post(f"{person_id(database, 'ana')}/access", {"role": "member"})
+    assert (reply.status_code, reply.headers["Location"]) == (303, "/w/acme")
+    assert cast.ana.get("/w/acme").status_code == 200
+    assert cast.ana.get(PEOPLE).status_code == 403
+    assert cast.max.post(f"{person_id(database, 'max')}/leave", {"then": "remove"}).status_code == 409
+
+
+def test_offboarding_lists_what_stops_and_moves_it_to_an_api_member(cast: Cast, database: Database) -> None:
+    old = cast.rio.generate(name="Dock display", note="Warehouse 2")
+    bot, rio = make(cast.ana, operations="read"), person_id(database, "rio")
+    page = cast.ana.get(f"{rio}/leave?to={id_of(bot)}").text
+    assert "1 key stops" in words(page)
+    assert "Used in: Warehouse 2" in words(page)
+    link = re.search(r'href="([^"]*/api/keys/new\?[^"]*)"', page)
+    assert link
+    form = cast.ana.get(link[1].replace("&amp;", "&")).text
+    assert re.search(rf'value="{id_of(bot)}"[^>]*checked', form)
+    assert re.search(rf'name="replaces"\s+value="{old.id}"[^>]*checked', form)
+    new = cast.ana.generate(owner=id_of(bot), name="Dock display", replaces=old.id, overlap="24h")
+    assert (status(cast, old), status(cast, new)) == (200, 200)
+    assert cast.rio.get(f"keys/{old.id}").status_code == 200
+    assert new.id not in cast.rio.get(f"keys/{old.id}").text + cast.rio.get("keys").text
+    assert cast.ana.post(f"{rio}/leave", {"then": "remove"}).status_code == 303
+    assert (status(cast, old), status(cast, new)) == (401, 200)
+    assert cast.rio.get("/w/acme").status_code == 404
+
+
+def test_leaving_needs_no_password_and_coming_back_does(cast: Cast, database: Database) -> None:
+    rio = person_id(database, "rio")
+    for person in (cast.ana, cast.rio):  # signing in is a proof
+        person.get("/w/acme")
+    lapse(database)
+    assert cast.ana.get(f"{rio}/leave").status_code == 200
+    assert cast.ana.post(f"{rio}/access", {"role": "member", "access-operations": "none"}).status_code == 303
+    assert cast.ana.post(f"{rio}/access", {"role": "admin"}).status_code == 403
+    assert cast.ana.post(f"{rio}/leave", {"then": "deactivate"}).status_code == 303
+    assert cast.ana.post(f"{rio}/reactivate").status_code == 403
+    assert cast.ana.post(f"{PEOPLE}/invite", {"email": "ida@acme.test", "role": "member"}).status_code == 403
+    assert cast.rio.get("/w/acme").status_code == 404
+
+
+# --- Invitations ----------------------------------------------------------------------------------------------------
+
+
+def test_an_invitation_is_shown_once_mailed_and_gives_what_it_says(
+    cast: Cast, database: Database, app: Flask, tmp_path: Path
+) -> None:
+    answers = {"email": "ida@acme.test", "role": "member", "access-sales": "full"}
+    reply = cast.ana.post(f"{PEOPLE}/invite", answers)
+    (link,) = set(re.findall(r"http://[^<\s]+/invite/[\w-]{43}", reply.text))
+    app.extensions["portal"].errands.submit(int).result()  # whatever was sent on before is done by now
+    (mail,) = (tmp_path / "mail").iterdir()
+    letter = message_from_bytes(mail.read_bytes(), policy=policy.default)
+    assert letter["To"] == "ida@acme.test"
+    assert link in letter.get_content().replace("=\n", "")
+    listed = cast.ana.get(f"{PEOPLE}/invite").text
+    assert "ida@acme.test" in listed
+    assert link.rpartition("/")[2] not in listed
+    ida = cast.stranger()
+    path = link.partition("127.0.0.1:5000")[2]
+    ida.get(path)
+    joined = ida.post(path, {"name": "Ida Berg", "password": "twelve chars", "password_again": "twelve chars"})
+    assert joined.status_code == 303
+    assert "Sales" in ida.get("/w/acme").text
+    assert "Operations" not in words(ida.get("/w/acme").text)
+    assert ida.get(path).status_code == 404
+
+
+def test_a_withdrawn_link_opens_nothing(cast: Cast) -> None:
+    reply = cast.ana.post(f"{PEOPLE}/invite", {"email": "ida@acme.test", "role": "admin"})
+    path = re.findall(r"/invite/[\w-]{43}", reply.text)[0]
+    waiting = re.findall(r"inv_\w+", cast.ana.get(f"{PEOPLE}/invite").text)[0]
+    assert cast.ana.get(f"{PEOPLE}/invitations/{waiting}/withdraw").status_code == 200
+    assert cast.ana.post(f"{PEOPLE}/invitations/{waiting}/withdraw").status_code == 303
+    assert cast.stranger().get(path).status_code == 404
+    assert cast.ana.get(f"{PEOPLE}/invitations/{waiting}/withdraw").status_code == 404
+
+
+# --- Cost -----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def counting(database: Database) -> Iterator[list[str]]:
+    asked: list[str] = []
+
+    def note(connection: object, cursor: object, statement: str, *more: object) -> None:
+        asked.append(statement)
+
+    event.listen(database.engine, "before_cursor_execute", note)
+    yield asked
+    event.remove(database.engine, "before_cursor_execute", note)
+
+
+def crowd(database: Database, people: int = 300, bots: int = 199, keys: int = 2000) -> None:
+    """Fill the workspace: people and API members with access, and keys of all of them."""
+    now = datetime.now(UTC)
+    with database.transaction() as session:
+        lea = session.scalars(select(Member).where(Member.name == "Lea Okoro")).one()
+        solutions = list(session.scalars(select(Solution.id).where(Solution.workspace_id == lea.workspace_id)))
+        here = {"workspace_id": lea.workspace_id, "role": "member", "created_at": now}
+        last = session.scalars(select(func.max(Member.id))).one()
+        known = {"password_hash": "none", "created_at": now}
+        names = [f"X {n}" for n in range(people)]
+        rows = [
+            {"public_id": f"acc_x{n}", "email": f"x{n}@acme.test", "name": name, **known}
+            for n, name in enumerate(names)
+        ]
+        session.execute(insert(Account), rows)
+        found = session.scalars(select(Account.id).where(Account.public_id.like("acc_x%")))
+        rows = [{"public_id": f"mem_h{n}", "name": f"X {n}", "account_id": id, **here} for n, id in enumerate(found)]
+        session.execute(insert(Member), rows)
+        led = {"manager_id": lea.id, "created_by_id": lea.id, "purpose": "Something", **here}
+        rows = [{"public_id": f"mem_b{n}", "name": f"Bot {n}", **led} for n in range(bots)]
+        session.execute(insert(Member), rows)
+        everybody = session.scalars(select(Member.id).where(Member.id > last)).all()
+        rows = [{"member_id": id, "solution_id": each, "level": "full"} for id in everybody for each in solutions]
+        session.execute(insert(Access), rows)
+        usual = {"workspace_id": lea.workspace_id, "created_by_id": lea.id, "environment": "live", "pepper_id": "none"}
+        usual |= {"last_four": "abcd", "created_at": now, "last_used_at": now}
+        rows = [
+            {
+                "public_id": f"key_x{n}",
+                "member_id": everybody[n % len(everybody)],
+                "name": f"Key {n}",
+                "name_folded": f"key {n}",
+                "digest": n.to_bytes(32, "big"),
+                **usual,
+            }
+            for n in range(keys)
+        ]
+        session.execute(insert(ApiKey), rows)
+
+
+def test_no_page_asks_more_for_many_than_for_few(cast: Cast, database: Database) -> None:
+    crowd(database)
+    cast.ana.get(PEOPLE)
+    bot, person = f"{API}/mem_b1", f"{PEOPLE}/mem_h1"
+    paths = [
+        API,
+        f"{API}?state=unused",
+        f"{API}/new",
+        f"{PEOPLE}/invite",
+        PEOPLE,
+        f"{PEOPLE}?q=x+1&role=member&solution=sales",
+    ]
+    paths += [f"{bot}{rest}" for rest in ("", "/access", "/manager", "/deactivate", "/delete")]
+    paths += [f"{person}{rest}" for rest in ("", "/access", "/leave")]
+    asked = {}
+    for path in paths:
+        with counting(cast.app.extensions["portal"].database) as statements:
+            assert cast.ana.get(path).status_code == 200
+        asked[path] = len(statements)
+    assert max(asked.values()) < 20, asked
+    listed = cast.ana.get(f"{API}?page=2").text
+    assert "Showing 26–50 of 200" in words(listed)
+    assert listed.count("Change manager") == 0
+    found = cast.ana.get(f"{PEOPLE}?page=99").text
+    assert "Showing 301–304 of 304" in words(found)
