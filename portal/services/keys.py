@@ -23,7 +23,7 @@ from portal.rules.access import (
 from portal.rules.credentials import KEY_SHAPED, Keyring, PlainKey, new_id
 from portal.rules.errors import AlreadyShown, Attempt, Conflict, Forbidden, Invalid, NotFound, Unavailable
 from portal.rules.lifetimes import Lifetime, Overlap
-from portal.services import activity, audit, key_views, members
+from portal.services import activity, audit, key_views, members, policy
 from portal.services.actor import Actor
 from portal.services.audit import Event
 from portal.services.key_views import KeyView
@@ -110,6 +110,9 @@ def plan(session: Session, actor: Actor, draft: Draft, *, lock: bool = False) ->
         expires_at = Lifetime(draft.expires).ends_at(actor.at)
     else:
         problems["expires"] = "Choose when the key expires."
+    if owner and draft.expires in list(Lifetime):
+        broken = policy.check(seat.workspace, Lifetime(draft.expires), Role(owner.member.role), draft.environment)
+        problems |= {field: words for field, words in broken.items() if field not in problems}
     return Plan(draft, seat, owners, owner, shelves, grantable, scopes, expires_at, problems, beyond)
 
 
@@ -362,6 +365,8 @@ def reactivate(session: Session, actor: Actor, keyring: Keyring, key_id: str) ->
     if key.state_at(actor.at) is not KeyState.DEACTIVATED:
         raise _changed_meanwhile(session, key, actor.at)
     _check_still_grantable(session, seat, key)
+    if key.environment == Environment.LIVE and key.member.role == Role.ADMIN and not seat.workspace.admins_own_live:
+        raise Conflict(f"Administrators of {seat.workspace.name} own no live keys. Make an API member for it.")
     key.deactivated_at = key.deactivated_by_id = None
     return changed(session, actor, seat, keyring, key, Event.KEY_REACTIVATED)
 
