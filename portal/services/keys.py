@@ -121,7 +121,12 @@ def first_draft(session: Session, actor: Actor, seat: Seat, *, similar_to: str =
 
     A key that lacks a scope is meant to be replaced; one that is only similar stays beside the new one.
     """
-    draft = Draft(owner=seat.member.public_id, form_id=new_id("form"), scopes=[add] if Scope.parse(add) else [])
+    draft = Draft(
+        owner=seat.member.public_id,
+        form_id=new_id("form"),
+        scopes=[add] if Scope.parse(add) else [],
+        expires=policy.nearest(seat.workspace, Lifetime.DAYS_90),
+    )
     key = session.scalar(key_views.visible_to(seat).where(ApiKey.public_id == similar_to)) if similar_to else None
     if key is None:
         return draft

@@ -56,6 +56,12 @@ def lifetimes(workspace: Workspace) -> list[Lifetime]:
     return [each for each in Lifetime if _allows(workspace, each)]
 
 
+def nearest(workspace: Workspace, lifetime: Lifetime) -> Lifetime:
+    """Give this lifetime, or the longest that the policy allows where it is too long."""
+    allowed = lifetimes(workspace)
+    return lifetime if lifetime in allowed else max(allowed, key=lambda each: each.days or 0)
+
+
 def check(workspace: Workspace, lifetime: Lifetime, role: Role, environment: str) -> dict[str, str]:
     """Say what a key about to be made would break, by the field that has to change."""
     problems = {}

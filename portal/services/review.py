@@ -189,9 +189,9 @@ class _Does:
     refusals: int
 
 
-def _active(seat: Seat, now: datetime, only: Sequence[str] | None) -> Select[Any]:
+def _active(seat: Seat, now: datetime, only: Sequence[str] | None) -> Select[*tuple[Any, ...]]:
     unexpired = or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now)
-    statement: Select[Any] = (
+    statement: Select[*tuple[Any, ...]] = (
         key_views.visible_to(seat)
         .outerjoin(Account, Account.id == Member.account_id)
         .with_only_columns(
@@ -208,7 +208,7 @@ def _active(seat: Seat, now: datetime, only: Sequence[str] | None) -> Select[Any
     return statement if only is None else statement.where(ApiKey.public_id.in_(only))
 
 
-def _scopes(session: Session, ids: Select[Any]) -> dict[int, list[tuple[Scope, int, AccessLevel | None]]]:
+def _scopes(session: Session, ids: Select[*tuple[Any, ...]]) -> dict[int, list[tuple[Scope, int, AccessLevel | None]]]:
     """Read each key's scopes with the solution that they lie in and the level that the owner was given there."""
     rows = session.execute(
         select(KeyScope.key_id, App.slug, KeyScope.action, App.solution_id, Access.level)
@@ -223,7 +223,7 @@ def _scopes(session: Session, ids: Select[Any]) -> dict[int, list[tuple[Scope, i
     return found
 
 
-def _exercised(session: Session, ids: Select[Any], now: datetime) -> dict[int, set[str]]:
+def _exercised(session: Session, ids: Select[*tuple[Any, ...]], now: datetime) -> dict[int, set[str]]:
     rows = session.execute(
         select(KeyCaller.key_id, KeyCaller.scope)
         .where(KeyCaller.key_id.in_(ids), KeyCaller.last_at > now - UNUSED_SCOPES, KeyCaller.scope != "")
@@ -235,7 +235,7 @@ def _exercised(session: Session, ids: Select[Any], now: datetime) -> dict[int, s
     return found
 
 
-def _refusals(session: Session, ids: Select[Any], now: datetime) -> dict[int, int]:
+def _refusals(session: Session, ids: Select[*tuple[Any, ...]], now: datetime) -> dict[int, int]:
     since = now - timedelta(hours=24)
     rows = session.execute(
         select(Usage.key_id, func.sum(Usage.count))
@@ -245,7 +245,7 @@ def _refusals(session: Session, ids: Select[Any], now: datetime) -> dict[int, in
     return {key_id: int(count) for key_id, count in rows}
 
 
-def _quiet(session: Session, ids: Select[Any], now: datetime) -> dict[int, set[str]]:
+def _quiet(session: Session, ids: Select[*tuple[Any, ...]], now: datetime) -> dict[int, set[str]]:
     rows = session.execute(
         select(KeyReview.key_id, KeyReview.finding).where(KeyReview.key_id.in_(ids), KeyReview.until > now)
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 from flask import Response, make_response, render_template, request, url_for
@@ -10,7 +11,7 @@ from portal.rules.access import AccessLevel, Action, Environment, Scope
 from portal.rules.credentials import PlainKey
 from portal.rules.errors import AlreadyShown, Invalid, NotFound
 from portal.rules.lifetimes import Lifetime, Overlap
-from portal.services import key_views, keys, members, rotation
+from portal.services import key_views, keys, members, policy, rotation
 from portal.services.key_views import KeyView
 from portal.services.keys import Draft, Plan
 from portal.store.database import Session
@@ -171,7 +172,8 @@ def _choices(planned: Plan, add: str = "") -> dict[str, Any]:
         "matrix": [_matrix_row(planned, shelf) for shelf in listed],
         "hidden_solutions": len(planned.shelves) - len(listed),
         "admins": admins,
-        "expiries": [(str(each), label, each.ends_at(actor().at)) for each, label in LIFETIMES.items()],
+        "expiries": expiries(),
+        "max_days": seat().workspace.max_key_days,
         "added": {add} & kept,
         "lost": [_lost(planned, scope) for scope in lost],
         "cannot_add": cannot_add,
@@ -181,6 +183,12 @@ def _choices(planned: Plan, add: str = "") -> dict[str, Any]:
         "other_scopes": _other_scopes(planned),
         "review": _review(planned),
     }
+
+
+def expiries() -> list[tuple[str, str, datetime | None]]:
+    """List the lifetimes that the workspace's policy allows, with the moment at which a key of today would end."""
+    allowed = policy.lifetimes(seat().workspace)
+    return [(str(each), label, each.ends_at(actor().at)) for each, label in LIFETIMES.items() if each in allowed]
 
 
 def _replaced(session: Session, planned: Plan) -> dict[str, Any] | None:

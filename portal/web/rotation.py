@@ -9,7 +9,7 @@ from portal.rules.errors import AlreadyShown, Conflict, Forbidden, Invalid
 from portal.services import activity, key_views, keys, rotation
 from portal.services.key_views import KeyView
 from portal.services.keys import Draft
-from portal.web.generate import LIFETIMES, OVERLAPS, already_shown, reveal
+from portal.web.generate import OVERLAPS, already_shown, expiries, reveal
 from portal.web.guards import actor, in_workspace, recently_proved, seat
 from portal.web.http import answer, fragment_or_redirect, page_or_fragment, reading, transaction
 from portal.web.keys import keyring, list_url, look, pages, row_changed, with_impact
@@ -62,7 +62,8 @@ def _rotate_form(key_id: str, draft: Draft, errors: Mapping[str, str] | None = N
             for scope in key.scopes
             if scope.effective
         ],
-        expiries=[(str(each), label, each.ends_at(now)) for each, label in LIFETIMES.items()],
+        expiries=expiries(),
+        max_days=seat().workspace.max_key_days,
     )
 
 
