@@ -5,12 +5,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 
-from sqlalchemy import ColumnElement, case, func, select
+from sqlalchemy import ColumnElement, Subquery, case, func, select
 
 from portal.rules.errors import Refusal
 from portal.services.usage import ACCEPTED
 from portal.store.database import Session
-from portal.store.models import ApiKey, App, FirstRequest, RefusedRequest, Usage
+from portal.store.models import ApiKey, App, FirstRequest, KeyCaller, RefusedRequest, Usage
 
 RECENT_DAYS = 14
 _HOUR = timedelta(hours=1)
@@ -109,23 +109,30 @@ def impact_of(session: Session, key: ApiKey, now: datetime) -> Impact:
     since = now - timedelta(hours=24)
     rows = session.execute(
         select(
-            Usage.scope, Usage.address, Usage.client, Usage.count.label("times"), Usage.first_at, Usage.last_at
-        ).where(
+            Usage.scope,
+            Usage.address,
+            Usage.client,
+            func.sum(Usage.count).label("times"),
+            func.min(Usage.first_at).label("first_at"),
+            func.max(Usage.last_at).label("last_at"),
+        )
+        .where(
             Usage.key_id == key.id,
             Usage.outcome == ACCEPTED,
             Usage.hour >= hour_of(since),
             Usage.last_at > since,
         )
+        .group_by(Usage.scope, Usage.address, Usage.client)
     ).all()
     writes: defaultdict[str, int] = defaultdict(int)
     for row in rows:
         app, _, action = row.scope.partition(":")
         if action == "write":
-            writes[app] += row.times
+            writes[app] += int(row.times)
     names = _app_names(session, key.workspace_id, writes)
-    last_at = session.scalar(select(func.max(Usage.last_at)).where(Usage.key_id == key.id, Usage.outcome == ACCEPTED))
+    last_at = session.scalar(select(func.max(KeyCaller.last_at)).where(KeyCaller.key_id == key.id))
     return Impact(
-        total=sum(row.times for row in rows),
+        total=sum(int(row.times) for row in rows),
         last_at=last_at or key.last_used_at,
         writes=[(names.get(app, app), count) for app, count in writes.items()],
         callers=_by_caller(((row.address, row.client, row.times, row.first_at, row.last_at) for row in rows), now),
@@ -152,15 +159,22 @@ def hour_of(moment: datetime) -> int:
 
 
 def callers_of(session: Session, key: ApiKey, now: datetime, since: datetime | None = None) -> list[CallerSeen]:
-    """List the last five places that a key was used from, with what they are."""
-    conditions = [Usage.key_id == key.id, Usage.outcome == ACCEPTED]
+    """List the last five places that a key was used from, with what they are: ever, or since a moment."""
+    seen: type[KeyCaller | Usage] = KeyCaller
+    conditions = [KeyCaller.key_id == key.id]
     if since is not None:
-        conditions += [Usage.hour >= hour_of(since), Usage.last_at > since]
+        seen = Usage
+        conditions = [
+            Usage.key_id == key.id,
+            Usage.outcome == ACCEPTED,
+            Usage.hour >= hour_of(since),
+            Usage.last_at > since,
+        ]
     rows = session.execute(
-        select(Usage.address, Usage.client, func.sum(Usage.count), func.min(Usage.first_at), func.max(Usage.last_at))
+        select(seen.address, seen.client, func.sum(seen.count), func.min(seen.first_at), func.max(seen.last_at))
         .where(*conditions)
-        .group_by(Usage.address, Usage.client)
-        .order_by(func.max(Usage.last_at).desc())
+        .group_by(seen.address, seen.client)
+        .order_by(func.max(seen.last_at).desc())
         .limit(_CALLERS)
     )
     return _by_caller((tuple(row) for row in rows), now)
@@ -183,11 +197,12 @@ def recent_days(session: Session, key_ids: Sequence[int], now: datetime) -> dict
     """Count the last 14 days of several keys at once, by day in UTC."""
     today = hour_of(now) // 24
     first = today - RECENT_DAYS + 1
-    day = Usage.hour // 24
+    hourly = _by_hour(Usage.key_id.in_(key_ids), first * 24)
+    day = hourly.c.hour // 24
     rows = session.execute(
-        select(Usage.key_id, day, _accepted(), _refused())
-        .where(Usage.key_id.in_(key_ids), Usage.hour >= first * 24)
-        .group_by(Usage.key_id, day)
+        select(hourly.c.key_id, day, func.sum(hourly.c.accepted), func.sum(hourly.c.refused)).group_by(
+            hourly.c.key_id, day
+        )
     )
     counted = {(key_id, number): (accepted, refused) for key_id, number, accepted, refused in rows}
     return {
@@ -206,12 +221,9 @@ def buckets(session: Session, key: ApiKey, now: datetime, span: timedelta) -> li
     size = 1 if span <= timedelta(hours=24) else 24
     last = hour_of(now) // size
     first = last - int(span / _HOUR) // size + 1
-    number = Usage.hour // size
-    rows = session.execute(
-        select(number, _accepted(), _refused())
-        .where(Usage.key_id == key.id, Usage.hour >= first * size)
-        .group_by(number)
-    )
+    hourly = _by_hour(Usage.key_id == key.id, first * size)
+    number = hourly.c.hour // size
+    rows = session.execute(select(number, func.sum(hourly.c.accepted), func.sum(hourly.c.refused)).group_by(number))
     counted = {at: (int(accepted), int(refused)) for at, accepted, refused in rows}
     return [
         Bucket(datetime.fromtimestamp(at * size * 3600, UTC), *counted.get(at, (0, 0))) for at in range(first, last + 1)
@@ -246,9 +258,9 @@ def denials(session: Session, key: ApiKey, limit: int = 20) -> list[Denial]:
 def last_exercised(session: Session, key: ApiKey) -> dict[str, datetime]:
     """Say when each scope of a key was last used with success."""
     rows = session.execute(
-        select(Usage.scope, func.max(Usage.last_at))
-        .where(Usage.key_id == key.id, Usage.outcome == ACCEPTED, Usage.scope != "")
-        .group_by(Usage.scope)
+        select(KeyCaller.scope, func.max(KeyCaller.last_at))
+        .where(KeyCaller.key_id == key.id, KeyCaller.scope != "")
+        .group_by(KeyCaller.scope)
     )
     return {scope: at for scope, at in rows}  # noqa: C416 - rows are no pairs to mypy
 
@@ -306,12 +318,16 @@ def _app_names(session: Session, workspace_id: int, slugs: Iterable[str]) -> dic
     return {slug: name for slug, name in rows}  # noqa: C416
 
 
-def _accepted() -> ColumnElement[int]:
-    return func.sum(case((Usage.outcome == ACCEPTED, Usage.count), else_=0))
-
-
-def _refused() -> ColumnElement[int]:
-    return func.sum(case((Usage.outcome != ACCEPTED, Usage.count), else_=0))
+def _by_hour(whose: ColumnElement[bool], first: int) -> Subquery:
+    """Sum by the hour, in the order of the table's key: nothing has to be sorted, however much there is."""
+    accepted = func.sum(case((Usage.outcome == ACCEPTED, Usage.count), else_=0)).label("accepted")
+    refused = func.sum(case((Usage.outcome != ACCEPTED, Usage.count), else_=0)).label("refused")
+    return (
+        select(Usage.key_id, Usage.hour, accepted, refused)
+        .where(whose, Usage.hour >= first)
+        .group_by(Usage.key_id, Usage.hour)
+        .subquery()
+    )
 
 
 def _day(number: int) -> date:

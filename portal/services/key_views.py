@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, UnaryExpression, and_, case, exists, func, or_, select
-from sqlalchemy.orm import aliased, contains_eager
+from sqlalchemy import ColumnElement, Row, Select, UnaryExpression, and_, case, exists, func, or_, select
+from sqlalchemy.orm import aliased, contains_eager, joinedload
 
 from portal.rules import text
 from portal.rules.access import AccessLevel, Action, Role, Scope, effective_scopes, level_of
@@ -26,6 +26,7 @@ UNUSED = timedelta(days=30)
 STATES = ("active", "deactivated", "expired", "stopped", "expiring", "unused", "revoked")
 SORTS = ("name", "created", "used", "expires", "owner")
 REPLACEABLE = timedelta(hours=24)
+_Successor, _Predecessor = aliased(ApiKey, name="successor"), aliased(ApiKey, name="predecessor")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,16 +132,48 @@ def list_for(
     """List keys as far as a seat sees them, `size` a page; the old key of a rotation follows its successor."""
     statement = visible_to(seat).where(*_matching(session, seat, filters, actor.at))
     if not filters.active_count:
-        successor = aliased(ApiKey)
-        taken_over = exists().where(successor.replaces_id == ApiKey.id, successor.revoked_at.is_(None))
+        taken_over = exists().where(_Successor.replaces_id == ApiKey.id, _Successor.revoked_at.is_(None))
         statement = statement.where(or_(ApiKey.retires_at.is_(None), ~taken_over))
-    total = session.scalar(select(func.count()).select_from(statement.with_only_columns(ApiKey.id).subquery())) or 0
-    number = min(number, max(1, -(-total // size)))
-    page = statement.order_by(*_sorted_by(filters.sort, actor.at)).limit(size).offset((number - 1) * size)
-    found = list(session.scalars(page))
+    order = _sorted_by(filters.sort, actor.at)
+    rows = _read_page(session, statement, order, number, size)
+    if not rows and number > 1:  # beyond the last page: that one is shown
+        total = session.scalar(statement.with_only_columns(func.count())) or 0
+        number = max(1, -(-total // size))
+        rows = _read_page(session, statement, order, number, size)
+    found = [row.ApiKey for row in rows]
     if not filters.active_count:
-        found = _with_predecessors(session, seat, found, actor.at)
-    return Page(of(session, seat, keyring, found, actor.at, with_days=True), number, total, size)
+        found = [
+            each for row in rows for each in (row.ApiKey, row.predecessor) if each and _is_standing(each, actor.at)
+        ]
+    pairs = _as_pairs(key for row in rows for key in (row.ApiKey, row.successor, row.predecessor) if key)
+    views = of(session, seat, keyring, found, actor.at, with_days=True, pairs=pairs)
+    return Page(views, number, rows[0].total if rows else 0, size)
+
+
+def _read_page(
+    session: Session, statement: Select[ApiKey], order: Sequence[Any], number: int, size: int
+) -> Sequence[Row[Any]]:
+    """Read one page of keys, each with the other keys of its rotation and with how many there are on all pages.
+
+    Ids are sorted alone, before all else is read of the few that are shown.
+    """
+    total = statement.with_only_columns(func.count()).correlate(None).scalar_subquery()
+    ids = statement.with_only_columns(ApiKey.id, total.label("total"))
+    page = ids.order_by(*order).limit(size).offset((number - 1) * size).subquery()
+    return session.execute(
+        select(ApiKey, _Successor, _Predecessor, page.c.total)
+        .join(page, page.c.id == ApiKey.id)
+        .join(Member, Member.id == ApiKey.member_id)
+        .outerjoin(_Successor, _Successor.replaces_id == ApiKey.id)
+        .outerjoin(_Predecessor, _Predecessor.id == ApiKey.replaces_id)
+        .options(
+            contains_eager(ApiKey.member),
+            joinedload(ApiKey.created_by, innerjoin=True),
+            joinedload(_Predecessor.member),
+            joinedload(_Predecessor.created_by),
+        )
+        .order_by(*order)
+    ).all()
 
 
 def _matching(session: Session, seat: Seat, filters: Filters, now: datetime) -> list[ColumnElement[bool]]:
@@ -170,10 +203,17 @@ def _matching(session: Session, seat: Seat, filters: Filters, now: datetime) -> 
 
 def _in_state(state: str, now: datetime) -> list[ColumnElement[bool]]:
     """Give the conditions of a state filter; without one, all keys that are neither deleted nor retired."""
-    retired = and_(ApiKey.retires_at.is_not(None), ApiKey.retires_at <= now)
+    if state == "revoked":
+        return [or_(ApiKey.revoked_at.is_not(None), and_(ApiKey.retires_at.is_not(None), ApiKey.retires_at <= now))]
+    narrowed = _narrowed(now)
+    return [*_standing(now), *([narrowed[state]] if state in narrowed else [])]
+
+
+def _narrowed(now: datetime) -> dict[str, ColumnElement[bool]]:
+    """Tell apart the keys that are neither deleted nor retired."""
     unexpired = or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now)
     active = and_(unexpired, ApiKey.deactivated_at.is_(None))
-    narrowed: dict[str, ColumnElement[bool]] = {
+    return {
         "active": active,
         "deactivated": and_(unexpired, ApiKey.deactivated_at.is_not(None)),
         "expired": ~unexpired,
@@ -181,9 +221,6 @@ def _in_state(state: str, now: datetime) -> list[ColumnElement[bool]]:
         "expiring": and_(active, ApiKey.expires_at <= now + EXPIRING),
         "unused": and_(active, func.coalesce(ApiKey.last_used_at, ApiKey.created_at) < now - UNUSED),
     }
-    if state == "revoked":
-        return [or_(ApiKey.revoked_at.is_not(None), retired)]
-    return [*_standing(now), *([narrowed[state]] if state in narrowed else [])]
 
 
 def _sorted_by(sort: str, now: datetime) -> list[UnaryExpression[Any] | ColumnElement[Any]]:
@@ -199,14 +236,6 @@ def _sorted_by(sort: str, now: datetime) -> list[UnaryExpression[Any] | ColumnEl
     return orders.get(sort, [needs_attention, *latest])
 
 
-def _with_predecessors(session: Session, seat: Seat, found: list[ApiKey], now: datetime) -> list[ApiKey]:
-    replaced = [key.replaces_id for key in found if key.replaces_id]
-    if not replaced:
-        return found
-    old = {key.id: key for key in session.scalars(visible_to(seat).where(ApiKey.id.in_(replaced), *_standing(now)))}
-    return [each for key in found for each in (key, old.get(key.replaces_id or 0)) if each is not None]
-
-
 @dataclass(frozen=True, slots=True)
 class Counts:
     """How many keys of a tab need a look."""
@@ -219,8 +248,8 @@ class Counts:
 
 def count_for(session: Session, actor: Actor, seat: Seat, owner: str) -> Counts:
     """Count the keys of one tab by what needs attention, in one statement."""
-    states = ("active", "expiring", "unused", "stopped")
-    columns = [func.count(case((and_(*_in_state(state, actor.at)), 1))) for state in states]
+    narrowed = _narrowed(actor.at)
+    columns = [func.count(case((narrowed[state], 1))) for state in ("active", "expiring", "unused", "stopped")]
     whose = _matching(session, seat, Filters(owner=owner), actor.at)
     row = session.execute(visible_to(seat).where(*whose).with_only_columns(*columns)).one()
     return Counts(*map(int, row))
@@ -270,17 +299,21 @@ def stopped_by(session: Session, key: ApiKey) -> str:
     return (session.scalar(select(Member.name).where(Member.id == member_id)) or "") if member_id else ""
 
 
+def _is_standing(key: ApiKey, now: datetime) -> bool:
+    return key.state_at(now) is not KeyState.REVOKED
+
+
 def _standing(now: datetime) -> tuple[ColumnElement[bool], ...]:
     """Give the conditions under which a key is neither deleted nor retired."""
     return ApiKey.revoked_at.is_(None), or_(ApiKey.retires_at.is_(None), ApiKey.retires_at > now)
 
 
 def visible_to(seat: Seat) -> Select[ApiKey]:
-    """Select the keys that a seat may see, each with its owner."""
+    """Select the keys that a seat may see, each with its owner and its creator."""
     statement = (
         select(ApiKey)
         .join(Member, Member.id == ApiKey.member_id)
-        .options(contains_eager(ApiKey.member))
+        .options(contains_eager(ApiKey.member), joinedload(ApiKey.created_by, innerjoin=True))
         .where(ApiKey.workspace_id == seat.workspace.id)
     )
     if seat.is_admin:
@@ -302,20 +335,17 @@ def of(
     now: datetime,
     *,
     with_days: bool = False,
+    pairs: Mapping[int, ApiKey] | None = None,
 ) -> list[KeyView]:
-    """Show keys as a seat may see them, all with the same few statements; `with_days` adds their last 14 days."""
+    """Show keys as a seat may see them, all with the same few statements.
+
+    `with_days` adds their last 14 days; `pairs` are the other keys of their rotations where these are known already.
+    """
     scopes = scopes_of(session, keys)
-    creators = {key.created_by_id for key in keys} - {key.member_id for key in keys} - {seat.member.id}
-    names = {seat.member.id: seat.member.name, **{key.member_id: key.member.name for key in keys}}
-    if creators:
-        rows = session.execute(select(Member.id, Member.name).where(Member.id.in_(creators)))
-        names.update((member_id, name) for member_id, name in rows)
     days = activity.recent_days(session, [key.id for key in keys], now) if with_days and keys else {}
-    pairs = _pairs(session, keys)
-    return [
-        _view(seat, keyring, key, scopes.get(key.id, ()), names[key.created_by_id], now, days.get(key.id), pairs)
-        for key in keys
-    ]
+    if pairs is None:
+        pairs = _pairs(session, keys)
+    return [_view(seat, keyring, key, scopes.get(key.id, ()), now, days.get(key.id), pairs) for key in keys]
 
 
 def _pairs(session: Session, keys: Sequence[ApiKey]) -> dict[int, ApiKey]:
@@ -324,7 +354,10 @@ def _pairs(session: Session, keys: Sequence[ApiKey]) -> dict[int, ApiKey]:
     before = [key.replaces_id for key in keys if key.replaces_id]
     if not any(key.replaces_id or key.retires_at for key in keys):
         return {}
-    rows = session.scalars(select(ApiKey).where(or_(ApiKey.replaces_id.in_(ids), ApiKey.id.in_(before))))
+    return _as_pairs(session.scalars(select(ApiKey).where(or_(ApiKey.replaces_id.in_(ids), ApiKey.id.in_(before)))))
+
+
+def _as_pairs(rows: Iterable[ApiKey]) -> dict[int, ApiKey]:
     found: dict[int, ApiKey] = {}
     for row in rows:
         found[row.id] = row
@@ -338,7 +371,6 @@ def _view(
     keyring: Keyring,
     key: ApiKey,
     scopes: Iterable[ScopeView],
-    created_by: str,
     now: datetime,
     recent: DayBars | None,
     pairs: Mapping[int, ApiKey],
@@ -361,7 +393,7 @@ def _view(
         ),
         scopes=tuple(scopes),
         created_at=key.created_at,
-        created_by=created_by,
+        created_by=key.created_by.name,
         expires_at=key.expires_at,
         last_used_at=key.last_used_at,
         last_used_address=key.last_used_address,

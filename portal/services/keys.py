@@ -171,7 +171,7 @@ def create(
         expires_at=planned.expires_at,
         replaces_id=replaced.id if replaced else None,
     )
-    key.member = owner.member
+    key.member, key.created_by = owner.member, planned.seat.member
     _insert(session, actor, key, is_mine=owner.is_me)
     app_ids = {app.slug: app.id for shelf in planned.shelves for app in shelf.apps}
     session.add_all(

@@ -60,13 +60,17 @@ class Shelf:
 def find_seat(session: Session, account_id: int, slug: str) -> Seat | None:
     """Find the seat that an account has in a workspace; None when there is none, or none any more."""
     statement = (
-        select(Member)
+        select(Member, Access.solution_id, Access.level)
         .join(Member.workspace)
+        .outerjoin(Access, Access.member_id == Member.id)
         .options(contains_eager(Member.workspace))
         .where(Workspace.slug == slug, Member.account_id == account_id, *_ACTIVE)
     )
-    member = session.scalar(statement)
-    return Seat(member, member.workspace, granted_to(session, member)) if member else None
+    rows = session.execute(statement).all()
+    if not rows:
+        return None
+    member = rows[0][0]
+    return Seat(member, member.workspace, {solution_id: AccessLevel(level) for _, solution_id, level in rows if level})
 
 
 def seat_of(session: Session, actor: Actor, *, lock: bool = False) -> Seat:
@@ -116,6 +120,8 @@ def shelves_for(session: Session, seat: Seat) -> list[Shelf]:
 
 def apps_of(session: Session, seat: Seat) -> list[App]:
     """List the apps that a seat can reach."""
+    if not seat.is_admin and not seat.granted:
+        return []
     apps = session.scalars(select(App).where(App.workspace_id == seat.workspace.id).order_by(App.slug))
     return [app for app in apps if seat.level_in(app.solution_id) is not AccessLevel.NONE]
 

@@ -24,7 +24,9 @@ _log = logging.getLogger(__name__)
 
 ACCEPTED = "accepted"
 FLUSH_EVERY = 1.0  # seconds
-WRITE_EVERY = timedelta(seconds=10)
+# Between the uses that a key's row tells of. A process writes within two seconds of a use, each at its own time, so two
+# writes are at least ten seconds apart, whichever processes they come from.
+WRITE_EVERY = timedelta(seconds=12)
 KEEP_REFUSALS = timedelta(days=30)
 _KEEP_BATCHES = timedelta(hours=1)
 _PRUNE_EVERY = timedelta(hours=1)
@@ -77,7 +79,9 @@ class Usage:
     def __init__(self, database: Database) -> None:
         self._database = database
         dialect = "sqlite" if database.is_sqlite else "postgresql"
-        self._count, self._touch, self._first = (text(statements[dialect]) for statements in (_COUNT, _TOUCH, _FIRST))
+        self._count, self._caller, self._touch, self._first = (
+            text(statements[dialect]) for statements in (_COUNT, _CALLER, _TOUCH, _FIRST)
+        )
         self._batch = _Batch()
         self._pending: _Batch | None = None
         self._touched: dict[int, datetime] = {}
@@ -150,7 +154,9 @@ class Usage:
         if not session.scalar(_NEW_BATCH, {"id": batch.id, "at": _stored(last, self._database)}):
             return {}  # the try before had succeeded, only its answer was lost
         rows = [(*use, count, _text(first), _text(last)) for use, (count, first, last) in batch.counts.items()]
-        session.execute(self._count, {"rows": json.dumps(rows)})
+        written = json.dumps(rows)
+        session.execute(self._count, {"rows": written})
+        session.execute(self._caller, {"rows": written})
         touched = self._due(batch)
         if touched:
             due = [
@@ -281,6 +287,28 @@ ON CONFLICT (key_id, hour, outcome, scope, address, client) DO UPDATE SET
     count = usage.count + excluded.count,
     first_at = least(usage.first_at, excluded.first_at),
     last_at = greatest(usage.last_at, excluded.last_at)
+""",
+}
+_CALLER = {
+    "sqlite": """
+INSERT INTO key_caller (key_id, address, client, scope, count, first_at, last_at)
+SELECT value ->> 0, value ->> 4, value ->> 5, value ->> 3, sum(value ->> 6), min(value ->> 7), max(value ->> 8)
+FROM json_each(:rows) WHERE value ->> 2 = 'accepted' GROUP BY 1, 2, 3, 4
+ON CONFLICT (key_id, address, client, scope) DO UPDATE SET
+    count = key_caller.count + excluded.count,
+    first_at = min(key_caller.first_at, excluded.first_at),
+    last_at = max(key_caller.last_at, excluded.last_at)
+""",
+    "postgresql": """
+INSERT INTO key_caller (key_id, address, client, scope, count, first_at, last_at)
+SELECT (row ->> 0)::integer, row ->> 4, row ->> 5, row ->> 3, sum((row ->> 6)::integer),
+       min((row ->> 7)::timestamp AT TIME ZONE 'UTC'), max((row ->> 8)::timestamp AT TIME ZONE 'UTC')
+FROM json_array_elements(CAST(:rows AS json)) AS row WHERE row ->> 2 = 'accepted'
+GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4
+ON CONFLICT (key_id, address, client, scope) DO UPDATE SET
+    count = key_caller.count + excluded.count,
+    first_at = least(key_caller.first_at, excluded.first_at),
+    last_at = greatest(key_caller.last_at, excluded.last_at)
 """,
 }
 _TOUCH = {

@@ -166,6 +166,7 @@ class ApiKey(Base):
             postgresql_where=text("revoked_at IS NULL AND retires_at IS NULL"),
         ),
         Index("ix_api_key_workspace_id_id", "workspace_id", "id"),
+        Index("ix_api_key_member_id", "member_id"),
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -230,6 +231,23 @@ class Usage(Base):
     scope: Mapped[str] = mapped_column(String(50), primary_key=True)  # '' where none is needed
     address: Mapped[str] = mapped_column(String(45), primary_key=True)
     client: Mapped[str] = mapped_column(String(60), primary_key=True)
+    count: Mapped[int]
+    first_at: Mapped[datetime]
+    last_at: Mapped[datetime]
+
+
+class KeyCaller(Base):
+    """A place and program that a key was ever accepted from, by scope: what `usage` says of it, over all hours.
+
+    Kept beside it because a key's callers are few and its hours are many.
+    """
+
+    __tablename__ = "key_caller"
+
+    key_id: Mapped[int] = mapped_column(ForeignKey("api_key.id"), primary_key=True)
+    address: Mapped[str] = mapped_column(String(45), primary_key=True)
+    client: Mapped[str] = mapped_column(String(60), primary_key=True)
+    scope: Mapped[str] = mapped_column(String(50), primary_key=True)  # '' where none is needed
     count: Mapped[int]
     first_at: Mapped[datetime]
     last_at: Mapped[datetime]

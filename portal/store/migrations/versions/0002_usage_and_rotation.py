@@ -70,6 +70,18 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["key_id"], ["api_key.id"], name=op.f("fk_usage_key_id")),
         sa.PrimaryKeyConstraint("key_id", "hour", "outcome", "scope", "address", "client", name=op.f("pk_usage")),
     )
+    op.create_table(
+        "key_caller",
+        sa.Column("key_id", sa.Integer(), nullable=False),
+        sa.Column("address", sa.String(length=45), nullable=False),
+        sa.Column("client", sa.String(length=60), nullable=False),
+        sa.Column("scope", sa.String(length=50), nullable=False),
+        sa.Column("count", sa.Integer(), nullable=False),
+        sa.Column("first_at", Moment(), nullable=False),
+        sa.Column("last_at", Moment(), nullable=False),
+        sa.ForeignKeyConstraint(["key_id"], ["api_key.id"], name=op.f("fk_key_caller_key_id")),
+        sa.PrimaryKeyConstraint("key_id", "address", "client", "scope", name=op.f("pk_key_caller")),
+    )
     op.drop_index("uq_api_key_name_in_use", "api_key")
     with op.batch_alter_table("api_key", schema=None) as batch_op:
         batch_op.add_column(sa.Column("replaces_id", sa.Integer(), nullable=True))
@@ -78,6 +90,7 @@ def upgrade() -> None:
         batch_op.create_unique_constraint(batch_op.f("uq_api_key_replaces_id"), ["replaces_id"])
         batch_op.create_foreign_key(batch_op.f("fk_api_key_replaces_id"), "api_key", ["replaces_id"], ["id"])
     _index_names_in_use("revoked_at IS NULL AND retires_at IS NULL")
+    op.create_index("ix_api_key_member_id", "api_key", ["member_id"])
     op.create_index("ix_audit_event_target_id_id", "audit_event", ["target_id", "id"])
     op.create_index("ix_audit_event_actor_id_id", "audit_event", ["actor_id", "id"])
     op.create_table(
@@ -117,6 +130,7 @@ def downgrade() -> None:
     op.drop_table("expiry_notice")
     op.drop_index("ix_audit_event_actor_id_id", "audit_event")
     op.drop_index("ix_audit_event_target_id_id", "audit_event")
+    op.drop_index("ix_api_key_member_id", "api_key")
     op.drop_index("uq_api_key_name_in_use", "api_key")
     with op.batch_alter_table("api_key", schema=None) as batch_op:
         batch_op.drop_constraint(batch_op.f("fk_api_key_replaces_id"), type_="foreignkey")
@@ -126,6 +140,7 @@ def downgrade() -> None:
         batch_op.drop_column("replaces_id")
     _index_names_in_use("revoked_at IS NULL")
 
+    op.drop_table("key_caller")
     op.drop_table("usage")
     with op.batch_alter_table("refused_request", schema=None) as batch_op:
         batch_op.drop_index("ix_refused_request_key_id_id")
