@@ -436,8 +436,11 @@ def revoke(session: Session, actor: Actor, key_id: str) -> str:
 
 
 def hold(session: Session, actor: Actor, key_id: str, event: Event) -> tuple[Seat, ApiKey]:
-    """Lock a key that the actor may stop; NotFound for any other and for a deleted one."""
-    seat = members.seat_of(session, actor)
+    """Lock a key that the actor may stop; NotFound for any other and for a deleted one.
+
+    The member is locked before the key, as in a rotation: whoever stops a key is named in its row, which needs both.
+    """
+    seat = members.seat_of(session, actor, lock=True)
     statement = key_views.visible_to(seat).where(ApiKey.public_id == key_id, ApiKey.revoked_at.is_(None))
     key = session.scalar(statement.with_for_update(of=ApiKey, key_share=True))  # counting its use need not wait
     if key is None:
