@@ -66,6 +66,8 @@ def new() -> Response:
         if owner:
             draft = replace(draft, owner=owner)
         planned = keys.plan(session, actor(), draft)
+        if add in planned.beyond:  # then the new key would be no replacement
+            planned = keys.plan(session, actor(), replace(draft, replaces=""))
     return _form(planned, add=add)
 
 
@@ -278,6 +280,7 @@ def _at_limit(standing: int, planned: Plan, replaced: dict[str, Any] | None) -> 
     owner = "me" if planned.owner.is_me else planned.owner.member.public_id
     return {
         "count": standing,
+        "most": keys.KEYS_PER_MEMBER,
         "url": url_for("keys.index", ws=seat().workspace.slug, owner=owner, sort="used", state="unused"),
     }
 
