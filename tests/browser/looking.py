@@ -9,7 +9,7 @@ from axe_playwright_python.base import AXE_SCRIPT
 from playwright.sync_api import Page
 
 TAGS = ("wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice")
-CLOCK = re.compile(r"\b\d\d:\d\d\b(?!:\d\d)(?! UTC)")
+CLOCK = re.compile(r"\b\d\d?:\d\d\b(?!:\d\d)(?!( [AP]M)? UTC)")
 
 # Everything that can be pressed or filled in, is on the screen and not hidden for the eyes only. A label belongs to
 # its box: a press on the one is a press on the other.
