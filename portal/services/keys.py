@@ -200,7 +200,7 @@ def _owners(session: Session, seat: Seat, *, only: str | None) -> list[Owner]:
         Member.removed_at.is_(None),
     )
     if only is not None:
-        statement = statement.where(Member.public_id == only).with_for_update()
+        statement = statement.where(Member.public_id == only).with_for_update(key_share=True)
     found = session.scalars(statement).all()
     access = _access_of(session, found)
     owners = [Owner(member, member.id == seat.member.id, *access[member.id]) for member in found]
@@ -381,8 +381,8 @@ def _check_still_grantable(session: Session, seat: Seat, key: ApiKey) -> None:
 def delete(session: Session, actor: Actor, keyring: Keyring, key_id: str, *, typed: str) -> KeyView:
     """Stop a key for ever. One that is in use asks for its name, so that nobody ends the wrong one in a hurry."""
     seat, key = hold(session, actor, key_id, Event.KEY_DELETED)
-    # Its use is asked for only when it matters: with its name typed a key can be deleted while usage cannot be read.
-    if text.fold(text.clean_line(typed) or "") != key.name_folded and activity.is_busy(session, key, actor.at):
+    is_named = text.fold(text.clean_line(typed) or "") == key.name_folded
+    if not is_named and activity.is_busy(session, key, actor.at):  # under its name it ends also when usage is away
         raise Invalid({"name": f"Type {key.name} exactly to delete it."})
     key.revoked_at = actor.at
     key.revoked_by_id = seat.member.id
@@ -436,10 +436,13 @@ def revoke(session: Session, actor: Actor, key_id: str) -> str:
 
 
 def hold(session: Session, actor: Actor, key_id: str, event: Event) -> tuple[Seat, ApiKey]:
-    """Lock a key that the actor may stop; NotFound for any other and for a deleted one."""
-    seat = members.seat_of(session, actor)
+    """Lock a key that the actor may stop; NotFound for any other and for a deleted one.
+
+    The member is locked before the key, as in a rotation: whoever stops a key is named in its row, which needs both.
+    """
+    seat = members.seat_of(session, actor, lock=True)
     statement = key_views.visible_to(seat).where(ApiKey.public_id == key_id, ApiKey.revoked_at.is_(None))
-    key = session.scalar(statement.with_for_update(of=ApiKey))
+    key = session.scalar(statement.with_for_update(of=ApiKey, key_share=True))  # counting its use need not wait
     if key is None:
         raise NotFound(attempt=Attempt(event, key_id))
     return seat, key

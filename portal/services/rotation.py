@@ -72,6 +72,7 @@ def replace_unused(
     session: Session, actor: Actor, keyring: Keyring, key_id: str, form_id: str
 ) -> tuple[KeyView, PlainKey]:
     """Make a key anew whose text was lost before it was ever used, and delete the unused one."""
+    members.seat_of(session, actor, lock=True)  # before the key, as everywhere
     if made_before := keys.made_by_form(session, actor, form_id):
         raise AlreadyShown(made_before)
     seat, old = keys.hold(session, actor, key_id, Event.KEY_GENERATED)

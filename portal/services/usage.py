@@ -24,7 +24,9 @@ _log = logging.getLogger(__name__)
 
 ACCEPTED = "accepted"
 FLUSH_EVERY = 1.0  # seconds
-WRITE_EVERY = timedelta(seconds=10)
+# Between the uses that a key's row tells of. A process writes within two seconds of a use, each at its own time, so two
+# writes are at least ten seconds apart, whichever processes they come from.
+WRITE_EVERY = timedelta(seconds=12)
 KEEP_REFUSALS = timedelta(days=30)
 _KEEP_BATCHES = timedelta(hours=1)
 _PRUNE_EVERY = timedelta(hours=1)

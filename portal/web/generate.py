@@ -66,6 +66,8 @@ def new() -> Response:
         if owner:
             draft = replace(draft, owner=owner)
         planned = keys.plan(session, actor(), draft)
+        if add in planned.beyond:  # then the new key would be no replacement
+            planned = keys.plan(session, actor(), replace(draft, replaces=""))
     return _form(planned, add=add)
 
 

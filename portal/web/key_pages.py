@@ -31,6 +31,7 @@ _SENTENCES = {
     Event.KEY_REACTIVATED: "reactivated this key",
     Event.KEY_DELETED: "deleted this key",
     Event.KEY_EDITED: "changed its name or note",
+    Event.KEY_IDENTIFIED: "looked up which key this is",
 }
 
 

@@ -161,7 +161,7 @@ def find_out() -> Response:
     except Invalid:
         context["result"] = "malformed"
     except TooManyAttempts as limit:
-        context["errors"] = {"text": f"That were many in a short time. Try again at {absolute(limit.retry_at)}."}
+        context["errors"] = {"text": f"Too many look-ups. Try again at {absolute(limit.retry_at)}."}
         status = 429
     return page_or_fragment("keys/identify.html", "keys/_identify.html", status, **context)
 

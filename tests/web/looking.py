@@ -62,7 +62,8 @@ def everything(database: Database) -> dict[str, list[dict[str, Any]]]:
 
 
 _TRACES = {
-    "audit_event", "sign_in_failure", "user_session", "usage", "usage_batch", "refused_request", "first_request",
+    "audit_event", "sign_in_failure", "user_session",
+    "usage", "usage_batch", "key_caller", "refused_request", "first_request",
 }  # fmt: skip
 
 
