@@ -13,7 +13,7 @@ from portal.services.audit import Event
 from portal.services.key_views import KeyView
 from portal.store.models import AuditEvent, FirstRequest, RefusedRequest
 from portal.web import refusals
-from portal.web.display import time_of_day
+from portal.web.display import absolute
 from portal.web.generate import first_call
 from portal.web.guards import actor, in_workspace, seat
 from portal.web.http import answer, page_or_fragment, portal, reading, transaction
@@ -127,7 +127,8 @@ def requests(key_id: str) -> Response:
 
 
 def _label(start: datetime, span: str) -> str:
-    return time_of_day(start) if span == "24h" else f"{start:%-d %b}"
+    day, _, time = absolute(start).partition(", ")
+    return time if span == "24h" else day.rpartition(" ")[0]
 
 
 def _denial(denial: Denial, grantable: set[str]) -> dict[str, Any]:
@@ -235,7 +236,7 @@ def edit(key_id: str) -> Response:
             key = keys.edit(session, actor(), keyring(), key_id, name=name, note=note, was=was)
     except Invalid as error:
         return _edit_form(key, name, note, error.problems)
-    return row_changed(key, f"“{key.name}” is saved.", focus=f"key-{key.id}-link")
+    return row_changed(key, f"“{key.name}” is saved.", focus=f"key-{key.id}-edit")
 
 
 def _edit_form(key: KeyView, name: str, note: str, errors: Any = None) -> Response:
