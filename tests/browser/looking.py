@@ -176,7 +176,7 @@ def spacing(page: Page) -> list[str]:
                      || clips(style.overflowY, node.scrollHeight, node.clientHeight));
             }).map((node) => `cut off: ${call(node)}`);
             // A sticky bar may lie over what scrolls below it; KEY-04 looks at that.
-            const bars = ".panel-foot, .topbar";
+            const bars = ".panel-foot, .topbar, .messages";
             // A link in a sentence that goes on in the next line is two boxes.
             const boxes = controls().filter((node) => !node.closest("[popover]"))
                 .map((node) => [target(node), [...target(node).getClientRects()], Boolean(node.closest(bars))]);
