@@ -167,7 +167,7 @@ def _all(
         left = tuple(each for each in key.findings if each not in quiet.get(row.id, ()))
         if left or only is not None:
             found.append(_with(key, left))
-    return sorted(found, key=lambda key: (key.environment != "live", *(_RISK[each] for each in key.findings), key.name))
+    return sorted(found, key=lambda key: (key.environment != "live", [_RISK[each] for each in key.findings], key.name))
 
 
 def _with(key: Reviewed, findings: tuple[Finding, ...]) -> Reviewed:

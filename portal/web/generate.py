@@ -15,6 +15,7 @@ from portal.services import key_views, keys, members, policy, rotation
 from portal.services.key_views import KeyView
 from portal.services.keys import Draft, Plan
 from portal.store.database import Session
+from portal.web.display import absolute
 from portal.web.guards import actor, in_workspace, recently_proved, seat
 from portal.web.home import LEVELS
 from portal.web.http import answer, is_fragment, page_or_fragment, portal, public_id, reading, transaction
@@ -105,13 +106,14 @@ def generate() -> Response:
         with transaction() as session:
             make = rotation.generate if draft.replaces else keys.create
             key, plain = make(session, actor(), keyring(), draft)
+            told = told_of_rotation(session, key) if draft.replaces else f"“{key.name}” was generated."
     except Invalid as error:
         with reading() as session:
             planned = keys.plan(session, actor(), draft)
         return _form(planned, errors=error.problems)
     except AlreadyShown as error:
         return already_shown(error.key_id)
-    return reveal(key, plain)
+    return reveal(key, plain, told)
 
 
 def already_shown(key_id: str) -> Response:
@@ -121,18 +123,26 @@ def already_shown(key_id: str) -> Response:
     return page_or_fragment("keys/shown.html", "keys/_shown.html", 410, key=made)
 
 
-def reveal(key: KeyView, plain: PlainKey) -> Response:
-    """Show a new key's text: in this one answer, and nowhere else."""
+def reveal(key: KeyView, plain: PlainKey, told: str) -> Response:
+    """Show a new key's text: in this one answer, and nowhere else; `told` is what the list says afterwards."""
     return page_or_fragment(
         "keys/reveal.html",
         "keys/_reveal.html",
         key=key,
+        told=told,
         plain=plain.reveal(),
         base_url=portal().settings.base_url,
         call=first_call(key),
         first={"state": "waiting"},
         poll=3,
     )
+
+
+def told_of_rotation(session: Session, key: KeyView) -> str:
+    """Say which key a new one replaces, and when that one stops."""
+    old = key_views.get(session, actor(), seat(), keyring(), key.predecessor_id or "")
+    end = f"stops on {absolute(old.retires_at)}" if old.is_retiring and old.retires_at else "has stopped"
+    return f"“{key.name}” was replaced. The old key (…{old.last_four}) {end}."
 
 
 def first_call(key: KeyView) -> str:

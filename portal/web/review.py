@@ -102,7 +102,7 @@ def _evidence(key: Reviewed, finding: Finding) -> str:
         Finding.ABOVE_GRANTER: f"Who gave {key.owner_name} this access cannot hand it out any more.",
         Finding.EXPIRING: f"It stops {relative(key.expires_at)}." if key.expires_at else "",
         Finding.REFUSED_OFTEN: f"{thousands(key.refusals)} requests were refused in the last 24 hours.",
-        Finding.ADMIN_OWNED: "It could reach everything that an administrator can, if its scopes said so.",
+        Finding.ADMIN_OWNED: "It acts for an administrator. A program needs less: give it an API member of its own.",
         Finding.STALE: f"Last used {used}.",
         Finding.NEVER_USED: f"Made {relative(key.created_at)} and never used.",
         Finding.TOO_LONG: "It was made for longer than the policy allows now.",

@@ -394,8 +394,8 @@ def test_an_overlap_is_extended_by_days_up_to_thirty_from_its_start(office: Offi
 
 def test_an_overlap_is_not_extended_past_the_keys_own_expiry(office: Office) -> None:
     old, _ = office.generate("rio", expires="30d")
-    rotate(office, "rio", old.id, NOON + 28 * DAY, overlap="24h")
-    at = NOON + 28 * DAY + HOUR
+    at = NOON + 28 * DAY + 12 * HOUR
+    rotate(office, "rio", old.id, at, overlap="24h")
     office.act("rio", rotation.extend, old.id, at)
     assert office.row(old.id).retires_at == NOON + 30 * DAY
     refused(office, lambda: office.act("rio", rotation.extend, old.id, at), Conflict)

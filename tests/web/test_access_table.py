@@ -83,6 +83,22 @@ GET    /w/<slug:ws>/audit/verify                          303 404 403 403 200 40
 GET    /w/<slug:ws>/audit/<public_id:eid>                 303 404 200 404 200 404 303 303
 GET    /w/<slug:ws>/explain                               303 404 200 200 200 404 303 303
 POST   /w/<slug:ws>/explain                               303 404 422 422 422 404 400 400
+GET    /w/<slug:ws>/review                                303 404 200 200 200 404 303 303
+GET    /w/<slug:ws>/review/<public_id:key_id>/reviewed    303 404 404 404 404 404 303 303
+POST   /w/<slug:ws>/review/<public_id:key_id>/reviewed    303 404 404 404 404 404 400 400
+GET    /w/<slug:ws>/review/deactivate                     303 404 200 200 200 404 303 303
+POST   /w/<slug:ws>/review/deactivate                     303 404 303 303 303 404 400 400
+GET    /w/<slug:ws>/workspace                             303 404 403 403 200 404 303 303
+GET    /w/<slug:ws>/policy                                303 404 403 403 200 404 303 303
+POST   /w/<slug:ws>/policy                                303 404 403 403 303 404 400 400
+GET    /w/<slug:ws>/solutions/new                         303 404 403 403 200 404 303 303
+POST   /w/<slug:ws>/solutions/new                         303 404 403 403 422 404 400 400
+GET    /w/<slug:ws>/solutions/<slug:solution>/edit        303 404 403 403 200 404 303 303
+POST   /w/<slug:ws>/solutions/<slug:solution>/edit        303 404 403 403 422 404 400 400
+GET    /w/<slug:ws>/solutions/<slug:solution>/apps/new    303 404 403 403 200 404 303 303
+POST   /w/<slug:ws>/solutions/<slug:solution>/apps/new    303 404 403 403 422 404 400 400
+GET    /w/<slug:ws>/apps/<slug:app>/edit                  303 404 403 403 200 404 303 303
+POST   /w/<slug:ws>/apps/<slug:app>/edit                  303 404 403 403 422 404 400 400
 GET    /api/v1/me                                         401 401 401 401 401 401 200 200
 GET    /api/v1/solutions                                  401 401 401 401 401 401 200 200
 GET    /api/v1/apps/<app:app>/records                     401 401 401 401 401 401 200 200
@@ -131,7 +147,7 @@ class Addresses:
         self._looked_at: dict[str, str] = {}
 
     def __call__(self, row: Row) -> str:
-        found = {"ws": "acme", "app": "tasks", "token": "x" * 43, "filename": "app.js"}
+        found = {"ws": "acme", "app": "tasks", "solution": "operations", "token": "x" * 43, "filename": "app.js"}
         if "eid" in row.rule:
             seen = self._cast.rio.get("/w/acme/audit").text  # rio's own newest
             found["eid"] = seen[(start := seen.index("evt_")) : start + 20]
@@ -261,6 +277,7 @@ def plain_path(rule: str) -> str:
     names = {
         "ws": "acme",
         "app": "tasks",
+        "solution": "operations",
         "token": "x" * 43,
         "filename": "app.js",
         "key_id": "key_1",
