@@ -18,6 +18,7 @@ from portal.store.database import Database
 from portal.web import (
     account,
     api,
+    api_members,
     display,
     guards,
     home,
@@ -26,6 +27,7 @@ from portal.web import (
     keys,
     members,
     oversight,
+    people,
     review,
     rotation,
     sign_in,
@@ -102,6 +104,7 @@ def create_app(environ: Mapping[str, str] | None = None) -> Flask:
     csrf = CSRFProtect(app)
     csrf.exempt(api.api)  # no cookie counts there
     assert key_pages and rotation  # noqa: S101 - imported for the views that they add to keys.pages
+    assert people and api_members  # noqa: S101 - and these to members.pages
     rooms = (sign_in, account, home, keys, members, review, oversight, workspace)
     for blueprint in (*(room.pages for room in rooms), api.api):
         app.register_blueprint(blueprint)

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from portal.rules.access import AccessLevel, Environment, Role
 from portal.rules.credentials import hash_password, new_id
 from portal.rules.errors import Conflict
-from portal.services import members, records, workspaces
+from portal.services import api_members, records, workspaces
 from portal.services.actor import Actor, Means, operator
 from portal.services.records import Place
 from portal.store.models import Access, Account, Member, Solution, Workspace
@@ -68,7 +68,7 @@ def seed(session: Session, step: Callable[[str], None]) -> None:
     as_lea = replace(
         actor, means=Means.COMMAND, name=lea.name, public_id=lea.public_id, workspace_id=acme.id, member_id=lea.id
     )
-    members.create_api_member(
+    api_members.create(
         session,
         as_lea,
         name="Nightly sync",

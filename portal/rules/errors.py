@@ -45,6 +45,15 @@ class Forbidden(PortalError):
     code = "forbidden"
 
 
+class NeedsProof(PortalError):
+    """This hands out access, and the last proof of who asks is too old: their password is asked for again."""
+
+    code = "needs_proof"
+
+    def __init__(self) -> None:
+        super().__init__("Enter your password again first.")
+
+
 class Conflict(PortalError):
     """The state of things does not allow this change now."""
 

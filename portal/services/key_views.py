@@ -88,6 +88,7 @@ class KeyView:
     may_reactivate: bool
     may_delete: bool
     may_rotate: bool
+    may_move: bool  # to an API member
     may_retire: bool
     may_extend: bool
     may_replace: bool
@@ -132,7 +133,11 @@ def list_for(
     """List keys as far as a seat sees them, `size` a page; the old key of a rotation follows its successor."""
     statement = visible_to(seat).where(*_matching(session, seat, filters, actor.at))
     if not filters.active_count:
-        taken_over = exists().where(_Successor.replaces_id == ApiKey.id, _Successor.revoked_at.is_(None))
+        taken_over = exists().where(
+            _Successor.replaces_id == ApiKey.id,
+            _Successor.member_id == ApiKey.member_id,  # one that was moved stays in its own place
+            _Successor.revoked_at.is_(None),
+        )
         statement = statement.where(or_(ApiKey.retires_at.is_(None), ~taken_over))
     order = _sorted_by(filters.sort, actor.at)
     rows = _read_page(session, statement, order, number, size)
@@ -143,7 +148,10 @@ def list_for(
     found = [row.ApiKey for row in rows]
     if not filters.active_count:
         found = [
-            each for row in rows for each in (row.ApiKey, row.predecessor) if each and _is_standing(each, actor.at)
+            each
+            for row in rows
+            for each in (row.ApiKey, row.predecessor)
+            if each and each.member_id == row.ApiKey.member_id and _is_standing(each, actor.at)
         ]
     pairs = _as_pairs(key for row in rows for key in (row.ApiKey, row.successor, row.predecessor) if key)
     views = of(session, seat, keyring, found, actor.at, with_days=True, pairs=pairs)
@@ -346,7 +354,8 @@ def of(
     days = activity.recent_days(session, [key.id for key in keys], now) if with_days and keys else {}
     if pairs is None:
         pairs = _pairs(session, keys)
-    return [_view(seat, keyring, key, scopes.get(key.id, ()), now, days.get(key.id), pairs) for key in keys]
+    hidden = _hidden(session, seat, keys, pairs)
+    return [_view(seat, keyring, key, scopes.get(key.id, ()), now, days.get(key.id), pairs, hidden) for key in keys]
 
 
 def _pairs(session: Session, keys: Sequence[ApiKey]) -> dict[int, ApiKey]:
@@ -367,6 +376,16 @@ def _as_pairs(rows: Iterable[ApiKey]) -> dict[int, ApiKey]:
     return found
 
 
+def _hidden(session: Session, seat: Seat, keys: Sequence[ApiKey], pairs: Mapping[int, ApiKey]) -> set[int]:
+    """Find the other halves of pairs that a seat may not see: a key that moved from a person to an API member."""
+    owners = {key.member_id for key in keys}
+    others = {key.id for key in pairs.values() if key.member_id not in owners}
+    if seat.is_admin or not others:
+        return set()
+    seen = session.scalars(visible_to(seat).where(ApiKey.id.in_(others)).with_only_columns(ApiKey.id))
+    return others - set(seen)
+
+
 def _view(
     seat: Seat,
     keyring: Keyring,
@@ -375,6 +394,7 @@ def _view(
     now: datetime,
     recent: DayBars | None,
     pairs: Mapping[int, ApiKey],
+    hidden: set[int],
 ) -> KeyView:
     state = key.state_at(now)
     is_mine = key.member_id == seat.member.id
@@ -402,8 +422,8 @@ def _view(
         deactivated_at=key.deactivated_at,
         revoked_at=key.revoked_at,
         retires_at=key.retires_at,
-        successor_id=successor.public_id if successor else None,
-        predecessor_id=predecessor.public_id if predecessor else None,
+        successor_id=successor.public_id if successor and successor.id not in hidden else None,
+        predecessor_id=predecessor.public_id if predecessor and predecessor.id not in hidden else None,
         recent=recent,
         is_unused=key.last_used_at is None,
         is_retiring=is_retiring,
@@ -412,7 +432,8 @@ def _view(
         may_deactivate=state is KeyState.ACTIVE,
         may_reactivate=state is KeyState.DEACTIVATED and may_hand_out,
         may_delete=state is not KeyState.REVOKED,
-        may_rotate=_may_rotate(seat, key, predecessor, now),
+        may_rotate=may_hand_out and _is_free(key, predecessor, now),
+        may_move=_is_free(key, predecessor, now),
         may_retire=is_retiring,
         may_extend=is_retiring and may_hand_out,
         may_replace=may_hand_out and is_replaceable(key, now),
@@ -422,14 +443,18 @@ def _view(
 
 def may_rotate(session: Session, seat: Seat, key: ApiKey, now: datetime) -> bool:
     """Say whether a seat can replace a key: its own or an API member's, and neither half of a pair that goes on."""
-    return _may_rotate(seat, key, _pairs(session, [key]).get(key.replaces_id or 0), now)
+    return (key.member_id == seat.member.id or key.member.is_api) and may_move(session, key, now)
 
 
-def _may_rotate(seat: Seat, key: ApiKey, predecessor: ApiKey | None, now: datetime) -> bool:
-    may_hand_out = key.member_id == seat.member.id or key.member.is_api
+def may_move(session: Session, key: ApiKey, now: datetime) -> bool:
+    """Say whether an API member's key can take over from this one: it is used, and no half of a pair that goes on."""
+    return _is_free(key, _pairs(session, [key]).get(key.replaces_id or 0), now)
+
+
+def _is_free(key: ApiKey, predecessor: ApiKey | None, now: datetime) -> bool:
     is_usable = key.state_at(now) in (KeyState.ACTIVE, KeyState.EXPIRED) and key.retires_at is None
     before_works = predecessor is not None and predecessor.state_at(now) in (KeyState.ACTIVE, KeyState.DEACTIVATED)
-    return may_hand_out and is_usable and not before_works
+    return is_usable and not before_works
 
 
 def is_replaceable(key: ApiKey, now: datetime) -> bool:

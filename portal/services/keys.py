@@ -116,13 +116,16 @@ def plan(session: Session, actor: Actor, draft: Draft, *, lock: bool = False) ->
     return Plan(draft, seat, owners, owner, shelves, grantable, scopes, expires_at, problems, beyond)
 
 
-def first_draft(session: Session, actor: Actor, seat: Seat, *, similar_to: str = "", add: str = "") -> Draft:
+def first_draft(
+    session: Session, actor: Actor, seat: Seat, *, owner: str = "", similar_to: str = "", add: str = ""
+) -> Draft:
     """Fill a new form; with `similar_to`, from that key's answers and the scope `add` that it lacked.
 
-    A key that lacks a scope is meant to be replaced; one that is only similar stays beside the new one.
+    A key that lacks a scope, or that an `owner` is to take over, is meant to be replaced; one that is only similar
+    stays beside the new one.
     """
     draft = Draft(
-        owner=seat.member.public_id,
+        owner=owner or seat.member.public_id,
         form_id=new_id("form"),
         scopes=[add] if Scope.parse(add) else [],
         expires=policy.nearest(seat.workspace, Lifetime.DAYS_90),
@@ -131,12 +134,15 @@ def first_draft(session: Session, actor: Actor, seat: Seat, *, similar_to: str =
     if key is None:
         return draft
     scopes = [view.text for view in key_views.scopes_of(session, [key]).get(key.id, [])]
-    may_replace = bool(draft.scopes) and key_views.may_rotate(session, seat, key, actor.at)
+    if owner and owner != key.member.public_id:
+        may_replace = key_views.may_move(session, key, actor.at)
+    else:
+        may_replace = bool(draft.scopes) and key_views.may_rotate(session, seat, key, actor.at)
     return replace(
         draft,
         name=key.name,
         note=key.note,
-        owner=key.member.public_id if key.member.is_api else draft.owner,
+        owner=key.member.public_id if key.member.is_api and not owner else draft.owner,
         environment=key.environment,
         scopes=[*scopes, *(scope for scope in draft.scopes if scope not in scopes)],
         similar_to=key.public_id,
@@ -158,7 +164,8 @@ def create(
     owner = planned.owner
     if planned.problems or owner is None:
         raise Invalid(planned.problems, attempt=_overreach(planned))
-    if replaced is None or _is_expired(replaced, actor.at):  # else it takes the place of one that counted
+    # Else it takes the place of one that counted, of the same member.
+    if replaced is None or replaced.member_id != owner.member.id or _is_expired(replaced, actor.at):
         _check_limit(session, owner, actor.at)
     plain, digest, pepper_id = keyring.mint(Environment(draft.environment))
     name = text.clean_line(draft.name) or ""

@@ -1,14 +1,15 @@
-"""Members and what they may reach: seats, access by solution, API members, invitations."""
+"""Members and what they may reach: seats, access by solution, invitations. Who changes it: `people`, `api_members`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
-from sqlalchemy import ColumnElement, delete, exists, select
-from sqlalchemy.orm import Session, contains_eager, joinedload
+from sqlalchemy import ColumnElement, delete, exists, insert, or_, select, update
+from sqlalchemy.orm import Session, aliased, contains_eager, joinedload
 
 from portal.rules import credentials, text
-from portal.rules.access import AccessLevel, Role, level_of, may_grant
+from portal.rules.access import AccessLevel, Role, level_of
 from portal.rules.errors import Conflict, Forbidden, Invalid, NotFound
 from portal.services import audit
 from portal.services.actor import Actor
@@ -16,6 +17,8 @@ from portal.services.audit import Event
 from portal.store.database import IntegrityError
 from portal.store.models import Access, Account, ApiKey, App, Invitation, Member, Solution, Workspace
 
+ADMINS_ONLY = "Only administrators change people’s roles and access."
+ACTIVE = (Member.deactivated_at.is_(None), Member.removed_at.is_(None))
 INVITATION_LIFE = timedelta(days=7)
 _MEANWHILE = "An account was made for this address a moment ago. Open the link again and sign in with it."
 
@@ -64,7 +67,7 @@ def find_seat(session: Session, account_id: int, slug: str) -> Seat | None:
         .join(Member.workspace)
         .outerjoin(Access, Access.member_id == Member.id)
         .options(contains_eager(Member.workspace))
-        .where(Workspace.slug == slug, Member.account_id == account_id, *_ACTIVE)
+        .where(Workspace.slug == slug, Member.account_id == account_id, *ACTIVE)
     )
     rows = session.execute(statement).all()
     if not rows:
@@ -79,7 +82,7 @@ def seat_of(session: Session, actor: Actor, *, lock: bool = False) -> Seat:
     statement = (
         select(Member)
         .options(joinedload(Member.workspace, innerjoin=True))
-        .where(Member.id == member_id, Member.workspace_id == workspace_id, *_ACTIVE)
+        .where(Member.id == member_id, Member.workspace_id == workspace_id, *ACTIVE)
         .execution_options(populate_existing=True)
     )
     # `key_share`: who only writes this member's id elsewhere, as a stop of a key does, does not wait, nor deadlock.
@@ -101,7 +104,7 @@ def workspaces_of(session: Session, account_id: int) -> list[Member]:
         select(Member)
         .join(Member.workspace)
         .options(contains_eager(Member.workspace))
-        .where(Member.account_id == account_id, *_ACTIVE)
+        .where(Member.account_id == account_id, *ACTIVE)
         .order_by(Workspace.name, Workspace.id)
     )
     return list(session.scalars(statement))
@@ -129,7 +132,7 @@ def apps_of(session: Session, seat: Seat) -> list[App]:
 
 def admin_names(session: Session, workspace_id: int, limit: int = 2) -> list[str]:
     """Name a few administrators, for "ask …"."""
-    statement = select(Member.name).where(Member.workspace_id == workspace_id, Member.role == Role.ADMIN, *_ACTIVE)
+    statement = select(Member.name).where(Member.workspace_id == workspace_id, Member.role == Role.ADMIN, *ACTIVE)
     return list(session.scalars(statement.order_by(Member.id).limit(limit)))
 
 
@@ -139,7 +142,7 @@ def granters(session: Session, seat: Seat, solution_id: int, *, for_api_member: 
         Access.member_id == Member.id, Access.solution_id == solution_id, Access.level == AccessLevel.MANAGE.value
     )
     may = (Member.role == Role.ADMIN) | lead if for_api_member else Member.role == Role.ADMIN
-    statement = select(Member.name).where(Member.workspace_id == seat.workspace.id, may, *_ACTIVE)
+    statement = select(Member.name).where(Member.workspace_id == seat.workspace.id, may, *ACTIVE)
     return list(session.scalars(statement.order_by(Member.role.desc(), Member.id).limit(limit)))
 
 
@@ -156,64 +159,158 @@ def managed_by(seat: Seat) -> list[ColumnElement[bool]]:
     return conditions
 
 
-def create_api_member(
-    session: Session, actor: Actor, *, name: str, purpose: str, access: Mapping[str, AccessLevel]
-) -> Member:
-    """Make an API member with access by solution slug; Forbidden where the actor does not manage the solution."""
-    seat = seat_of(session, actor, lock=True)
-    clean, clean_purpose = text.clean_line(name), text.clean_line(purpose)
-    problems = {}
-    if clean is None or not 3 <= len(clean) <= 60:
-        problems["name"] = "Enter a name of 3 to 60 characters."
-    if clean_purpose is None or len(clean_purpose) > 140:
-        problems["purpose"] = "Enter a purpose of at most 140 characters."
-    if problems or clean is None or clean_purpose is None:
-        raise Invalid(problems)
-    if not seat.is_lead:
-        raise Forbidden("Only team leads and administrators make API members.")
-    member = Member(
-        public_id=credentials.new_id("mem"),
-        workspace_id=seat.workspace.id,
-        name=clean,
-        role=Role.MEMBER,
-        purpose=clean_purpose,
-        manager_id=seat.member.id,
-        created_by_id=seat.member.id,
-        created_at=actor.at,
+# --- What members were given ---------------------------------------------------------------------------------------
+
+
+def hold_people(session: Session, actor: Actor, *wanted: str) -> tuple[Seat, dict[str, Member]]:
+    """Lock the actor, the workspace's administrators and the people of these ids, in one order for everybody.
+
+    So of two administrators who end each other's rights one comes first, and no two can both leave as the last.
+    """
+    workspace_id, member_id = actor.seat
+    whom = or_(Member.id == member_id, Member.role == Role.ADMIN, Member.public_id.in_(wanted))
+    statement = select(Member).where(Member.workspace_id == workspace_id, Member.account_id.is_not(None), whom)
+    found = session.scalars(
+        statement.order_by(Member.id).with_for_update().execution_options(populate_existing=True)
+    ).all()
+    return seat_of(session, actor), {member.public_id: member for member in found if member.public_id in wanted}
+
+
+def check_admin(seat: Seat) -> None:
+    """Forbid what only administrators do."""
+    if not seat.is_admin:
+        raise Forbidden(ADMINS_ONLY)
+
+
+def solutions_of(session: Session, workspace_id: int) -> list[Solution]:
+    """List the solutions of a workspace by name."""
+    statement = select(Solution).where(Solution.workspace_id == workspace_id)
+    return list(session.scalars(statement.order_by(Solution.name, Solution.id)))
+
+
+def levels_of(session: Session, member: Member) -> dict[str, AccessLevel]:
+    """Say what a member was given in each solution of the workspace, by its slug; an admin's role is not looked at."""
+    granted = granted_to(session, member)
+    solutions = solutions_of(session, member.workspace_id)
+    return {solution.slug: granted.get(solution.id, AccessLevel.NONE) for solution in solutions}
+
+
+def givers_of(session: Session, member: Member) -> dict[str, str]:
+    """Name who gave a member what they have, by solution slug, as far as it was noted."""
+    giver = aliased(Member)
+    rows = session.execute(
+        select(Solution.slug, giver.name)
+        .join(Access, Access.solution_id == Solution.id)
+        .join(giver, giver.id == Access.granted_by_id)
+        .where(Access.member_id == member.id)
     )
-    session.add(member)
-    session.flush()
-    solutions = {shelf.solution.slug: shelf for shelf in shelves_for(session, seat)}
-    for slug, level in access.items():
-        shelf = solutions.get(slug)
-        if shelf is None or not may_grant(shelf.level, level):
-            raise Forbidden(f"You cannot hand out access in {slug}.")
-        if level is not AccessLevel.NONE:
-            session.add(Access(member_id=member.id, solution_id=shelf.solution.id, level=level.value))
-    details = {slug: level.value for slug, level in access.items()}
+    return {slug: name for slug, name in rows}  # noqa: C416 - rows are no pairs to mypy
+
+
+def name_of(session: Session, member_id: int | None) -> str:
+    """Name a member; '' for nobody."""
+    return (session.scalar(select(Member.name).where(Member.id == member_id)) or "") if member_id else ""
+
+
+def set_levels(
+    session: Session,
+    actor: Actor,
+    member: Member,
+    wanted: Mapping[str, AccessLevel],
+    *,
+    by_id: int | None,
+    is_told: bool = False,
+) -> dict[str, tuple[AccessLevel, AccessLevel]]:
+    """Give a member these levels by solution slug, and tell of it unless that is done; what is not named stays.
+
+    The caller has locked the member and decided that it may be. Gives what changed: before and after.
+    """
+    ids = {solution.slug: solution.id for solution in solutions_of(session, member.workspace_id)}
+    granted = granted_to(session, member)
+    changed = {
+        slug: (granted.get(ids[slug], AccessLevel.NONE), level)
+        for slug, level in wanted.items()
+        if slug in ids and granted.get(ids[slug], AccessLevel.NONE) is not level
+    }
+    for slug, (before, after) in changed.items():
+        this = (Access.member_id == member.id, Access.solution_id == ids[slug])
+        given = {"level": after.value, "granted_by_id": by_id, "granted_at": actor.at}
+        if after is AccessLevel.NONE:
+            session.execute(delete(Access).where(*this))
+        elif before is AccessLevel.NONE:
+            session.execute(insert(Access).values(member_id=member.id, solution_id=ids[slug], **given))
+        else:
+            session.execute(update(Access).where(*this).values(**given))
+    if changed and not is_told:
+        details = {
+            "before": {slug: before.value for slug, (before, _) in changed.items()},
+            "after": {slug: after.value for slug, (_, after) in changed.items()},
+        }
+        tell(session, actor, Event.ACCESS_GRANTED, member, details)
+    return changed
+
+
+def stop_keys(session: Session, actor: Actor, member: Member, reason: str) -> list[ApiKey]:
+    """Deactivate all keys of a member who comes back: what stopped with them does not start again by itself."""
+    standing = (ApiKey.member_id == member.id, ApiKey.revoked_at.is_(None), ApiKey.deactivated_at.is_(None))
+    found = list(session.scalars(select(ApiKey).where(*standing).order_by(ApiKey.id).with_for_update()))
+    by_id = actor.member_id or member.id
+    for key in found:
+        key.deactivated_at = actor.at
+        key.deactivated_by_id = by_id
+        audit.record(
+            session,
+            actor,
+            Event.KEY_DEACTIVATED,
+            workspace_id=member.workspace_id,
+            target_id=key.public_id,
+            target_name=f"{key.name} (…{key.last_four})",
+            details={"reason": reason, "environment": key.environment, "owner": member.public_id},
+        )
+    return found
+
+
+def tell(session: Session, actor: Actor, event: Event, member: Member, details: dict[str, Any]) -> None:
+    """Write what happened to a member into the audit log."""
     audit.record(
         session,
         actor,
-        Event.API_MEMBER_CREATED,
+        event,
+        workspace_id=member.workspace_id,
         target_id=member.public_id,
         target_name=member.name,
-        details={"access": details},
+        details=details,
     )
-    return member
 
 
-def invite(session: Session, actor: Actor, workspace: Workspace, email: str, role: Role) -> str:
-    """Make a one-time link's token for a person; Invalid for what is no e-mail address. The token is kept nowhere."""
+# --- Invitations ----------------------------------------------------------------------------------------------------
+
+
+def invite(
+    session: Session,
+    actor: Actor,
+    workspace: Workspace,
+    email: str,
+    role: Role,
+    access: Mapping[str, AccessLevel] | None = None,
+) -> str:
+    """Make a one-time link's token for a person; Invalid for what is no e-mail address. The token is kept nowhere.
+
+    `access` is what they are to have, by solution slug; whether the actor may give it, `invitations` has asked.
+    """
     address = text.clean_email(email)
     if not address:
         raise Invalid({"email": "Enter an email address like ana@example.org."})
     token = credentials.new_token()
+    given = {slug: level.value for slug, level in (access or {}).items() if level is not AccessLevel.NONE}
     invitation = Invitation(
         public_id=credentials.new_id("inv"),
         token_hash=credentials.token_digest(token),
         workspace_id=workspace.id,
         email=address,
         role=role,
+        access=given,
+        invited_by_id=actor.member_id,
         created_at=actor.at,
         expires_at=actor.at + INVITATION_LIFE,
     )
@@ -225,7 +322,7 @@ def invite(session: Session, actor: Actor, workspace: Workspace, email: str, rol
         workspace_id=workspace.id,
         target_id=invitation.public_id,
         target_name=address,
-        details={"role": role},
+        details={"role": role, "access": given},
     )
     return token
 
@@ -239,15 +336,17 @@ class OpenInvitation:
 
 
 def open_invitation(session: Session, token: str, actor: Actor, *, lock: bool = False) -> OpenInvitation:
-    """Find an invitation by its token; NotFound once it is used, expired or unknown."""
+    """Find an invitation by its token; NotFound once it is used, withdrawn, expired or unknown."""
     statement = (
         select(Invitation)
         .options(joinedload(Invitation.workspace, innerjoin=True))
         .where(
             Invitation.token_hash == credentials.token_digest(token),
             Invitation.accepted_at.is_(None),
+            Invitation.withdrawn_at.is_(None),
             Invitation.expires_at > actor.at,
         )
+        .execution_options(populate_existing=True)
     )
     invitation = session.scalar(statement.with_for_update(of=Invitation) if lock else statement)
     if invitation is None:
@@ -262,6 +361,7 @@ def accept_invitation(
 
     Raises Invalid for answers to mend, Conflict when the address got its account only just now.
     """
+    _hold_for(session, open_invitation(session, token, actor))
     found = open_invitation(session, token, actor, lock=True)
     invitation, account = found.invitation, found.account
     if (account.id if account else None) != (known.id if known else None):
@@ -300,52 +400,34 @@ def accept_invitation(
             created_at=actor.at,
         )
         session.add(member)
+        session.flush()
+        _give_invited(session, actor, member, invitation)
     elif not member.is_active:  # somebody who had left is asked back
-        _take_back(session, actor, member, Role(invitation.role))
+        _take_back(session, actor, member, invitation)
     invitation.accepted_at = actor.at
-    audit.record(
-        session,
-        actor,
-        Event.MEMBER_JOINED,
-        workspace_id=invitation.workspace_id,
-        target_id=member.public_id,
-        target_name=member.name,
-        details={"role": member.role},
-    )
+    tell(session, actor, Event.MEMBER_JOINED, member, {"role": member.role, "invitation": invitation.public_id})
     return member
 
 
-def _take_back(session: Session, actor: Actor, member: Member, role: Role) -> None:
+def _hold_for(session: Session, found: OpenInvitation) -> None:
+    """Lock whoever invited and whoever comes back, before the invitation: in the order in which every change locks."""
+    invitation, account = found.invitation, found.account
+    whom = Member.id == invitation.invited_by_id
+    if account:
+        whom |= (Member.workspace_id == invitation.workspace_id) & (Member.account_id == account.id)
+    statement = select(Member).where(whom).order_by(Member.id).with_for_update()
+    session.scalars(statement.execution_options(populate_existing=True)).all()
+
+
+def _give_invited(session: Session, actor: Actor, member: Member, invitation: Invitation) -> None:
+    invited = {slug: AccessLevel(level) for slug, level in invitation.access.items()}
+    had = levels_of(session, member)
+    set_levels(session, actor, member, dict.fromkeys(had, AccessLevel.NONE) | invited, by_id=invitation.invited_by_id)
+
+
+def _take_back(session: Session, actor: Actor, member: Member, invitation: Invitation) -> None:
     """Make a member active again with what the invitation says: old access and old keys do not come back by it."""
-    if member.removed_at is not None:
-        lost = {str(solution_id): level.value for solution_id, level in granted_to(session, member).items()}
-        session.execute(delete(Access).where(Access.member_id == member.id))
-        audit.record(
-            session,
-            actor,
-            Event.ACCESS_GRANTED,
-            workspace_id=member.workspace_id,
-            target_id=member.public_id,
-            target_name=member.name,
-            details={"before": lost, "after": {}},
-        )
     member.deactivated_at = member.removed_at = None
-    member.role = role
-    standing = (ApiKey.member_id == member.id, ApiKey.revoked_at.is_(None), ApiKey.deactivated_at.is_(None))
-    for key in session.scalars(select(ApiKey).where(*standing)):
-        key.deactivated_at = actor.at
-        key.deactivated_by_id = member.id
-        label = f"{key.name} (…{key.last_four})"
-        details = {"reason": "its owner had left and came back"}
-        audit.record(
-            session,
-            actor,
-            Event.KEY_DEACTIVATED,
-            workspace_id=member.workspace_id,
-            target_id=key.public_id,
-            target_name=label,
-            details=details,
-        )
-
-
-_ACTIVE = (Member.deactivated_at.is_(None), Member.removed_at.is_(None))
+    member.role = Role(invitation.role)
+    _give_invited(session, actor, member, invitation)
+    stop_keys(session, actor, member, "its owner had left and came back")

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 
 from portal.rules.credentials import Keyring, PlainKey, new_id
 from portal.rules.errors import AlreadyShown, Attempt, Conflict, Forbidden, Invalid, NotFound
@@ -15,7 +15,7 @@ from portal.services.key_views import KeyView
 from portal.services.keys import Draft
 from portal.services.members import Seat
 from portal.store.database import Session
-from portal.store.models import ApiKey, KeyState
+from portal.store.models import ApiKey, KeyState, Member
 
 ONLY_ITS_OWNER = "Only its owner can rotate, replace or extend this key."
 
@@ -40,10 +40,12 @@ def rotate(session: Session, actor: Actor, keyring: Keyring, draft: Draft) -> tu
 def generate(session: Session, actor: Actor, keyring: Keyring, draft: Draft) -> tuple[KeyView, PlainKey]:
     """Generate the key of a draft in place of the one that it names, which goes on for the draft's overlap.
 
-    Unlike a rotation it may have other scopes: it is a new key, and its creator chooses what it can do.
+    Unlike a rotation it may have other scopes: it is a new key, and its creator chooses what it can do. It may also
+    act as an API member that the creator manages, so that a program outlives the person whose key it used.
     """
     old = _hold_replaced(session, actor, draft)
-    _begin_overlap(session, actor, old, draft)
+    _begin_overlap(actor, old, draft, moved=_is_moved(session, members.seat_of(session, actor), old, draft))
+    session.flush()
     key, plain = keys.create(session, actor, keyring, draft, replaced=old)
     end = {"successor": key.id, "retires_at": old.retires_at.isoformat() if old.retires_at else None}
     keys.tell(session, actor, Event.KEY_ROTATED, old, end)
@@ -131,13 +133,28 @@ def _hold_replaced(session: Session, actor: Actor, draft: Draft) -> ApiKey:
     seat = members.seat_of(session, actor, lock=True)
     if made_before := keys.made_by_form(session, actor, draft.form_id):
         raise AlreadyShown(made_before)
+    owner = select(ApiKey.member_id).where(ApiKey.public_id == draft.replaces).scalar_subquery()
+    api_members = select(Member.id).where(
+        or_(Member.id == owner, Member.public_id == draft.owner),
+        Member.workspace_id == seat.workspace.id,
+        Member.account_id.is_(None),
+    )
+    session.execute(api_members.order_by(Member.id).with_for_update())
     _, key = keys.hold(session, actor, draft.replaces, Event.KEY_ROTATED)
-    _check_rotatable(session, seat, key, actor.at)
+    _check_rotatable(session, seat, key, actor.at, moved=_is_moved(session, seat, key, draft))
     return key
 
 
-def _check_rotatable(session: Session, seat: Seat, key: ApiKey, now: datetime) -> None:
-    if key.member_id != seat.member.id and not key.member.is_api:
+def _is_moved(session: Session, seat: Seat, key: ApiKey, draft: Draft) -> bool:
+    """Say whether a draft lets an API member take over from another owner; `keys.plan` asks whether it may."""
+    if not draft.owner or draft.owner == key.member.public_id:
+        return False
+    new_owner = members.managed_by(seat)
+    return session.scalar(select(Member.id).where(*new_owner, Member.public_id == draft.owner)) is not None
+
+
+def _check_rotatable(session: Session, seat: Seat, key: ApiKey, now: datetime, *, moved: bool = False) -> None:
+    if key.member_id != seat.member.id and not key.member.is_api and not moved:
         attempt = Attempt(Event.KEY_ROTATED, key.public_id, key.name)
         raise Forbidden(ONLY_ITS_OWNER, attempt=attempt)
     if key.retires_at is not None:
@@ -150,12 +167,13 @@ def _check_rotatable(session: Session, seat: Seat, key: ApiKey, now: datetime) -
         raise Conflict(message)
 
 
-def _begin_overlap(session: Session, actor: Actor, old: ApiKey, draft: Draft) -> None:
+def _begin_overlap(actor: Actor, old: ApiKey, draft: Draft, *, moved: bool) -> None:
     """Let the old key run out, which also frees its name for the successor."""
     if draft.overlap not in list(Overlap):
         raise Invalid({"overlap": "Choose how long the old key keeps working."})
-    if draft.owner != old.member.public_id or draft.environment != old.environment:
-        raise Invalid({"owner": "A replacement acts as the same member, in the same environment."})
+    if draft.environment != old.environment:
+        raise Invalid({"environment": "A replacement works in the same environment."})
+    if draft.owner != old.member.public_id and not moved:
+        raise Invalid({"owner": "A replacement acts as the same member, or as an API member that you manage."})
     old.rotated_at = actor.at
     old.retires_at = Overlap(draft.overlap).ends_at(actor.at, old.expires_at)
-    session.flush()

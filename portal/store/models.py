@@ -383,12 +383,15 @@ class Invitation(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     public_id: Mapped[str] = mapped_column(String(40), unique=True)
     token_hash: Mapped[bytes] = mapped_column(LargeBinary(32), unique=True)
-    workspace_id: Mapped[int] = mapped_column(ForeignKey("workspace.id"))
+    workspace_id: Mapped[int] = mapped_column(ForeignKey("workspace.id"), index=True)
     email: Mapped[str] = mapped_column(String(254))
     role: Mapped[str] = mapped_column(String(10))
+    access: Mapped[dict[str, str]] = mapped_column(JSON, default=dict)  # level by solution slug
+    invited_by_id: Mapped[int | None] = mapped_column(ForeignKey("member.id"))  # None: an operator
     created_at: Mapped[datetime]
     expires_at: Mapped[datetime]
     accepted_at: Mapped[datetime | None]
+    withdrawn_at: Mapped[datetime | None]
 
     workspace: Mapped[Workspace] = relationship(lazy="raise")
 

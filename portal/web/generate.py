@@ -63,9 +63,7 @@ def new() -> Response:
     similar_to, add = public_id(request.args.get("from", "")), request.args.get("add", "")
     owner = public_id(request.args.get("owner", ""))
     with reading() as session:
-        draft = keys.first_draft(session, actor(), seat(), similar_to=similar_to, add=add)
-        if owner:
-            draft = replace(draft, owner=owner)
+        draft = keys.first_draft(session, actor(), seat(), owner=owner, similar_to=similar_to, add=add)
         planned = keys.plan(session, actor(), draft)
         if add in planned.beyond:  # then the new key would be no replacement
             planned = keys.plan(session, actor(), replace(draft, replaces=""))
@@ -210,7 +208,9 @@ def _replaced(session: Session, planned: Plan) -> dict[str, Any] | None:
         old = key_views.get(session, actor(), seat(), keyring(), draft.replaces or draft.similar_to)
     except NotFound:
         return None
-    if not old.may_rotate:
+    owner = planned.owner
+    is_moved = owner is not None and owner.kind == "api" and owner.member.public_id != old.owner.id
+    if not (old.may_move if is_moved else old.may_rotate):
         return None
     return {
         "id": old.id,

@@ -27,6 +27,7 @@ from portal.rules.errors import (
     Forbidden,
     Invalid,
     KeyRefused,
+    NeedsProof,
     NotFound,
     PortalError,
     PreconditionFailed,
@@ -263,6 +264,7 @@ class _Row:
 _TABLE: dict[type[PortalError], _Row] = {
     Unreadable: _Row(400, "validation_error", "We could not read that"),
     Forbidden: _Row(403, "authorization_error", "You cannot do that here"),
+    NeedsProof: _Row(403, "authorization_error", "Confirm that it is you"),
     NotFound: _Row(404, "not_found_error", "We cannot find that page"),
     Conflict: _Row(409, "conflict_error", "Something changed in the meantime"),
     AlreadyShown: _Row(410, "conflict_error", "That key has already been shown"),
@@ -275,7 +277,7 @@ _TABLE: dict[type[PortalError], _Row] = {
     Unavailable: _Row(503, "api_error", "Back soon"),
 }
 _BROKEN = _Row(500, "api_error", "Something broke on our side")
-_HTTP = {row.status: kind for kind, row in _TABLE.items() if kind not in (DoesNotFit,)}
+_HTTP = {row.status: kind for kind, row in _TABLE.items() if kind not in (DoesNotFit, NeedsProof)}
 _WORDS = {
     404: "It may have been deleted, or you may not be allowed to see it.",
     405: "This address does not take that kind of request.",

@@ -1,5 +1,160 @@
-"""People and API members of a workspace: who they are, what they may do, and what leaves with them."""
+"""People and API members of a workspace: what their pages share. The pages themselves: `people`, `api_members`."""
 
-from flask import Blueprint
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flask import Blueprint, Response, make_response, render_template, request, url_for
+from flask_login import current_user
+
+from portal.rules.access import SLUG, AccessLevel
+from portal.rules.errors import Invalid, Unreadable
+from portal.services import accounts, key_views, members
+from portal.services.key_views import Filters, KeyView
+from portal.services.offboarding import KeyAtRisk, Loss
+from portal.store.database import Session
+from portal.store.models import Member
+from portal.web.display import thousands
+from portal.web.guards import actor, seat
+from portal.web.http import answer
+from portal.web.keys import keyring
 
 pages = Blueprint("members", __name__, url_prefix="/w/<slug:ws>")
+
+LEVEL_WORDS = {
+    AccessLevel.NONE: "No access",
+    AccessLevel.READ: "Read-only",
+    AccessLevel.FULL: "Full",
+    AccessLevel.MANAGE: "Manage",
+}
+TO_API_MEMBERS = (AccessLevel.NONE, AccessLevel.READ, AccessLevel.FULL)
+_FIELD = "access-"  # and the solution's slug: the name of its control (contract, section 4)
+_KEYS_SHOWN = 20
+
+
+def page(template: str, status: int = 200, /, **context: Any) -> Response:
+    """Render a page of this area; it is whole for everybody who asks."""
+    return make_response(render_template(template, **context), status)
+
+
+def here(endpoint: str, **values: Any) -> str:
+    """Give the address of a page of this area in the current workspace."""
+    return url_for(f"members.{endpoint}", ws=seat().workspace.slug, **values)
+
+
+def is_proved() -> bool:
+    """Say whether whoever sits there has given the password so lately that they may hand out access."""
+    return accounts.is_proved(current_user.user_session, actor().at)
+
+
+def page_size() -> int:
+    """Give how many rows this person wants on a page."""
+    size: int = current_user.account.page_rows
+    return size
+
+
+def span(number: int, size: int, shown: int) -> tuple[int, int]:
+    """Give the numbers of the first and last row of a page of a list."""
+    first = (number - 1) * size + 1
+    return (first, first + shown - 1) if shown else (0, 0)
+
+
+# --- The matrix of access -------------------------------------------------------------------------------------------
+
+
+def levels_in_form(choices: Sequence[AccessLevel]) -> dict[str, AccessLevel]:
+    """Read the levels that a form sets, by solution slug; Invalid for a level that is none of `choices`."""
+    levels, problems = {}, {}
+    words = {level.value: level for level in AccessLevel}
+    for name in request.form:
+        if not name.startswith(_FIELD):
+            continue
+        slug = name.removeprefix(_FIELD)
+        if not SLUG.fullmatch(slug):
+            raise Unreadable("The form names a solution that cannot be one.")
+        level = words.get(answer(name))
+        if level is None:
+            problems[name] = (
+                f"Choose {', '.join(LEVEL_WORDS[each] for each in choices[:-1])} or {LEVEL_WORDS[choices[-1]]}."
+            )
+        else:
+            levels[slug] = level
+    if problems:
+        raise Invalid(problems)
+    return levels
+
+
+def matrix(
+    session: Session,
+    choices: Sequence[AccessLevel],
+    levels: Mapping[str, AccessLevel],
+    chosen: Mapping[str, AccessLevel],
+    *,
+    givers: Mapping[str, str] | None = None,
+    at_risk: Sequence[KeyAtRisk] = (),
+) -> list[dict[str, Any]]:
+    """Lay out access solution by solution: a control where the viewer hands it out, else text with the reason.
+
+    `levels` is how things stand, `chosen` what was answered, `at_risk` the keys that would lose by less.
+    """
+    viewer = seat()
+    rows = []
+    for solution in members.solutions_of(session, viewer.workspace.id):
+        mine = viewer.level_in(solution.id)
+        level = levels.get(solution.slug, AccessLevel.NONE)
+        may = mine is AccessLevel.MANAGE
+        who = () if may else members.granters(session, viewer, solution.id, for_api_member=True)
+        rows.append(
+            {
+                "slug": solution.slug,
+                "name": solution.name,
+                "field": f"{_FIELD}{solution.slug}",
+                "level": level.value,
+                "level_text": LEVEL_WORDS[level],
+                "set_by": (givers or {}).get(solution.slug, ""),
+                "may": may,
+                "mine": LEVEL_WORDS[mine].lower(),
+                "who": who,
+                "options": [(each.value, LEVEL_WORDS[each]) for each in choices],
+                "chosen": chosen.get(solution.slug, level).value,
+                "in_use": _in_use(at_risk, solution.slug),
+            }
+        )
+    return rows
+
+
+def _in_use(at_risk: Sequence[KeyAtRisk], solution: str) -> list[dict[str, Any]]:
+    """Say which keys use a solution, and how much: what lowering would take."""
+    return [
+        {"key": each.key, "scopes": used}
+        for each in at_risk
+        if (used := [scope for scope in each.scopes if scope.solution == solution])
+    ]
+
+
+def access_words(access: Mapping[str, AccessLevel]) -> str:
+    """Sum up access by solution name, such as "full Sales, read Operations"."""
+    return ", ".join(f"{level.value} {name}" for name, level in access.items() if level is not AccessLevel.NONE)
+
+
+def losses_in_words(losses: Sequence[Loss]) -> str:
+    """Say after saving what keys have lost, with how much it was used."""
+    if not losses:
+        return ""
+    scopes = [(loss, scope) for loss in losses for scope in loss.scopes]
+    told = [
+        f"{scope.text} of “{loss.key.name}” (…{loss.key.last_four}), {_used(scope.count)}" for loss, scope in scopes[:5]
+    ]
+    more = f" and {len(scopes) - 5} more" if len(scopes) > 5 else ""
+    keys = f"{len(losses)} active {'key' if len(losses) == 1 else 'keys'}"
+    return f" {keys} lost {len(scopes)} {'scope' if len(scopes) == 1 else 'scopes'}: {'; '.join(told)}{more}."
+
+
+def _used(count: int) -> str:
+    return f"used {thousands(count)} {'time' if count == 1 else 'times'} in 30 days" if count else "not used in 30 days"
+
+
+def keys_of(session: Session, member: Member) -> tuple[list[KeyView], int]:
+    """Give a member's keys as far as the viewer may see them, and how many there are."""
+    filters = Filters(owner=member.public_id)
+    found = key_views.list_for(session, actor(), seat(), keyring(), filters, 1, _KEYS_SHOWN)
+    return found.keys, found.total

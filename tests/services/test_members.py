@@ -10,7 +10,7 @@ from portal.demo import PASSWORD
 from portal.rules.access import AccessLevel, Role
 from portal.rules.credentials import token_digest, verify_password
 from portal.rules.errors import Conflict, Forbidden, Invalid, KeyRefused, NotFound, PortalError
-from portal.services import keys, members
+from portal.services import api_members, keys, members
 from portal.services.actor import Actor, Means, operator
 from portal.services.members import INVITATION_LIFE, OpenInvitation
 from portal.store.models import Access, Account, Invitation, Member, Workspace
@@ -202,7 +202,7 @@ def make(office: Office, who: str, name: str = "CRM bot", purpose: str = "Copies
     actor = office.actor(who)
     levels = {slug: AccessLevel(level) for slug, level in access.items()}
     with office.database.transaction() as session:
-        return members.create_api_member(session, actor, name=name, purpose=purpose, access=levels)
+        return api_members.create(session, actor, name=name, purpose=purpose, access=levels)
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,10 @@ def test_leads_make_api_members_with_access_up_to_full_where_they_manage(
         held = {shelf.solution.slug: shelf.level.value for shelf in members.shelves_for(session, seat)}
     assert held == {"operations": "none", "sales": "none"} | access
     (told,) = office.told(action="api_member_created", target_id=made.public_id)
-    assert (told.actor_name, told.details) == (maker.name, {"access": access})
+    assert (told.actor_name, told.details) == (
+        maker.name,
+        {"access": access, "purpose": "Copies leads", "manager": maker.public_id},
+    )
 
 
 @pytest.mark.parametrize("name", ["", "ab", "x" * 61, "a\x00bc", "\u202eabc", "x" * 100_000])

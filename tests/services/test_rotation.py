@@ -557,11 +557,11 @@ def test_the_fix_it_form_adds_the_missing_scope_and_keeps_the_old_key_for_an_ove
     assert answers(office, old_plain, NOON + DAY - MINUTE) is None
 
 
-@pytest.mark.parametrize("forged", [{"environment": "test"}, {"owner": API_MEMBER}])
+@pytest.mark.parametrize("forged", [{"environment": "test"}, {"owner": "max"}])
 def test_a_replacement_stays_with_its_member_and_environment(office: Office, forged: dict[str, str]) -> None:
     old, _ = office.generate("lea")
     if "owner" in forged:
-        forged = {"owner": office.member(API_MEMBER).public_id}
+        forged = {"owner": office.member("max").public_id}
     draft = replace(office.draft("lea"), replaces=old.id, **forged)
     actor = office.actor("lea")
 

@@ -99,6 +99,34 @@ GET    /w/<slug:ws>/solutions/<slug:solution>/apps/new    303 404 403 403 200 40
 POST   /w/<slug:ws>/solutions/<slug:solution>/apps/new    303 404 403 403 422 404 400 400
 GET    /w/<slug:ws>/apps/<slug:app>/edit                  303 404 403 403 200 404 303 303
 POST   /w/<slug:ws>/apps/<slug:app>/edit                  303 404 403 403 422 404 400 400
+GET    /w/<slug:ws>/api-members                           303 404 403 200 200 404 303 303
+GET    /w/<slug:ws>/api-members/new                       303 404 403 200 200 404 303 303
+POST   /w/<slug:ws>/api-members/new                       303 404 403 422 422 404 400 400
+GET    /w/<slug:ws>/api-members/<public_id:mid>           303 404 403 200 200 404 303 303
+GET    /w/<slug:ws>/api-members/<public_id:mid>/access    303 404 403 200 200 404 303 303
+POST   /w/<slug:ws>/api-members/<public_id:mid>/access    303 404 403 303 303 404 400 400
+GET    /w/<slug:ws>/api-members/<public_id:mid>/edit      303 404 403 200 200 404 303 303
+POST   /w/<slug:ws>/api-members/<public_id:mid>/edit      303 404 403 422 422 404 400 400
+GET    /w/<slug:ws>/api-members/<public_id:mid>/manager   303 404 403 403 200 404 303 303
+POST   /w/<slug:ws>/api-members/<public_id:mid>/manager   303 404 403 403 422 404 400 400
+GET    /w/<slug:ws>/api-members/<public_id:mid>/deactivate 303 404 403 200 200 404 303 303
+POST   /w/<slug:ws>/api-members/<public_id:mid>/deactivate 303 404 403 303 303 404 400 400
+GET    /w/<slug:ws>/api-members/<public_id:mid>/reactivate 303 404 403 200 200 404 303 303
+POST   /w/<slug:ws>/api-members/<public_id:mid>/reactivate 303 404 403 303 303 404 400 400
+GET    /w/<slug:ws>/api-members/<public_id:mid>/delete    303 404 403 200 200 404 303 303
+POST   /w/<slug:ws>/api-members/<public_id:mid>/delete    303 404 403 303 303 404 400 400
+GET    /w/<slug:ws>/members                               303 404 403 200 200 404 303 303
+GET    /w/<slug:ws>/members/<public_id:mid>               303 404 403 200 200 404 303 303
+GET    /w/<slug:ws>/members/<public_id:mid>/access        303 404 403 403 200 404 303 303
+POST   /w/<slug:ws>/members/<public_id:mid>/access        303 404 403 403 422 404 400 400
+GET    /w/<slug:ws>/members/<public_id:mid>/leave         303 404 403 403 200 404 303 303
+POST   /w/<slug:ws>/members/<public_id:mid>/leave         303 404 403 403 422 404 400 400
+GET    /w/<slug:ws>/members/<public_id:mid>/reactivate    303 404 403 403 200 404 303 303
+POST   /w/<slug:ws>/members/<public_id:mid>/reactivate    303 404 403 403 409 404 400 400
+GET    /w/<slug:ws>/members/invite                        303 404 403 403 200 404 303 303
+POST   /w/<slug:ws>/members/invite                        303 404 403 403 422 404 400 400
+GET    /w/<slug:ws>/members/invitations/<public_id:iid>/withdraw 303 404 403 403 200 404 303 303
+POST   /w/<slug:ws>/members/invitations/<public_id:iid>/withdraw 303 404 403 403 303 404 400 400
 GET    /api/v1/me                                         401 401 401 401 401 401 200 200
 GET    /api/v1/solutions                                  401 401 401 401 401 401 200 200
 GET    /api/v1/apps/<app:app>/records                     401 401 401 401 401 401 200 200
@@ -154,10 +182,38 @@ class Addresses:
         if "key_id" in row.rule:
             action = row.rule.rpartition("/")[2]
             found["key_id"] = self._key(action) if row.method == "POST" else self._key_to_look_at(action)
+        if ":mid>" in row.rule:
+            found["mid"] = self._api_member(row) if "/api-members/" in row.rule else self._rio()
+        if ":iid>" in row.rule:
+            found["iid"] = self._invitation()
         if "record_id" in row.rule:
             made = self._cast.call("POST", "/apps/tasks/records", self._live, json={"fields": {"title": "A task"}})
             found["record_id"] = made.get_json()["data"]["id"]
         return PLACEHOLDER.sub(lambda match: found[match[1]], row.rule)
+
+    def _api_member(self, row: Row) -> str:
+        """Make one that the request may change, or find the one to look at."""
+        lea, action = self._cast.lea, row.rule.rpartition("/")[2]
+        if row.method == "GET" and action in self._looked_at:
+            return self._looked_at[action]
+        made = lea.post("/w/acme/api-members/new", {"name": f"For {action}"[:60]}).headers["Location"]
+        if action == "reactivate":
+            lea.post(f"{made}/deactivate")
+        found = made.rpartition("/")[2]
+        if row.method == "GET":
+            self._looked_at[action] = found
+        return found
+
+    def _rio(self) -> str:
+        found = re.search(r'value="(mem_\w+)"', self._cast.rio.get("keys/new").text)
+        assert found
+        return found[1]
+
+    def _invitation(self) -> str:
+        self._cast.ana.post("/w/acme/members/invite", {"email": "ida@acme.test", "role": "member"})
+        found = re.search(r"inv_\w+", self._cast.ana.get("/w/acme/members/invite").text)
+        assert found
+        return found[0]
 
     def _key(self, action: str, name: str = "For") -> str:
         rio = self._cast.rio
@@ -283,6 +339,8 @@ def plain_path(rule: str) -> str:
         "key_id": "key_1",
         "eid": "evt_1",
         "record_id": "rec_1",
+        "mid": "mem_1",
+        "iid": "inv_1",
     }
     return PLACEHOLDER.sub(lambda match: names[match[1]], rule)
 

@@ -15,7 +15,7 @@ from werkzeug.test import TestResponse
 
 from portal.logs import JsonLines
 from portal.rules.access import AccessLevel
-from portal.services import members
+from portal.services import api_members
 from portal.services.actor import Actor, Means
 from portal.store.database import Database
 from portal.store.models import Access, Member, Solution
@@ -301,7 +301,7 @@ def test_each_may_do_to_a_key_what_the_contract_says(
             ana = session.query(Member).filter_by(name="Ana Ruiz").one()
             actor = Actor(ana.created_at, Means.SESSION, ana.name, ana.public_id, ana.workspace_id, ana.id)
             access = {"operations": AccessLevel.READ}
-            members.create_api_member(session, actor, name=owner, purpose="", access=access)
+            api_members.create(session, actor, name=owner, purpose="", access=access)
     if owner.endswith("sync"):
         answers["owner"] = member_id(database, owner)
     made = iter(range(20))

@@ -72,6 +72,14 @@ def upgrade() -> None:
         batch_op.add_column(sa.Column("granted_by_id", sa.Integer(), nullable=True))
         batch_op.add_column(sa.Column("granted_at", Moment(), nullable=True))
         batch_op.create_foreign_key(batch_op.f("fk_access_granted_by_id"), "member", ["granted_by_id"], ["id"])
+    with op.batch_alter_table("invitation", schema=None) as batch_op:
+        batch_op.add_column(sa.Column("access", sa.JSON(), server_default="{}", nullable=False))
+        batch_op.add_column(sa.Column("invited_by_id", sa.Integer(), nullable=True))
+        batch_op.add_column(sa.Column("withdrawn_at", Moment(), nullable=True))
+        batch_op.create_foreign_key(batch_op.f("fk_invitation_invited_by_id"), "member", ["invited_by_id"], ["id"])
+        batch_op.create_index(batch_op.f("ix_invitation_workspace_id"), ["workspace_id"], unique=False)
+    with op.batch_alter_table("invitation", schema=None) as batch_op:
+        batch_op.alter_column("access", server_default=None)
     with op.batch_alter_table("refused_request", schema=None) as batch_op:
         batch_op.add_column(sa.Column("held", sa.Text(), server_default="", nullable=False))
     with op.batch_alter_table("refused_request", schema=None) as batch_op:
@@ -117,6 +125,11 @@ def downgrade() -> None:
             batch_op.drop_column(column)
     with op.batch_alter_table("refused_request", schema=None) as batch_op:
         batch_op.drop_column("held")
+    with op.batch_alter_table("invitation", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_invitation_workspace_id"))
+        batch_op.drop_constraint(batch_op.f("fk_invitation_invited_by_id"), type_="foreignkey")
+        for column in ("withdrawn_at", "invited_by_id", "access"):
+            batch_op.drop_column(column)
     with op.batch_alter_table("access", schema=None) as batch_op:
         batch_op.drop_constraint(batch_op.f("fk_access_granted_by_id"), type_="foreignkey")
         batch_op.drop_column("granted_at")

@@ -1,0 +1,298 @@
+"""API members: their list, the matrix of their access, stopping and deleting them, and who manages them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from flask import Response, flash, make_response, redirect, request
+
+from portal.rules.access import AccessLevel
+from portal.rules.errors import Conflict, Forbidden, Invalid, NeedsProof
+from portal.services import api_members, members, offboarding
+from portal.services.api_members import Listed
+from portal.store.database import Session
+from portal.store.models import Member
+from portal.web.guards import actor, in_workspace, recently_proved, seat
+from portal.web.http import answer, page_number, public_id, reading, transaction
+from portal.web.keys import keyring
+from portal.web.members import (
+    LEVEL_WORDS,
+    TO_API_MEMBERS,
+    access_words,
+    here,
+    is_proved,
+    keys_of,
+    levels_in_form,
+    losses_in_words,
+    matrix,
+    page,
+    page_size,
+    pages,
+    span,
+)
+
+
+def _check_lead() -> None:
+    if not seat().is_lead:
+        raise Forbidden(api_members.LEADS_ONLY)
+
+
+@pages.get("/api-members", endpoint="api_members")
+@in_workspace
+def index() -> Response:
+    """List the API members that the viewer manages."""
+    state = request.args.get("state", "")
+    state = state if state in api_members.FILTERS else ""
+    with reading() as session:
+        found = api_members.list_for(session, actor(), seat(), state=state, number=page_number(), size=page_size())
+    first, last = span(found.number, found.size, len(found.rows))
+    filters = [("", "All"), ("no-keys", "No keys"), ("unused", "Unused 30 days"), ("deactivated", "Deactivated")]
+    if found.unmanaged or state == "unmanaged":
+        filters.append(("unmanaged", "Without a manager"))
+    return page(
+        "api_members/index.html",
+        rows=[_listed(row) for row in found.rows],
+        filters=[(value, label, here("api_members", state=value or None)) for value, label in filters],
+        state=state,
+        unmanaged=found.unmanaged,
+        page=found.number,
+        pages=-(-found.total // found.size),
+        total=found.total,
+        first=first,
+        last=last,
+        url=here("api_members", state=state or None),
+    )
+
+
+def _listed(row: Listed) -> dict[str, Any]:
+    return {
+        "id": row.member.public_id,
+        "name": row.member.name,
+        "purpose": row.member.purpose,
+        "state": _state(row.member),
+        "manager": row.manager.name if row.manager else "",
+        "manager_can": row.manager_can,
+        "access": access_words(row.access),
+        "active_keys": row.active_keys,
+        "last_used_at": row.last_used_at,
+    }
+
+
+def _state(member: Member) -> str:
+    return "active" if member.is_active else "deactivated"
+
+
+@pages.get("/api-members/<public_id:mid>", endpoint="api_member")
+@in_workspace
+def detail(mid: str) -> Response:
+    """Show one API member: what it may do, its keys, and who answers for it."""
+    with reading() as session:
+        found = api_members.get(session, seat(), mid)
+        keys, count = keys_of(session, found)
+        levels = members.levels_of(session, found)
+        context = {
+            **_about(session, found),
+            "matrix": matrix(session, TO_API_MEMBERS, levels, {}, givers=members.givers_of(session, found)),
+            "created_by": members.name_of(session, found.created_by_id),
+        }
+    return page("api_members/detail.html", keys=keys, key_count=count, **context)
+
+
+def _about(session: Session, member: Member) -> dict[str, Any]:
+    manager, can = api_members.manager_of(session, member)
+    levels = members.levels_of(session, member)
+    names = {solution.slug: solution.name for solution in members.solutions_of(session, seat().workspace.id)}
+    return {
+        "one": member,
+        "state": _state(member),
+        "manager": manager,
+        "manager_can": can,
+        "reads": [names[slug] for slug, level in levels.items() if level is AccessLevel.READ],
+        "changes": [names[slug] for slug, level in levels.items() if level is AccessLevel.FULL],
+        "levels": {slug: LEVEL_WORDS[level] for slug, level in levels.items()},
+    }
+
+
+# --- Making and changing --------------------------------------------------------------------------------------------
+
+
+@pages.route("/api-members/new", methods=["GET", "POST"], endpoint="new_api_member")
+@in_workspace
+@recently_proved("to make an API member")
+def new() -> Response:
+    """Make an API member with access where the viewer manages a solution."""
+    _check_lead()
+    if request.method != "POST":  # HEAD is a GET
+        return _new_form({}, {})
+    chosen: dict[str, AccessLevel] = {}
+    try:
+        chosen = levels_in_form(TO_API_MEMBERS)
+        with transaction() as session:
+            made = api_members.create(session, actor(), name=answer("name"), purpose=answer("purpose"), access=chosen)
+    except Invalid as error:
+        return _new_form(chosen, error.problems)
+    flash(f"“{made.name}” is made.")
+    return make_response(redirect(here("api_member", mid=made.public_id), 303))
+
+
+def _new_form(chosen: Mapping[str, AccessLevel], errors: Mapping[str, str]) -> Response:
+    with reading() as session:
+        rows = matrix(session, TO_API_MEMBERS, {}, chosen)
+    answers = {"name": answer("name"), "purpose": answer("purpose")}
+    return page("api_members/new.html", 422 if errors else 200, matrix=rows, answers=answers, errors=errors)
+
+
+@pages.route("/api-members/<public_id:mid>/access", methods=["GET", "POST"], endpoint="api_member_access")
+@in_workspace
+def access(mid: str) -> Response:
+    """Change what an API member may do. More of it asks for the password, less never does."""
+    if request.method != "POST":
+        return _access_form(mid)
+    try:
+        return _save_access(mid, may_raise=is_proved())
+    except NeedsProof:
+        return _save_more(mid=mid)  # type: ignore[no-any-return]
+
+
+def _save_access(mid: str, *, may_raise: bool) -> Response:
+    chosen: dict[str, AccessLevel] = {}
+    try:
+        chosen = levels_in_form(TO_API_MEMBERS)
+        with transaction() as session:
+            was = answer("was") if "was" in request.form else None
+            saved = api_members.set_access(session, actor(), keyring(), mid, chosen, was=was, is_proved=may_raise)
+    except Invalid as error:
+        return _access_form(mid, chosen, errors=error.problems, status=422)
+    except Conflict as error:
+        return _access_form(mid, conflict=error.message, status=409)
+    name = saved.member.name
+    told = f"Access of “{name}” is saved." if saved.changed else f"Access of “{name}” is as it was."
+    flash(told + losses_in_words(saved.losses))
+    return make_response(redirect(here("api_member", mid=mid), 303))
+
+
+@recently_proved("to hand out access")
+def _save_more(mid: str) -> Response:
+    return _save_access(mid, may_raise=True)
+
+
+def _access_form(
+    mid: str,
+    chosen: Mapping[str, AccessLevel] | None = None,
+    *,
+    errors: Mapping[str, str] | None = None,
+    conflict: str = "",
+    status: int = 200,
+) -> Response:
+    with reading() as session:
+        found = api_members.get(session, seat(), mid)
+        levels = members.levels_of(session, found)
+        at_risk = offboarding.keys_at_risk(session, actor(), seat(), keyring(), found)
+        givers = members.givers_of(session, found)
+        rows = matrix(session, TO_API_MEMBERS, levels, chosen or {}, givers=givers, at_risk=at_risk)
+        about = _about(session, found)
+    was = api_members.version_of(levels)
+    return page(
+        "api_members/access.html", status, matrix=rows, was=was, errors=errors or {}, conflict=conflict, **about
+    )
+
+
+@pages.route("/api-members/<public_id:mid>/edit", methods=["GET", "POST"], endpoint="edit_api_member")
+@in_workspace
+def edit(mid: str) -> Response:
+    """Change name and purpose."""
+    with reading() as session:
+        found = api_members.get(session, seat(), mid)
+    if request.method != "POST":
+        return _edit_form(found, found.name, found.purpose)
+    name, purpose = answer("name"), answer("purpose")
+    was = (answer("was_name"), answer("was_purpose")) if "was_name" in request.form else None
+    try:
+        with transaction() as session:
+            saved = api_members.edit(session, actor(), mid, name=name, purpose=purpose, was=was)
+    except Invalid as error:
+        return _edit_form(found, name, purpose, error.problems)
+    flash(f"“{saved.name}” is saved.")
+    return make_response(redirect(here("api_member", mid=mid), 303))
+
+
+def _edit_form(found: Member, name: str, purpose: str, errors: Mapping[str, str] | None = None) -> Response:
+    answers = {"name": name, "purpose": purpose}
+    status = 422 if errors else 200
+    return page("api_members/edit.html", status, one=found, answers=answers, errors=errors or {})
+
+
+@pages.route("/api-members/<public_id:mid>/manager", methods=["GET", "POST"], endpoint="api_member_manager")
+@in_workspace
+@recently_proved("to change who manages an API member")
+def manager(mid: str) -> Response:
+    """Make somebody else answer for an API member; administrators only."""
+    members.check_admin(seat())
+    errors: Mapping[str, str] = {}
+    if request.method == "POST":
+        try:
+            with transaction() as session:
+                found = api_members.set_manager(session, actor(), mid, public_id(answer("manager")))
+        except Invalid as error:
+            errors = error.problems
+        else:
+            flash(f"“{found.name}” has another manager.")
+            return make_response(redirect(here("api_member", mid=mid), 303))
+    with reading() as session:
+        found = api_members.get(session, seat(), mid)
+        people = api_members.possible_managers(session, seat())
+        now, can = api_members.manager_of(session, found)
+    context = {"one": found, "manager": now, "manager_can": can, "people": people, "errors": errors}
+    return page("api_members/manager.html", 422 if errors else 200, **context)
+
+
+# --- Stopping and starting ------------------------------------------------------------------------------------------
+
+
+@pages.route("/api-members/<public_id:mid>/deactivate", methods=["GET", "POST"], endpoint="deactivate_api_member")
+@in_workspace
+def deactivate(mid: str) -> Response:
+    """Stop an API member and all its keys. Never asks for the password."""
+    if request.method != "POST":
+        return _stop_page("api_members/deactivate.html", mid)
+    with transaction() as session:
+        found = api_members.deactivate(session, actor(), mid)
+    flash(f"“{found.name}” is deactivated. Requests with its keys are refused from now.")
+    return make_response(redirect(here("api_member", mid=mid), 303))
+
+
+@pages.route("/api-members/<public_id:mid>/reactivate", methods=["GET", "POST"], endpoint="reactivate_api_member")
+@in_workspace
+@recently_proved("to reactivate an API member")
+def reactivate(mid: str) -> Response:
+    """Let an API member act again; its keys are started one by one."""
+    if request.method != "POST":
+        return _stop_page("api_members/reactivate.html", mid)
+    with transaction() as session:
+        found, count = api_members.reactivate(session, actor(), mid)
+    keys = f" {count} {'key stays' if count == 1 else 'keys stay'} deactivated: reactivate what is still needed."
+    flash(f"“{found.name}” is active again.{keys if count else ''}")
+    return make_response(redirect(here("api_member", mid=mid), 303))
+
+
+@pages.route("/api-members/<public_id:mid>/delete", methods=["GET", "POST"], endpoint="delete_api_member")
+@in_workspace
+def delete(mid: str) -> Response:
+    """Remove an API member for good; the form's `name` is asked for when it has active keys."""
+    if request.method != "POST":
+        return _stop_page("api_members/delete.html", mid)
+    typed = answer("name")
+    try:
+        with transaction() as session:
+            found = api_members.delete(session, actor(), mid, typed=typed)
+    except Invalid as error:
+        return _stop_page("api_members/delete.html", mid, typed=typed, errors=error.problems)
+    flash(f"“{found.name}” was deleted. Its keys are revoked.")
+    return make_response(redirect(here("api_members"), 303))
+
+
+def _stop_page(template: str, mid: str, typed: str = "", errors: Mapping[str, str] | None = None) -> Response:
+    with reading() as session:
+        found = api_members.get(session, seat(), mid)
+        keys = offboarding.keys_at_risk(session, actor(), seat(), keyring(), found)
+    context = {"one": found, "state": _state(found), "keys": keys, "typed": typed[:60], "errors": errors or {}}
+    return page(template, 422 if errors else 200, **context)

@@ -1,0 +1,162 @@
+"""People and API members on the screen: every page for everybody, and offboarding by hand."""
+
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from playwright.sync_api import Page, expect
+from sqlalchemy import select
+
+from portal.rules.access import AccessLevel, Role
+from portal.services import api_members, members
+from portal.store.models import Workspace
+from tests.browser import looking
+from tests.browser.acting import call
+from tests.browser.backstage import Backstage
+from tests.browser.conftest import NewPage
+from tests.servers import Server
+
+HOME = "/w/acme"
+LOOKS: tuple[tuple[Literal["light", "dark"], int], ...] = (("light", 1280), ("dark", 320))
+# Names a folder that keeps a picture of every page, for people who want to see them.
+PICTURES = os.environ.get("WALK_PICTURES")
+
+
+WIDE = (looking.axe, looking.outline, looking.targets, looking.clocks)
+
+
+@dataclass
+class Scene:
+    """Addresses of what was made so that every page has something to show."""
+
+    bot: str
+    idle: str
+    max: str
+    rio: str
+    off: str
+    invitation: str
+
+
+@pytest.fixture(scope="module")
+def scene(backstage: Backstage) -> Scene:
+    """An API member that is busy, one that has nothing, people with keys, and an open invitation."""
+    at = datetime.now(UTC)
+    lea = backstage.actor("lea", at)
+    with backstage.database.transaction() as session:
+        full = {"operations": AccessLevel.FULL}
+        bot = api_members.create(session, lea, name="CRM bot", purpose="Copies tasks every night", access=full)
+        idle = api_members.create(session, lea, name="W" * 60, purpose="N" * 140, access={})
+        off = api_members.create(session, lea, name="Old scanner", purpose="", access=full)
+    backstage.change("Old scanner", deactivated_at=at)
+    backstage.grant("CRM bot", "sales", AccessLevel.READ)
+    busy = backstage.key("CRM bot", "Task copier", creator="lea", scopes=["tasks:read", "tasks:write"])
+    backstage.use(busy, at, scope="tasks:write", times=1)
+    for name in ("Sheet import", "L" * 60):
+        key = backstage.key("max", name, scopes=["leads:read", "leads:write"])
+        backstage.use(key, at, scope="leads:read", times=3)
+    with backstage.database.transaction() as session:
+        acme = session.scalars(select(Workspace).where(Workspace.slug == "acme")).one()
+        who = backstage.actor("ana", at)
+        members.invite(session, who, acme, "ida@acme.test", Role.MEMBER, {"sales": AccessLevel.READ})
+    waiting = backstage.told(action="member_invited")[-1].target_id or ""
+
+    def member(name: str) -> str:
+        return f"{HOME}/members/{backstage.member(name).public_id}"
+
+    made = [f"{HOME}/api-members/{each.public_id}" for each in (bot, idle, off)]
+    return Scene(made[0], made[1], member("max"), member("rio"), made[2], f"{HOME}/members/invitations/{waiting}")
+
+
+def addresses(scene: Scene) -> dict[str, str]:
+    """Name all pages that an administrator can open."""
+    return {
+        "api members": f"{HOME}/api-members",
+        "api members, none match": f"{HOME}/api-members?state=unmanaged",
+        "new": f"{HOME}/api-members/new",
+        "detail": scene.bot,
+        "detail, first key": scene.idle,
+        "detail, off": scene.off,
+        "access": f"{scene.bot}/access",
+        "edit": f"{scene.idle}/edit",
+        "manager": f"{scene.bot}/manager",
+        "deactivate": f"{scene.bot}/deactivate",
+        "reactivate": f"{scene.off}/reactivate",
+        "delete": f"{scene.bot}/delete",
+        "people": f"{HOME}/members",
+        "people, none match": f"{HOME}/members?q=nobody",
+        "person": scene.max,
+        "person access": f"{scene.max}/access",
+        "leave": f"{scene.max}/leave",
+        "invite": f"{HOME}/members/invite",
+        "withdraw": f"{scene.invitation}/withdraw",
+    }
+
+
+# Of pages that are made of the same parts, one is looked at on a phone.
+ON_A_PHONE = ("api members", "detail, first key", "access", "delete", "people", "person", "leave", "invite")
+
+
+@pytest.mark.parametrize(("theme", "width"), LOOKS)
+def test_every_page_is_for_everybody(
+    new_page: NewPage, scene: Scene, theme: Literal["light", "dark"], width: int
+) -> None:
+    page = new_page("ana", theme=theme, width=width)
+    is_phone = width == 320
+    faults = []
+    for name, address in addresses(scene).items():
+        if is_phone and name not in ON_A_PHONE:
+            continue
+        page.goto(address)
+        checks = (looking.axe, looking.contrast, looking.overflow, looking.spacing) if is_phone else WIDE
+        faults += [f"{name}: {fault}" for check in checks for fault in check(page)]
+        if PICTURES:
+            page.screenshot(path=Path(PICTURES, f"{width} {name}.png"), full_page=True)
+    assert faults == []
+
+
+def test_forms_say_what_is_wrong_and_nothing_is_dead_without_scripts(new_page: NewPage, scene: Scene) -> None:
+    page = new_page("ana", scripts=False)
+    for address in addresses(scene).values():
+        page.goto(address)
+        assert looking.inert_controls(page) == []
+        assert looking.plain_twins(page) == []
+    page.goto(f"{HOME}/api-members/new")
+    page.get_by_role("button", name="Save API member").click()
+    expect(page).to_have_title("Error: New API member – Acme – Latchkey")
+    expect(page.locator(".error-summary")).to_be_visible()
+    page.get_by_role("link", name="Enter a name of 3 to 60 characters.").click()
+    expect(page.get_by_label("Name")).to_have_attribute("aria-invalid", "true")
+
+
+def test_a_person_leaves_and_their_program_goes_on(new_page: NewPage, scene: Scene, live_server: Server) -> None:
+    """From the preview to the last refused call of the old key: the program has a new one by then."""
+    rio = new_page("rio")
+    old = key_of(rio, "Dock display", "tasks:read")
+    page = new_page("ana", scripts=False)
+    page.goto(f"{scene.rio}/leave")
+    expect(page.get_by_text("1 key stops")).to_be_visible()
+    page.get_by_label("Move keys to").select_option("CRM bot")
+    page.get_by_role("button", name="Choose").click()
+    page.get_by_role("link", name="Move to CRM bot (Dock display").click()
+    expect(page.get_by_role("radio", name="CRM bot")).to_be_checked()
+    expect(page.get_by_role("checkbox", name="Replace “Dock display”")).to_be_checked()
+    page.get_by_role("button", name="Continue").click()
+    page.get_by_role("button", name="Generate sandbox key").click()
+    new = page.get_by_label("API key, full text").input_value()
+    assert [call(live_server, key, "/apps/tasks/records") for key in (old, new)] == [200, 200]
+    page.goto(f"{scene.rio}/leave")
+    expect(page.get_by_text("Moved or replaced, stops in 1 day")).to_be_visible()
+    page.get_by_role("button", name="Deactivate Rio Tanaka").click()
+    expect(page.locator("#status")).to_contain_text("“Rio Tanaka” is deactivated.")
+    assert [call(live_server, key, "/apps/tasks/records") for key in (old, new)] == [401, 200]
+
+
+def key_of(page: Page, name: str, scope: str) -> str:
+    page.goto(f"{HOME}/api/keys/new")
+    page.get_by_label("What is this key for?").fill(name)
+    page.get_by_role("checkbox", name=scope).check()
+    page.get_by_role("button", name="Generate sandbox key").click()
+    return page.get_by_label("API key, full text").input_value()
