@@ -147,6 +147,7 @@ def _denial(denial: Denial, grantable: set[str]) -> dict[str, Any]:
         "client": denial.client,
         "count": denial.count,
         "scope": denial.scope,
+        "request_id": denial.request_id,
         "may_generate": may,
         "ask": f"Ask an administrator for {known.action} in {known.app}." if is_scope and known and not may else None,
     }
