@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 from app import create_app  # noqa: E402
 from bench.stage import WORKERS, Browser, Line, Stage, lines_to_all, stage, wait_until  # noqa: E402
 from portal.store.database import Database  # noqa: E402
-from portal.store.models import Usage  # noqa: E402
+from portal.store.models import KeyCaller, Usage  # noqa: E402
 from tests.cast import Cast  # noqa: E402
 from tests.databases import KINDS  # noqa: E402
 from tests.servers import serving  # noqa: E402
@@ -124,8 +124,11 @@ def trial(kind: str, rate: float, seconds: float) -> bool:
         counted = counts_of(here.database, row.id)
         shown = on_screen(here, key.id)
         moments = writes_to(here.database, row.id)
+        with here.database.reading() as session:
+            by_caller = session.scalar(select(func.sum(KeyCaller.count)).where(KeyCaller.key_id == row.id))
     least = min((after - before for before, after in pairwise(moments)), default=float("inf"))
     agree = (answers[200], answers[403]) == counted == shown and answers.total() == sum(counted)
+    agree = agree and counted[0] == by_caller
     rare = least >= LEAST
     others = answers.total() - answers[200] - answers[403]
     table = (

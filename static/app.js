@@ -303,7 +303,7 @@ const portal = {};
     return past ? `${text} ago` : `in ${text}`;
   };
   setInterval(() => {
-    for (const time of document.querySelectorAll("time:not([data-fixed])")) {
+    for (const time of document.querySelectorAll("time:not([data-fixed], .meta *)")) {
       const seconds = (Date.parse(time.dateTime) - Date.now()) / 1000;
       if (Math.abs(seconds) < 84600) time.textContent = words(seconds);
     }

@@ -161,6 +161,7 @@ class KeyRefused(PortalError):
         key_pk: int | None = None,
         required: str | None = None,
         held: Sequence[str] = (),
+        had: tuple[str, str] = ("", ""),
         workspace: str | None = None,
     ) -> None:
         super().__init__(str(refusal), code=_OUTSIDE.get(refusal, "invalid_key"))
@@ -169,6 +170,7 @@ class KeyRefused(PortalError):
         self.key_pk = key_pk
         self.required = required
         self.held = list(held)
+        self.had = had  # of a 401: its scopes with their levels and its member's role, as they were read
         self.workspace = workspace
 
 

@@ -14,8 +14,12 @@ class Lifetime(StrEnum):
 
     def ends_at(self, start: datetime) -> datetime | None:
         """Give the moment at which a key generated at `start` stops; None for never."""
-        days = _DAYS[self]
-        return start + timedelta(seconds=days * 86_400) if days else None
+        return start + timedelta(seconds=self.days * 86_400) if self.days else None
+
+    @property
+    def days(self) -> int | None:
+        """How many days it has; None for never."""
+        return _DAYS[self]
 
     @classmethod
     def like(cls, start: datetime, end: datetime | None) -> "Lifetime":
@@ -23,7 +27,7 @@ class Lifetime(StrEnum):
         return next((each for each in cls if each.ends_at(start) == end), cls.DAYS_90)
 
 
-_DAYS = {Lifetime.DAYS_30: 30, Lifetime.DAYS_90: 90, Lifetime.YEAR: 365, Lifetime.NEVER: 0}
+_DAYS = {Lifetime.DAYS_30: 30, Lifetime.DAYS_90: 90, Lifetime.YEAR: 365, Lifetime.NEVER: None}
 
 
 class Overlap(StrEnum):

@@ -84,9 +84,8 @@ def fail(session: Session, actor: Actor, attempt: Attempt) -> None:
     """Tell of a password that did not match; of nobody's account too, for the two must take the same work."""
     account = attempt.account
     name = account.email if account else "unknown account"
-    audit.record(
-        session, actor, Event.SIGN_IN_FAILED, target_id=account.public_id if account else None, target_name=name
-    )
+    target_id = account.public_id if account else None
+    audit.refuse(session, actor, Event.SIGN_IN_FAILED, target_id=target_id, target_name=name)
 
 
 def find_usable(session: Session, email: str) -> Account | None:

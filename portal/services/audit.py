@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import select, text, update
+from sqlalchemy import case, func, select, text, update
 from sqlalchemy.orm import Session
 
 from portal.rules.chain import BEGINNING, link
@@ -107,6 +107,9 @@ def transaction(database: Database, actor: Actor | None) -> Iterator[Session]:
 # --- Refusals -------------------------------------------------------------------------------------------------------
 
 TOLD_AN_HOUR = 10  # refusals of one thing to one actor that get a row of their own
+_TOLD_TO_ALL = 40  # of one thing in one workspace, whoever tried
+_COUNTED_APART = 30  # actors of one hour that are counted by name
+_OTHERS = "others"
 
 
 def refuse(
@@ -119,34 +122,47 @@ def refuse(
     details: dict[str, Any] | None = None,
     times: int = 1,
     told_an_hour: int = TOLD_AN_HOUR,
+    apart: str = "",
 ) -> None:
     """Write what an actor was refused: the first of an hour in full, the others as a number that `sum_up` tells.
 
-    So a flood of refusals cannot fill the disk, nor push what matters out of sight.
+    So a flood of refusals, from one or from many, cannot fill the disk, nor push what matters out of sight. `apart`
+    tells attempts of one actor apart that are counted by themselves.
     """
-    chain, who, hour = actor.workspace_id or 0, (actor.public_id or actor.address or "?")[:45], _hour(actor.at)
+    chain, hour = actor.workspace_id or 0, _hour(actor.at)
+    who = (actor.public_id or actor.address or "?")[: 24 if apart else 45] + (f"|{apart}"[:20] if apart else "")
+    this_hour = (RefusalCount.chain == chain, RefusalCount.action == action, RefusalCount.hour == hour)
+    told_to_all, known, is_known = session.execute(
+        select(
+            func.coalesce(func.sum(RefusalCount.told), 0),
+            func.count(),
+            func.count(case((RefusalCount.who == who, 1))),
+        ).where(*this_hour)
+    ).one()
+    if known >= _COUNTED_APART and not is_known:
+        who = _OTHERS
     counted = session.execute(_COUNT, {"chain": chain, "who": who, "action": action, "hour": hour, "n": times}).one()
-    if counted.told < told_an_hour:
-        this = (
-            RefusalCount.chain == chain,
-            RefusalCount.who == who,
-            RefusalCount.action == action,
-            RefusalCount.hour == hour,
-        )
-        session.execute(update(RefusalCount).where(*this).values(told=RefusalCount.told + 1))
-        _write(session, actor, action, "refused", None, target_id, target_name, details or {})
+    if counted.told < told_an_hour and told_to_all < _TOLD_TO_ALL and who != _OTHERS:
+        told = update(RefusalCount).where(*this_hour, RefusalCount.who == who)
+        session.execute(told.values(told=RefusalCount.told + 1, count=RefusalCount.count - (times - 1)))
+        details = {**(details or {}), **({"times": times} if times > 1 else {})}
+        _write(session, actor, action, "refused", None, target_id, target_name, details)
 
 
 def sum_up(session: Session, now: datetime) -> None:
     """Tell in one row each of the refusals of past hours that were only counted."""
-    over = session.scalars(select(RefusalCount).where(RefusalCount.hour < _hour(now)).with_for_update()).all()
-    for counted in over:
+    past = select(RefusalCount).where(RefusalCount.hour < _hour(now))
+    in_order = past.order_by(RefusalCount.chain, RefusalCount.who, RefusalCount.action, RefusalCount.hour)
+    for counted in session.scalars(in_order.with_for_update()).all():
         if counted.count > counted.told:
             more = counted.count - counted.told
             began = datetime.fromtimestamp(counted.hour * 3600, UTC)
-            actor = Actor(now, Means.SYSTEM, "Latchkey", counted.who, counted.chain or None)
-            details = {"more": more, "hour": began.isoformat(), "who": counted.who}
-            _write(session, actor, counted.action, "refused", None, None, f"{more:,} more attempts", details)
+            who, _, reason = counted.who.partition("|")
+            is_known = "_" in who  # the id of a member or key; else an address
+            actor = Actor(now, Means.SYSTEM, "Latchkey", who[:40] if is_known else None, counted.chain or None)
+            details = {"more": more, "hour": began.isoformat(), "who": who, **({"reason": reason} if reason else {})}
+            target = who if who.startswith("key_") else None
+            _write(session, actor, counted.action, "refused", None, target, f"{more:,} more attempts", details)
         session.delete(counted)
 
 
@@ -179,19 +195,31 @@ class Verdict:
 
 
 def verify(session: Session, chain: int) -> Verdict:
-    """Walk a workspace's chain (0: what belongs to no workspace) from its beginning and name the first broken row."""
+    """Walk a workspace's chain (0: what belongs to no workspace) from its beginning and name the first broken row.
+
+    Others may write meanwhile: the chain must reach at least the end that it had before, and at most the one after.
+    """
+    end = select(AuditHead.seq, AuditHead.hash).where(AuditHead.chain == chain)
+    before = session.execute(end).one_or_none()
+    columns = [column for column in AuditEvent.__table__.columns if column.key != "id"]
     previous, seq, last = BEGINNING, 0, ""
-    rows = select(AuditEvent).where(AuditEvent.chain == chain).order_by(AuditEvent.seq)
-    for event in session.scalars(rows.execution_options(yield_per=500)):
-        if event.seq != seq + 1:
-            return Verdict(seq, last, f"the rows after number {seq} up to {event.seq - 1} are missing")
-        if link(previous, event.content) != event.hash:
-            return Verdict(seq, event.public_id, f"row {event.seq} is not as it was written")
-        previous, seq, last = event.hash, event.seq, event.public_id
-        session.expunge(event)
-    head = session.get(AuditHead, chain)
-    if (head.seq, head.hash) != (seq, previous) if head else seq:
+    rows = select(*columns).where(AuditEvent.chain == chain).order_by(AuditEvent.seq)
+    for row in session.execute(rows.execution_options(yield_per=500)).mappings():
+        content = dict(row)
+        written = content.pop("hash")
+        if content["seq"] != seq + 1:
+            missing = f"the rows after number {seq} up to {content['seq'] - 1} are missing"
+            return Verdict(seq, last or content["public_id"], missing)
+        if link(previous, content) != written:
+            return Verdict(seq, content["public_id"], f"row {content['seq']} is not as it was written")
+        previous, seq, last = written, content["seq"], content["public_id"]
+        if before and seq == before.seq and previous != before.hash:
+            return Verdict(seq, last, "the end of the log is not as it was written")
+    after = session.execute(end).one_or_none()
+    if seq < (before.seq if before else 0):
         return Verdict(seq, last, f"the rows after number {seq} are missing")
+    if seq > (after.seq if after else 0):
+        return Verdict(seq, last, f"the log goes on after its end, number {after.seq if after else 0}")
     return Verdict(seq)
 
 

@@ -137,11 +137,11 @@ class KeyCheck:
         elif kept_environment != environment:
             refusal = Refusal.UNKNOWN  # the text says its environment; a row that says another was tampered with
         if refusal is not None:
-            raise KeyRefused(refusal, key_id=key_id, key_pk=key_pk)
+            raise KeyRefused(refusal, key_id=key_id, key_pk=key_pk, had=(scope_levels or "", role))
         newest = self._keyring.peppers[0].id
         return Caller(
             key_pk, key_id, key_name, last_four, kept_environment, _earlier(expires_at, retires_at), last_used is None,
-            _reach(scope_levels or "", role),
+            reach(scope_levels or "", role),
             member_id, member_name, account_pk is None,
             workspace_pk, workspace_id, workspace_slug, workspace_name,
             None if pepper_id == newest else (digests[0], newest),
@@ -187,7 +187,7 @@ def _earlier(one: datetime | None, other: datetime | None) -> datetime | None:
 
 
 @lru_cache(maxsize=4096)  # a pure function of its text: members with equal access share one answer
-def _reach(scope_levels: str, role: str) -> Reach:
+def reach(scope_levels: str, role: str) -> Reach:
     """Read `app:action=level …` into what the key has and what of it works now."""
     scopes, access = set(), {}
     for written in scope_levels.split():

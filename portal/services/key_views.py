@@ -224,9 +224,9 @@ def _narrowed(now: datetime) -> dict[str, ColumnElement[bool]]:
     return {
         "active": active,
         "deactivated": and_(unexpired, ApiKey.deactivated_at.is_not(None)),
-        "expired": ~unexpired,
-        "stopped": or_(~unexpired, ApiKey.deactivated_at.is_not(None)),
-        "expiring": and_(active, ApiKey.expires_at <= now + EXPIRING),
+        "expired": ApiKey.expires_at <= now,
+        "stopped": or_(ApiKey.expires_at <= now, ApiKey.deactivated_at.is_not(None)),
+        "expiring": and_(ApiKey.expires_at.between(now, now + EXPIRING), active),
         "unused": and_(active, func.coalesce(ApiKey.last_used_at, ApiKey.created_at) < now - UNUSED),
     }
 
@@ -257,10 +257,11 @@ class Counts:
 def count_for(session: Session, actor: Actor, seat: Seat, owner: str) -> Counts:
     """Count the keys of one tab by what needs attention, in one statement."""
     narrowed = _narrowed(actor.at)
-    columns = [func.count(case((narrowed[state], 1))) for state in ("active", "expiring", "unused", "stopped")]
+    columns = [func.count(case((narrowed[state], 1))) for state in ("expiring", "unused", "stopped")]
     whose = _matching(session, seat, Filters(owner=owner), actor.at)
-    row = session.execute(visible_to(seat).where(*whose).with_only_columns(*columns)).one()
-    return Counts(*map(int, row))
+    row = session.execute(visible_to(seat).where(*whose).with_only_columns(func.count(), *columns)).one()
+    total, expiring, unused, stopped = map(int, row)
+    return Counts(total - stopped, expiring, unused, stopped)
 
 
 def copyable(session: Session, actor: Actor, seat: Seat, limit: int = 50) -> list[tuple[str, str]]:

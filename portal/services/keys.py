@@ -23,7 +23,7 @@ from portal.rules.access import (
 from portal.rules.credentials import KEY_SHAPED, Keyring, PlainKey, new_id
 from portal.rules.errors import AlreadyShown, Attempt, Conflict, Forbidden, Invalid, NotFound, Unavailable
 from portal.rules.lifetimes import Lifetime, Overlap
-from portal.services import activity, audit, key_views, members
+from portal.services import activity, audit, key_views, members, policy
 from portal.services.actor import Actor
 from portal.services.audit import Event
 from portal.services.key_views import KeyView
@@ -110,6 +110,9 @@ def plan(session: Session, actor: Actor, draft: Draft, *, lock: bool = False) ->
         expires_at = Lifetime(draft.expires).ends_at(actor.at)
     else:
         problems["expires"] = "Choose when the key expires."
+    if owner and draft.expires in list(Lifetime):
+        broken = policy.check(seat.workspace, Lifetime(draft.expires), Role(owner.member.role), draft.environment)
+        problems |= {field: words for field, words in broken.items() if field not in problems}
     return Plan(draft, seat, owners, owner, shelves, grantable, scopes, expires_at, problems, beyond)
 
 
@@ -122,7 +125,10 @@ def first_draft(
     stays beside the new one.
     """
     draft = Draft(
-        owner=owner or seat.member.public_id, form_id=new_id("form"), scopes=[add] if Scope.parse(add) else []
+        owner=owner or seat.member.public_id,
+        form_id=new_id("form"),
+        scopes=[add] if Scope.parse(add) else [],
+        expires=policy.nearest(seat.workspace, Lifetime.DAYS_90),
     )
     key = session.scalar(key_views.visible_to(seat).where(ApiKey.public_id == similar_to)) if similar_to else None
     if key is None:
@@ -209,7 +215,7 @@ def _owners(session: Session, seat: Seat, *, only: str | None) -> list[Owner]:
         Member.removed_at.is_(None),
     )
     if only is not None:
-        statement = statement.where(Member.public_id == only).with_for_update()
+        statement = statement.where(Member.public_id == only).with_for_update(key_share=True)
     found = session.scalars(statement).all()
     access = _access_of(session, found)
     owners = [Owner(member, member.id == seat.member.id, *access[member.id]) for member in found]
@@ -371,6 +377,8 @@ def reactivate(session: Session, actor: Actor, keyring: Keyring, key_id: str) ->
     if key.state_at(actor.at) is not KeyState.DEACTIVATED:
         raise _changed_meanwhile(session, key, actor.at)
     _check_still_grantable(session, seat, key)
+    if key.environment == Environment.LIVE and key.member.role == Role.ADMIN and not seat.workspace.admins_own_live:
+        raise Conflict(f"Administrators of {seat.workspace.name} own no live keys. Make an API member for it.")
     key.deactivated_at = key.deactivated_by_id = None
     return changed(session, actor, seat, keyring, key, Event.KEY_REACTIVATED)
 
@@ -390,7 +398,8 @@ def _check_still_grantable(session: Session, seat: Seat, key: ApiKey) -> None:
 def delete(session: Session, actor: Actor, keyring: Keyring, key_id: str, *, typed: str) -> KeyView:
     """Stop a key for ever. One that is in use asks for its name, so that nobody ends the wrong one in a hurry."""
     seat, key = hold(session, actor, key_id, Event.KEY_DELETED)
-    if activity.is_busy(session, key, actor.at) and text.fold(text.clean_line(typed) or "") != key.name_folded:
+    is_named = text.fold(text.clean_line(typed) or "") == key.name_folded
+    if not is_named and activity.is_busy(session, key, actor.at):  # under its name it ends also when usage is away
         raise Invalid({"name": f"Type {key.name} exactly to delete it."})
     key.revoked_at = actor.at
     key.revoked_by_id = seat.member.id
@@ -444,10 +453,13 @@ def revoke(session: Session, actor: Actor, key_id: str) -> str:
 
 
 def hold(session: Session, actor: Actor, key_id: str, event: Event) -> tuple[Seat, ApiKey]:
-    """Lock a key that the actor may stop; NotFound for any other and for a deleted one."""
+    """Lock a key that the actor may stop; NotFound for any other and for a deleted one.
+
+    The member is locked before the key, as in a rotation: whoever stops a key is named in its row, which needs both.
+    """
     seat = members.seat_of(session, actor, lock=True)
     statement = key_views.visible_to(seat).where(ApiKey.public_id == key_id, ApiKey.revoked_at.is_(None))
-    key = session.scalar(statement.with_for_update(of=ApiKey))
+    key = session.scalar(statement.with_for_update(of=ApiKey, key_share=True))  # counting its use need not wait
     if key is None:
         raise NotFound(attempt=Attempt(event, key_id))
     return seat, key

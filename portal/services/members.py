@@ -85,7 +85,8 @@ def seat_of(session: Session, actor: Actor, *, lock: bool = False) -> Seat:
         .where(Member.id == member_id, Member.workspace_id == workspace_id, *ACTIVE)
         .execution_options(populate_existing=True)
     )
-    member = session.scalar(statement.with_for_update(of=Member) if lock else statement)
+    # `key_share`: who only writes this member's id elsewhere, as a stop of a key does, does not wait, nor deadlock.
+    member = session.scalar(statement.with_for_update(of=Member, key_share=True) if lock else statement)
     if member is None:
         raise Forbidden("You are no longer a member of this workspace.")
     return Seat(member, member.workspace, granted_to(session, member))

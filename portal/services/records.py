@@ -114,6 +114,17 @@ def get_app(session: Session, workspace_id: int, slug: str) -> App:
     return app
 
 
+def counts(session: Session, workspace_id: int) -> dict[tuple[int, str], int]:
+    """Count the records of a workspace, by the app's number and environment."""
+    rows = session.execute(
+        select(Record.app_id, Record.environment, func.count())
+        .join(App, App.id == Record.app_id)
+        .where(App.workspace_id == workspace_id)
+        .group_by(Record.app_id, Record.environment)
+    )
+    return {(app_id, environment): int(count) for app_id, environment, count in rows}
+
+
 def _in(place: Place) -> tuple[Any, ...]:
     return (
         App.workspace_id == place.workspace_id,

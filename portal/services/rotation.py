@@ -8,7 +8,7 @@ from sqlalchemy import or_, select
 from portal.rules.credentials import Keyring, PlainKey, new_id
 from portal.rules.errors import AlreadyShown, Attempt, Conflict, Forbidden, Invalid, NotFound
 from portal.rules.lifetimes import LONGEST_OVERLAP, Lifetime, Overlap
-from portal.services import key_views, keys, members
+from portal.services import key_views, keys, members, policy
 from portal.services.actor import Actor
 from portal.services.audit import Event
 from portal.services.key_views import KeyView
@@ -64,7 +64,7 @@ def draft_rotation(session: Session, actor: Actor, seat: Seat, key_id: str) -> D
         owner=key.member.public_id,
         environment=key.environment,
         scopes=[view.text for view in key_views.scopes_of(session, [key]).get(key.id, []) if view.effective],
-        expires=Lifetime.like(key.created_at, key.expires_at),
+        expires=policy.nearest(seat.workspace, Lifetime.like(key.created_at, key.expires_at)),
         form_id=new_id("form"),
         replaces=key.public_id,
     )
@@ -74,6 +74,7 @@ def replace_unused(
     session: Session, actor: Actor, keyring: Keyring, key_id: str, form_id: str
 ) -> tuple[KeyView, PlainKey]:
     """Make a key anew whose text was lost before it was ever used, and delete the unused one."""
+    members.seat_of(session, actor, lock=True)  # before the key, as everywhere
     if made_before := keys.made_by_form(session, actor, form_id):
         raise AlreadyShown(made_before)
     seat, old = keys.hold(session, actor, key_id, Event.KEY_GENERATED)
@@ -82,7 +83,7 @@ def replace_unused(
         raise Forbidden(ONLY_ITS_OWNER, attempt=attempt)
     if not key_views.is_replaceable(old, actor.at):
         raise Conflict("Only a key of the last 24 hours that was never used can be replaced. Rotate this one instead.")
-    lifetime = Lifetime.like(old.created_at, old.expires_at)
+    lifetime = policy.nearest(seat.workspace, Lifetime.like(old.created_at, old.expires_at))
     scopes = [view.text for view in key_views.scopes_of(session, [old]).get(old.id, [])]
     before = session.get(ApiKey, old.replaces_id) if old.replaces_id else None
     old.replaces_id = None  # the new one takes its place, also beside a predecessor that still works

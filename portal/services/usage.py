@@ -9,14 +9,19 @@ import atexit
 import json
 import logging
 import threading
+from collections import defaultdict
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from multiprocessing import util as multiprocessing_util
 from typing import Any, NamedTuple
 
-from sqlalchemy import bindparam, delete, text, update
+from sqlalchemy import bindparam, delete, select, text, update
 
 from portal.rules.credentials import KEY_SHAPED, KeyDigest, new_id
+from portal.services import audit
+from portal.services.actor import Actor, Means
+from portal.services.audit import Event
+from portal.services.key_check import reach
 from portal.store.database import Database, Session
 from portal.store.models import ApiKey, RefusedRequest, UsageBatch
 
@@ -30,7 +35,10 @@ WRITE_EVERY = timedelta(seconds=12)
 KEEP_REFUSALS = timedelta(days=30)
 _KEEP_BATCHES = timedelta(hours=1)
 _PRUNE_EVERY = timedelta(hours=1)
-_MAX_REFUSALS = 20  # told in full of one key between two flushes; the others only count
+_MAX_REFUSALS = 10_000  # kept in full of one key between two flushes; the others only count
+_MAX_KEPT = 20_000  # kept in full of all keys between two flushes, while the database is away too
+KEPT_OF_ONE = 20_000  # refusals of one key on disk: the newest
+_PRUNE_AFTER = 1_000  # of one key
 _MAX_ROWS = 20_000  # counted apart between two flushes; beyond, scopes and callers are no longer told apart
 _LONGEST_SCOPE = 50  # shorter than any key
 _REMEMBERED = 100_000  # keys whose last write a process remembers
@@ -61,6 +69,10 @@ class Request(NamedTuple):
     client: str
 
 
+# What a refused key could do: its scopes, or what `key_check.reach` makes them of; done later, off the hot path.
+Held = str | tuple[str, str]
+
+
 @dataclass(slots=True)
 class _Batch:
     """Notes between two flushes; once it was tried, it is written as it is or not at all."""
@@ -68,7 +80,7 @@ class _Batch:
     id: str = field(default_factory=lambda: new_id("use"))
     counts: dict[Use, list[Any]] = field(default_factory=dict)  # count, first and last moment
     firsts: dict[int, Request] = field(default_factory=dict)
-    refused: list[tuple[Request, str]] = field(default_factory=list)
+    refused: list[tuple[Request, str, Held]] = field(default_factory=list)
     refused_of: dict[int, int] = field(default_factory=dict)
     digests: dict[int, tuple[KeyDigest, str]] = field(default_factory=dict)
 
@@ -79,12 +91,13 @@ class Usage:
     def __init__(self, database: Database) -> None:
         self._database = database
         dialect = "sqlite" if database.is_sqlite else "postgresql"
-        self._count, self._caller, self._touch, self._first = (
-            text(statements[dialect]) for statements in (_COUNT, _CALLER, _TOUCH, _FIRST)
+        self._count, self._caller, self._touch, self._first, self._refused = (
+            text(statements[dialect]) for statements in (_COUNT, _CALLER, _TOUCH, _FIRST, _REFUSED)
         )
         self._batch = _Batch()
         self._pending: _Batch | None = None
         self._touched: dict[int, datetime] = {}
+        self._kept_of: dict[int, int] = {}  # refusals of a key since its older ones were last pruned
         self._pruned_at: datetime | None = None
         self._noting = threading.Lock()  # held for a moment by each request
         self._lock = threading.Lock()  # held by the one that writes
@@ -104,15 +117,15 @@ class Usage:
         if self._thread is None:
             self._start()
 
-    def refused(self, request: Request, reason: str) -> None:
+    def refused(self, request: Request, reason: str, held: Held = "") -> None:
         """Note a refused request of a known key."""
         with self._noting:
             batch = self._batch
             self._count_one(batch, request, reason)
             told = batch.refused_of.get(request.key, 0)
-            if told < _MAX_REFUSALS:
+            if told < _MAX_REFUSALS and len(batch.refused) < _MAX_KEPT:
                 batch.refused_of[request.key] = told + 1
-                batch.refused.append((request, reason))
+                batch.refused.append((request, reason, held))
         if self._thread is None:
             self._start()
 
@@ -169,20 +182,8 @@ class Usage:
                 for first in batch.firsts.values()
             ]
             session.execute(self._first, {"rows": json.dumps(firsts)})
-        session.add_all(
-            RefusedRequest(
-                request_id=request.request_id,
-                key_id=request.key,
-                at=request.at,
-                reason=reason,
-                required=_scope(request.scope),
-                method=request.method,
-                path=_path(request),
-                address=request.address,
-                client=request.client,
-            )
-            for request, reason in batch.refused
-        )
+        if batch.refused:
+            self._write_refused(session, batch)
         if batch.digests:
             move = (
                 update(ApiKey)
@@ -193,6 +194,52 @@ class Usage:
             session.connection().execute(move, rows_of)
         self._prune(session, last)
         return {key: at for key, (at, _) in touched.items()}
+
+    def _write_refused(self, session: Session, batch: _Batch) -> None:
+        """Keep refused requests for those who ask why, and tell the audit log of them: once a key, reason and hour."""
+        kept = [
+            (
+                *(request.request_id, request.key, _text(request.at), reason, _scope(request.scope), _held(held)),
+                *(request.method, _path(request), request.address, request.client),
+            )
+            for request, reason, held in batch.refused
+        ]
+        session.execute(self._refused, {"rows": json.dumps(kept)})
+        for key, count in batch.refused_of.items():
+            self._kept_of[key] = self._kept_of.get(key, 0) + count
+            if self._kept_of[key] >= _PRUNE_AFTER:
+                self._kept_of[key] = 0
+                session.execute(_PRUNE_ONE, {"key": key, "newest": KEPT_OF_ONE})
+        self._tell(session, batch)
+
+    def _tell(self, session: Session, batch: _Batch) -> None:
+        firsts = {(request.key, reason): request for request, reason, _ in reversed(batch.refused)}
+        times: dict[tuple[int, str], int] = defaultdict(int)
+        for use, (count, _, _) in batch.counts.items():
+            times[use.key, use.outcome] += count
+        columns = (ApiKey.id, ApiKey.public_id, ApiKey.workspace_id, ApiKey.name, ApiKey.last_four, ApiKey.environment)
+        keys = {
+            row.id: row for row in session.execute(select(*columns).where(ApiKey.id.in_({key for key, _ in firsts})))
+        }
+        for (pk, reason), first in sorted(firsts.items()):
+            key = keys[pk]
+            label = f"{key.name} (…{key.last_four})"
+            actor = Actor(
+                *(first.at, Means.KEY, label, key.public_id, key.workspace_id),
+                address=first.address,
+                request_id=first.request_id,
+            )
+            audit.refuse(
+                session,
+                actor,
+                Event.KEY_REFUSED,
+                target_id=key.public_id,
+                target_name=label,
+                details={"reason": reason, "environment": key.environment, "scope": _scope(first.scope)},
+                times=times[pk, reason],
+                told_an_hour=1,
+                apart=reason,
+            )
 
     def _due(self, batch: _Batch) -> dict[int, tuple[datetime, Use]]:
         """List the keys whose row is to say when they were last used: none that this process told of just now."""
@@ -213,6 +260,7 @@ class Usage:
             self._pruned_at = now
             session.execute(delete(RefusedRequest).where(RefusedRequest.at < now - KEEP_REFUSALS))
             session.execute(delete(UsageBatch).where(UsageBatch.at < now - _KEEP_BATCHES))
+            audit.sum_up(session, now)
 
     def _start(self) -> None:
         """Start writing with the first note, so that no thread exists before the server has forked or spawned."""
@@ -253,6 +301,10 @@ def _path(request: Request) -> str:
     """Make a path that somebody sent storable: it may hold anything, a key as well."""
     path = KEY_SHAPED.sub("…", request.path)[:200]
     return "".join(each if each.isprintable() else "\ufffd" for each in path)
+
+
+def _held(held: Held) -> str:
+    return held if isinstance(held, str) else " ".join(reach(*held).effective_texts)
 
 
 def _scope(scope: str) -> str:
@@ -324,6 +376,26 @@ FROM (SELECT (row ->> 0)::bigint AS id, (row ->> 1)::timestamp AT TIME ZONE 'UTC
              (row ->> 2)::timestamp AT TIME ZONE 'UTC' AS since, row ->> 3 AS address, row ->> 4 AS client
       FROM json_array_elements(CAST(:rows AS json)) AS row ORDER BY 1) AS used
 WHERE api_key.id = used.id AND (api_key.last_used_at IS NULL OR api_key.last_used_at <= used.since)
+""",
+}
+_PRUNE_ONE = text("""
+DELETE FROM refused_request WHERE key_id = :key AND id <= (
+    SELECT id FROM refused_request WHERE key_id = :key ORDER BY id DESC LIMIT 1 OFFSET :newest)
+""")
+_REFUSED = {
+    "sqlite": """
+INSERT INTO refused_request
+    (request_id, key_id, at, reason, required, held, method, path, address, client)
+SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6, value ->> 7,
+       value ->> 8, value ->> 9
+FROM json_each(:rows) WHERE true
+""",
+    "postgresql": """
+INSERT INTO refused_request
+    (request_id, key_id, at, reason, required, held, method, path, address, client)
+SELECT row ->> 0, (row ->> 1)::integer, (row ->> 2)::timestamp AT TIME ZONE 'UTC', row ->> 3, row ->> 4, row ->> 5,
+       row ->> 6, row ->> 7, row ->> 8, row ->> 9
+FROM json_array_elements(CAST(:rows AS json)) AS row
 """,
 }
 _FIRST = {

@@ -1,5 +1,6 @@
-"""Workspaces, their solutions and apps: made by an operator for now."""
+"""Workspaces, their solutions and apps: made by an operator or an administrator."""
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,12 +15,15 @@ from sqlalchemy.orm import Session, contains_eager
 from portal.rules import text
 from portal.rules.access import SLUG
 from portal.rules.credentials import new_id
-from portal.rules.errors import Conflict, Invalid, NotFound
-from portal.services import audit
+from portal.rules.errors import Attempt, Conflict, Forbidden, Invalid, NotFound
+from portal.services import audit, members
 from portal.services.actor import Actor
 from portal.services.audit import Event
+from portal.services.members import Seat
 from portal.store.database import IntegrityError
-from portal.store.models import App, Solution, Workspace
+from portal.store.models import App, Record, Solution, Workspace
+
+_NAMED_MISFITS = 3
 
 
 def get(session: Session, slug: str) -> Workspace:
@@ -122,6 +126,78 @@ def add_app(
         target_name=app.name,
     )
     return app
+
+
+def edit_solution(session: Session, actor: Actor, slug: str, name: str, description: str) -> Solution:
+    """Rename and describe a solution; its slug stays, for it stands in addresses."""
+    seat = admin_seat(session, actor, Event.SOLUTION_CHANGED)
+    solution = get_solution(session, seat.workspace, slug)
+    before = {"name": solution.name, "description": solution.description}
+    solution.name, solution.description = _name(name), _description(description)
+    after = {"name": solution.name, "description": solution.description}
+    audit.record(
+        session,
+        actor,
+        Event.SOLUTION_CHANGED,
+        target_id=solution.public_id,
+        target_name=solution.name,
+        details={"before": before, "after": after},
+    )
+    return solution
+
+
+def edit_app(session: Session, actor: Actor, slug: str, name: str, description: str, schema: dict[str, Any]) -> App:
+    """Rename and describe an app and change its schema; Invalid when records that stand would not fit it."""
+    seat = admin_seat(session, actor, Event.APP_CHANGED)
+    app = session.scalar(select(App).where(App.workspace_id == seat.workspace.id, App.slug == slug).with_for_update())
+    if app is None:
+        raise NotFound("There is no such app.")
+    before = {"name": app.name, "description": app.description}
+    app.name, app.description = _name(name), _description(description)
+    is_new = _schema(schema) != app.schema
+    if is_new:
+        _check_records(session, app, schema)
+        app.schema = schema
+    after = {"name": app.name, "description": app.description, "new_schema": is_new}
+    audit.record(
+        session,
+        actor,
+        Event.APP_CHANGED,
+        target_id=app.public_id,
+        target_name=app.name,
+        details={"before": before, "after": after},
+    )
+    return app
+
+
+def solution_of(session: Session, app: App) -> Solution:
+    """Give the solution that holds an app."""
+    return session.get_one(Solution, app.solution_id)
+
+
+def admin_seat(session: Session, actor: Actor, event: Event) -> Seat:
+    """Give the actor's seat, held until the transaction ends; Forbidden to all but administrators."""
+    seat = members.seat_of(session, actor, lock=True)
+    if not seat.is_admin:
+        raise Forbidden("Only administrators set up the workspace.", attempt=Attempt(event))
+    return seat
+
+
+def _check_records(session: Session, app: App, schema: dict[str, Any]) -> None:
+    """Hold all records of an app, of both environments, to a schema."""
+    validator = Draft202012Validator(schema, registry=Registry(), format_checker=Draft202012Validator.FORMAT_CHECKER)
+    misfits: Counter[str] = Counter()
+    named: list[str] = []
+    rows = select(Record.public_id, Record.environment, Record.fields).where(Record.app_id == app.id)
+    for record_id, environment, fields in session.execute(rows.execution_options(yield_per=500)):
+        if error := next(validator.iter_errors(fields), None):
+            misfits["live" if environment == "live" else "sandbox"] += 1
+            if len(named) < _NAMED_MISFITS:
+                named.append(f"{record_id} ({error.json_path}: {error.message[:80]})")
+    if misfits:
+        counts = " and ".join(f"{count:,} {environment}" for environment, count in misfits.items())
+        message = f"{counts} records would not fit this schema, such as {'; '.join(named)}. Change them first."
+        raise Invalid({"schema": message})
 
 
 def _add(session: Session, row: Workspace | Solution | App, taken: str) -> None:

@@ -280,7 +280,7 @@ class RefusedRequest(Base):
     at: Mapped[datetime] = mapped_column(index=True)
     reason: Mapped[str] = mapped_column(String(20))
     required: Mapped[str] = mapped_column(String(80))
-    held: Mapped[str] = mapped_column(Text)  # what the key could do at that moment: scopes, parted by spaces
+    held: Mapped[str] = mapped_column(Text, default="")  # what the key could do then: scopes, parted by spaces
     method: Mapped[str] = mapped_column(String(10))
     path: Mapped[str] = mapped_column(String(200))
     address: Mapped[str] = mapped_column(String(45))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 from flask import Response, make_response, render_template, request, url_for
@@ -10,10 +11,11 @@ from portal.rules.access import AccessLevel, Action, Environment, Scope
 from portal.rules.credentials import PlainKey
 from portal.rules.errors import AlreadyShown, Invalid, NotFound
 from portal.rules.lifetimes import Lifetime, Overlap
-from portal.services import key_views, keys, members, rotation
+from portal.services import key_views, keys, members, policy, rotation
 from portal.services.key_views import KeyView
 from portal.services.keys import Draft, Plan
 from portal.store.database import Session
+from portal.web.display import absolute
 from portal.web.guards import actor, in_workspace, recently_proved, seat
 from portal.web.home import LEVELS
 from portal.web.http import answer, is_fragment, page_or_fragment, portal, public_id, reading, transaction
@@ -63,6 +65,8 @@ def new() -> Response:
     with reading() as session:
         draft = keys.first_draft(session, actor(), seat(), owner=owner, similar_to=similar_to, add=add)
         planned = keys.plan(session, actor(), draft)
+        if add in planned.beyond:  # then the new key would be no replacement
+            planned = keys.plan(session, actor(), replace(draft, replaces=""))
     return _form(planned, add=add)
 
 
@@ -100,13 +104,14 @@ def generate() -> Response:
         with transaction() as session:
             make = rotation.generate if draft.replaces else keys.create
             key, plain = make(session, actor(), keyring(), draft)
+            told = told_of_rotation(session, key) if draft.replaces else f"“{key.name}” was generated."
     except Invalid as error:
         with reading() as session:
             planned = keys.plan(session, actor(), draft)
         return _form(planned, errors=error.problems)
     except AlreadyShown as error:
         return already_shown(error.key_id)
-    return reveal(key, plain)
+    return reveal(key, plain, told)
 
 
 def already_shown(key_id: str) -> Response:
@@ -116,18 +121,26 @@ def already_shown(key_id: str) -> Response:
     return page_or_fragment("keys/shown.html", "keys/_shown.html", 410, key=made)
 
 
-def reveal(key: KeyView, plain: PlainKey) -> Response:
-    """Show a new key's text: in this one answer, and nowhere else."""
+def reveal(key: KeyView, plain: PlainKey, told: str) -> Response:
+    """Show a new key's text: in this one answer, and nowhere else; `told` is what the list says afterwards."""
     return page_or_fragment(
         "keys/reveal.html",
         "keys/_reveal.html",
         key=key,
+        told=told,
         plain=plain.reveal(),
         base_url=portal().settings.base_url,
         call=first_call(key),
         first={"state": "waiting"},
         poll=3,
     )
+
+
+def told_of_rotation(session: Session, key: KeyView) -> str:
+    """Say which key a new one replaces, and when that one stops."""
+    old = key_views.get(session, actor(), seat(), keyring(), key.predecessor_id or "")
+    end = f"stops on {absolute(old.retires_at)}" if old.is_retiring and old.retires_at else "has stopped"
+    return f"“{key.name}” was replaced. The old key (…{old.last_four}) {end}."
 
 
 def first_call(key: KeyView) -> str:
@@ -169,7 +182,8 @@ def _choices(planned: Plan, add: str = "") -> dict[str, Any]:
         "matrix": [_matrix_row(planned, shelf) for shelf in listed],
         "hidden_solutions": len(planned.shelves) - len(listed),
         "admins": admins,
-        "expiries": [(str(each), label, each.ends_at(actor().at)) for each, label in LIFETIMES.items()],
+        "expiries": expiries(),
+        "max_days": seat().workspace.max_key_days,
         "added": {add} & kept,
         "lost": [_lost(planned, scope) for scope in lost],
         "cannot_add": cannot_add,
@@ -179,6 +193,12 @@ def _choices(planned: Plan, add: str = "") -> dict[str, Any]:
         "other_scopes": _other_scopes(planned),
         "review": _review(planned),
     }
+
+
+def expiries() -> list[tuple[str, str, datetime | None]]:
+    """List the lifetimes that the workspace's policy allows, with the moment at which a key of today would end."""
+    allowed = policy.lifetimes(seat().workspace)
+    return [(str(each), label, each.ends_at(actor().at)) for each, label in LIFETIMES.items() if each in allowed]
 
 
 def _replaced(session: Session, planned: Plan) -> dict[str, Any] | None:
@@ -270,6 +290,7 @@ def _at_limit(standing: int, planned: Plan, replaced: dict[str, Any] | None) -> 
     owner = "me" if planned.owner.is_me else planned.owner.member.public_id
     return {
         "count": standing,
+        "most": keys.KEYS_PER_MEMBER,
         "url": url_for("keys.index", ws=seat().workspace.slug, owner=owner, sort="used", state="unused"),
     }
 

@@ -408,7 +408,8 @@ def _refuse_key(error: KeyRefused) -> Response:
     g.refused = error
     if error.key_pk is not None:
         status = 401 if error.required is None else 403
-        portal().usage.refused(_use(error.key_pk, error.required or "", status), str(error.refusal))
+        use = _use(error.key_pk, error.required or "", status)
+        portal().usage.refused(use, str(error.refusal), " ".join(error.held) if error.required else error.had)
     challenge = f'Bearer realm="{PRODUCT}"'
     if error.required is None:
         if error.refusal is not Refusal.MISSING:

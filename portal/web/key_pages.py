@@ -11,9 +11,10 @@ from portal.services import activity, audit, key_views, keys, rotation
 from portal.services.activity import Denial
 from portal.services.audit import Event
 from portal.services.key_views import KeyView
+from portal.store.database import TROUBLE
 from portal.store.models import AuditEvent, FirstRequest, RefusedRequest
 from portal.web import refusals
-from portal.web.display import time_of_day
+from portal.web.display import absolute
 from portal.web.generate import first_call
 from portal.web.guards import actor, in_workspace, seat
 from portal.web.http import answer, page_or_fragment, portal, reading, transaction
@@ -31,6 +32,7 @@ _SENTENCES = {
     Event.KEY_REACTIVATED: "reactivated this key",
     Event.KEY_DELETED: "deleted this key",
     Event.KEY_EDITED: "changed its name or note",
+    Event.KEY_IDENTIFIED: "looked up which key this is",
 }
 
 
@@ -43,8 +45,6 @@ def detail(key_id: str) -> Response:
         key = key_views.get(session, actor(), seat(), keyring(), key_id)
         row = key_views.row_of(session, seat(), key_id)
         exercised = activity.last_exercised(session, row)
-        callers = activity.callers_of(session, row, now)
-        impact = activity.impact_of(session, row, now)
         pair = _pair(session, key)
         first = activity.first_request(session, row)
         refused = activity.last_refusal(session, row)
@@ -54,10 +54,8 @@ def detail(key_id: str) -> Response:
         "keys/detail.html",
         "keys/detail.html",
         key=key,
-        impact=impact,
         scopes_table=[(scope, exercised.get(scope.text)) for scope in key.scopes],
         unused_scopes=len(stale),
-        callers=callers,
         base_url=portal().settings.base_url,
         call=first_call(key),
         first=_first(key, first, refused),
@@ -101,32 +99,36 @@ def requests(key_id: str) -> Response:
     with reading() as session:
         key = key_views.get(session, actor(), seat(), keyring(), key_id)
         row = key_views.row_of(session, seat(), key_id)
-        bars = activity.buckets(session, row, now, _RANGES[span])
-        denials = activity.denials(session, row)
-        callers = activity.callers_of(session, row, now)
-        first = activity.first_request(session, row)
-        refused = activity.last_refusal(session, row)
         planned = keys.plan(session, actor(), keys.Draft(owner=key.owner.id))
     grantable = {str(scope) for scope in planned.grantable}
+    try:
+        with reading() as session:
+            bars = activity.buckets(session, row, now, _RANGES[span])
+            used = {
+                "buckets": [(_label(bar.start, span), bar.start, bar.accepted, bar.refused) for bar in bars],
+                "total": sum(bar.accepted for bar in bars),
+                "refused": sum(bar.refused for bar in bars),
+                "denials": [_denial(denial, grantable) for denial in activity.denials(session, row)],
+                "callers": activity.callers_of(session, row, now),
+                "first": _first(key, activity.first_request(session, row), activity.last_refusal(session, row)),
+            }
+    except TROUBLE:  # the page says so, and that the key still works
+        used = {"buckets": None, "total": 0, "refused": 0, "denials": [], "callers": [], "first": {"state": "waiting"}}
     return page_or_fragment(
         "keys/requests.html",
         "keys/_requests.html",
         key=key,
         range=span,
-        buckets=[(_label(bar.start, span), bar.start, bar.accepted, bar.refused) for bar in bars],
-        total=sum(bar.accepted for bar in bars),
-        refused=sum(bar.refused for bar in bars),
-        denials=[_denial(denial, grantable) for denial in denials],
-        callers=callers,
         base_url=portal().settings.base_url,
         call=first_call(key),
-        first=_first(key, first, refused),
         poll=None,
+        **used,
     )
 
 
 def _label(start: datetime, span: str) -> str:
-    return time_of_day(start) if span == "24h" else f"{start:%-d %b}"
+    day, _, time = absolute(start).partition(", ")
+    return time if span == "24h" else day.rpartition(" ")[0]
 
 
 def _denial(denial: Denial, grantable: set[str]) -> dict[str, Any]:
@@ -145,6 +147,7 @@ def _denial(denial: Denial, grantable: set[str]) -> dict[str, Any]:
         "client": denial.client,
         "count": denial.count,
         "scope": denial.scope,
+        "request_id": denial.request_id,
         "may_generate": may,
         "ask": f"Ask an administrator for {known.action} in {known.app}." if is_scope and known and not may else None,
     }
@@ -234,7 +237,7 @@ def edit(key_id: str) -> Response:
             key = keys.edit(session, actor(), keyring(), key_id, name=name, note=note, was=was)
     except Invalid as error:
         return _edit_form(key, name, note, error.problems)
-    return row_changed(key, f"“{key.name}” is saved.", focus=f"key-{key.id}-link")
+    return row_changed(key, f"“{key.name}” is saved.", focus=f"key-{key.id}-edit")
 
 
 def _edit_form(key: KeyView, name: str, note: str, errors: Any = None) -> Response:

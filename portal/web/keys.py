@@ -161,7 +161,7 @@ def find_out() -> Response:
     except Invalid:
         context["result"] = "malformed"
     except TooManyAttempts as limit:
-        context["errors"] = {"text": f"That were many in a short time. Try again at {absolute(limit.retry_at)}."}
+        context["errors"] = {"text": f"Too many look-ups. Try again at {absolute(limit.retry_at)}."}
         status = 429
     return page_or_fragment("keys/identify.html", "keys/_identify.html", status, **context)
 
@@ -266,10 +266,13 @@ def _stopped(key: KeyView, told: str, *, focus: str = "") -> Response:
         flash(told)
         url = url_for("keys.receipt", ws=seat().workspace.slug, key_id=key.id, at=at.isoformat())
         return make_response(redirect(url, 303))
-    receipt = _receipt_of(key, at) | {"told": told}
-    if is_from_dialog():
-        return make_response(render_template("keys/_receipt.html", **receipt, in_dialog=True))
-    return row_changed(key, told, focus=focus, receipt=receipt)
+    try:
+        receipt = _receipt_of(key, at) | {"told": told}
+        if is_from_dialog():
+            return make_response(render_template("keys/_receipt.html", **receipt, in_dialog=True))
+        return row_changed(key, told, focus=focus, receipt=receipt)
+    except TROUBLE:  # the key is stopped, and that is what must be told
+        return fragment_or_redirect(None, list_url(), message=told, close=True)
 
 
 @pages.get("/keys/<public_id:key_id>/receipt")

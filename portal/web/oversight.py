@@ -1,5 +1,366 @@
 """The audit log with its exports and its check, and the explanation of refused requests."""
 
-from flask import Blueprint
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from functools import wraps
+from typing import Any
+
+from flask import Blueprint, Response, g, request, url_for
+
+from portal.rules.credentials import KEY_SHAPED
+from portal.rules.errors import Forbidden, Refusal
+from portal.services import audit_views, explanations
+from portal.services.audit_views import GROUPS, Filters, Page
+from portal.services.explanations import Explanation
+from portal.services.members import Seat
+from portal.store.models import AuditEvent
+from portal.web import refusals, sentences
+from portal.web.display import zone_of
+from portal.web.guards import View, actor, in_workspace, recently_proved, seat
+from portal.web.http import answer, page_or_fragment, portal, public_id, reading, transaction
+from portal.web.keys import keyring
 
 pages = Blueprint("oversight", __name__, url_prefix="/w/<slug:ws>")
+
+_REQUEST_ID = re.compile(r"req_[0-9A-Za-z]{1,36}")
+_CALLED = re.compile(r"key_[0-9A-Za-z]{1,31}|(?:sk_(?:live|test)_)?(?:…|\.\.\.)?[0-9A-Za-z]{4}")
+_DAY = re.compile(r"\d{4}-\d\d-\d\d")
+_NUMBER = re.compile(r"[1-9]\d{0,17}", re.ASCII)
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+COLUMNS = (
+    "number", "id", "at", "action", "outcome", "actor", "actor_id", "means", "address", "request_id",
+    "target", "target_id", "details", "hash",
+)  # fmt: skip
+
+
+# --- The log --------------------------------------------------------------------------------------------------------
+
+
+@pages.get("/audit")
+@in_workspace
+def audit() -> Response:
+    """Show what was done, as far as one may see it: newest first, a page at a time."""
+    filters, odd = _filters()
+    size = g.account.page_rows
+    with reading() as session:
+        page = audit_views.list_for(
+            session, seat(), filters, size=size, before=_number("before"), after=_number("after")
+        )
+        names = audit_views.names_for(session, seat().workspace.id, page.events)
+        people = audit_views.people_of(session, seat())
+    return page_or_fragment(
+        "audit/index.html",
+        "audit/index.html",
+        events=[sentences.tell(event, names) for event in page.events],
+        people=[(member.public_id, member.name, member.is_api) for member in people],
+        groups=[(name, label) for name, (label, _) in GROUPS.items()],
+        chosen={name: request.args.get(name, "")[:60] for name in _NAMES},
+        odd=odd,
+        is_narrowed=filters.is_narrowed,
+        is_sign_ins=filters.is_sign_ins,
+        whose=_whose(seat()),
+        zone=g.account.time_zone,
+        may_export=seat().is_admin,
+        **_links(page),
+    )
+
+
+def _for_admins(view: View) -> View:
+    """Open a view to administrators alone, before anybody is asked for a password."""
+
+    @wraps(view)
+    def guarded(**values: Any) -> Any:
+        if not seat().is_admin:
+            raise Forbidden("Only administrators export and check the audit log.")
+        return view(**values)
+
+    return guarded
+
+
+_NAMES = ("person", "what", "key", "env", "outcome", "from", "to", "of")
+
+
+def _filters() -> tuple[Filters, str]:
+    """Read the filters from the address; also what in them cannot be understood, which is then left out."""
+    asked, odd = request.args, ""
+    days = {}
+    for name in ("from", "to"):
+        text = asked.get(name, "")
+        days[name] = _midnight(text, later=name == "to")
+        if text and days[name] is None:
+            odd = f"“{text[:20]}” is not a day. Write days as 2026-01-31."
+    key = asked.get("key", "").strip()
+    if key and not _CALLED.fullmatch(key):
+        odd = "Enter a key’s id, or the last four characters of its hint."
+        key = ""
+    env, outcome = asked.get("env", ""), asked.get("outcome", "")
+    filters = Filters(
+        person=public_id(asked.get("person", "")),
+        group=asked.get("what", "") if asked.get("what") in GROUPS else "",
+        key=key,
+        env=env if env in ("live", "test") else "",
+        outcome=outcome if outcome in ("done", "refused") else "",
+        since=days["from"],
+        until=days["to"],
+        is_sign_ins=asked.get("of") == "sign-ins",
+    )
+    return filters, odd
+
+
+def _midnight(text: str, *, later: bool) -> datetime | None:
+    """Read a day of the person's own zone: its beginning, or with `later` its end."""
+    if not _DAY.fullmatch(text):
+        return None
+    try:
+        day = datetime.fromisoformat(text).replace(tzinfo=zone_of(g.account.time_zone))
+        return (day + timedelta(days=1) if later else day).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _number(name: str) -> int | None:
+    text = request.args.get(name, "")
+    return int(text) if _NUMBER.fullmatch(text) else None
+
+
+def _links(page: Page) -> dict[str, Any]:
+    """Make the addresses of the pages beside this one, with the filters as they are."""
+    kept: dict[str, Any] = {name: request.args[name][:60] for name in _NAMES if request.args.get(name)}
+    ws, events = seat().workspace.slug, page.events
+    newer = url_for("oversight.audit", ws=ws, **kept, after=events[0].seq) if events and page.has_newer else ""
+    older = url_for("oversight.audit", ws=ws, **kept, before=events[-1].seq) if events and page.has_older else ""
+    kept.pop("of", None)
+    exports = [(form, url_for(f"oversight.export_{form}", ws=ws, **kept)) for form in ("csv", "jsonl")]
+    return {"newer": newer, "older": older, "exports": exports}
+
+
+def _whose(found: Seat) -> str:
+    if found.is_admin:
+        return "everything in this workspace"
+    if found.is_lead:
+        return "what you did, and what happened to you, to the API members you manage and to your and their keys"
+    return "what you did, and what happened to you and your keys"
+
+
+@pages.get("/audit/<public_id:eid>")
+@in_workspace
+def event(eid: str) -> Response:
+    """Show one event with all that was written down."""
+    with reading() as session:
+        found = audit_views.get(session, seat(), eid)
+        names = audit_views.names_for(session, seat().workspace.id, [found])
+    told = sentences.tell(found, names)
+    written = KEY_SHAPED.sub("…", json.dumps(found.details, indent=2, ensure_ascii=False, sort_keys=True))
+    return page_or_fragment(
+        "audit/event.html", "audit/event.html", event=told, row=found, written=written, seal=found.hash.hex()
+    )
+
+
+@pages.get("/audit/verify")
+@in_workspace
+@_for_admins
+def verify() -> Response:
+    """Check the chain of the workspace's log from its beginning."""
+    with reading() as session:
+        verdict = audit_views.check(session, seat())
+    return page_or_fragment("audit/verify.html", "audit/verify.html", verdict=verdict)
+
+
+# --- Exports --------------------------------------------------------------------------------------------------------
+
+
+@pages.get("/audit.csv")
+@in_workspace
+@_for_admins
+@recently_proved("to export the audit log")
+def export_csv() -> Response:
+    """Send the log as a table, oldest first; no cell begins as a formula does."""
+    return _export("csv", "text/csv", _as_csv)
+
+
+@pages.get("/audit.jsonl")
+@in_workspace
+@_for_admins
+@recently_proved("to export the audit log")
+def export_jsonl() -> Response:
+    """Send the log as JSON Lines, oldest first."""
+    return _export("jsonl", "application/jsonl", _as_jsonl)
+
+
+def _export(form: str, mimetype: str, write: Any) -> Response:
+    filters, odd = _filters()
+    if odd:
+        raise Forbidden(odd)
+    with transaction() as session:
+        last = audit_views.begin_export(session, actor(), seat(), form)
+    database, who, slug = portal().database, seat(), seat().workspace.slug
+    response = Response(write(audit_views.export(database, who, filters, last)), mimetype=mimetype)
+    day = actor().at.strftime("%Y-%m-%d")
+    response.headers["Content-Disposition"] = f'attachment; filename="audit-{slug}-{day}.{form}"'
+    return response
+
+
+def exported(event: AuditEvent) -> dict[str, Any]:
+    """Give an event as exports tell it; ids and names only, no number of the database."""
+    at = event.at.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    values = (
+        event.seq, event.public_id, at, event.action, event.outcome, event.actor_name, event.actor_id, event.means,
+        event.address, event.request_id, event.target_name, event.target_id, event.details, event.hash.hex(),
+    )  # fmt: skip
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+def _as_jsonl(parts: Iterator[list[AuditEvent]]) -> Iterator[str]:
+    for events in parts:
+        lines = (json.dumps(exported(event), ensure_ascii=False, separators=(",", ":")) for event in events)
+        yield KEY_SHAPED.sub("…", "".join(f"{line}\n" for line in lines))
+
+
+def _as_csv(parts: Iterator[list[AuditEvent]]) -> Iterator[str]:
+    yield ",".join(COLUMNS) + "\r\n"
+    for events in parts:
+        rows = io.StringIO()
+        table = csv.writer(rows)
+        for event in events:
+            told = exported(event)
+            told["details"] = json.dumps(told["details"], ensure_ascii=False, sort_keys=True)
+            table.writerow([_cell(told[name]) for name in COLUMNS])
+        yield KEY_SHAPED.sub("…", rows.getvalue())
+
+
+def _cell(value: Any) -> str:
+    """Write a cell so that no spreadsheet takes it for a formula."""
+    text = "" if value is None else str(value)
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+# --- Explain --------------------------------------------------------------------------------------------------------
+
+
+@pages.route("/explain", methods=["GET", "POST"])
+@in_workspace
+def explain() -> Response:
+    """Explain a refused request by its id; list those of a key by its hint. What was pasted is not kept."""
+    asked = answer("request_id") if request.method == "POST" else request.args.get("request_id", "")
+    asked = asked.strip()[:200]
+    if KEY_SHAPED.search(asked):  # a whole key: it is known by its last four, and not shown again
+        body = KEY_SHAPED.search(asked)
+        asked = body[0].rpartition("_")[0][-4:] if body else ""
+        return _explained(asked, note="key")
+    if not asked:
+        missing = {"request_id": "Paste a request id, such as req_12ab, or the end of a key’s hint."}
+        return _form(errors=missing if request.method == "POST" else None)
+    return _explained(asked)
+
+
+def _form(**context: Any) -> Response:
+    status = 422 if context.get("errors") else 200
+    usual: dict[str, Any] = {"asked": "", "found": None, "keys": [], "event": None, "note": "", "errors": None}
+    return page_or_fragment("explain/index.html", "explain/index.html", status, **usual | context)
+
+
+def _explained(asked: str, note: str = "") -> Response:
+    found = _REQUEST_ID.search(asked)
+    with reading() as session:
+        if found:
+            explained = explanations.explain(session, actor(), seat(), keyring(), found[0])
+            if explained:
+                return _form(asked=found[0], found=_explanation(explained), note=note)
+            event = audit_views.refused_in(session, seat(), found[0])
+            if event:
+                names = audit_views.names_for(session, seat().workspace.id, [event])
+                return _form(asked=found[0], event=sentences.tell(event, names))
+        elif _CALLED.fullmatch(asked):
+            listed = explanations.recent(session, actor(), seat(), keyring(), asked)
+            keys = [(key, [refusals.view_of(each) for each in rows]) for key, rows in listed]
+            if keys:
+                return _form(asked=asked, keys=keys, note=note)
+    return _form(asked="" if note else asked, note="unknown")
+
+
+def _explanation(found: Explanation) -> dict[str, Any]:
+    """Put an explanation into words and links for whoever asks."""
+    asked, key = found.request, found.key
+    return {
+        "request": refusals.view_of(asked),
+        "request_id": asked.request_id,
+        "reason": str(found.reason),
+        "why": _why(found),
+        "key": key,
+        "owner_is_api": found.owner.is_api,
+        "held": found.held,
+        "missing": [scope for scope in (view.text for view in key.scopes) if scope not in found.held],
+        "is_mended": found.is_mended,
+        "mends": [] if found.is_mended else list(_mends(found)),
+    }
+
+
+def _why(found: Explanation) -> str:
+    """Say exactly why, in one or two sentences."""
+    scope, owner = found.request.required, found.owner.name
+    words = {
+        Refusal.MISSING_SCOPE: f"The key was good, but it does not have the scope {scope}. Scopes are chosen when a "
+        "key is generated and never added.",
+        Refusal.ACCESS_WITHDRAWN: f"The key has the scope {scope}, but {owner} did not have the access that it needs.",
+        Refusal.DEACTIVATED: "The key was deactivated.",
+        Refusal.EXPIRED: "The key had expired.",
+        Refusal.REVOKED: "The key had been deleted.",
+        Refusal.RETIRED: "The key had been replaced, and its overlap was over.",
+        Refusal.OWNER_INACTIVE: f"{owner}, whom the key acts as, was deactivated or removed: keys stop with it.",
+        Refusal.OTHER_WORKSPACE: "The header Account-Id named another workspace than the key’s own.",
+        Refusal.UNKNOWN: "The key’s text says another environment than what is stored of it.",
+    }
+    if found.reason is Refusal.MISSING_SCOPE and found.app is None:
+        return f"The key does not have the scope {scope}, and no app of that name is in your or the key’s reach."
+    return words[found.reason]
+
+
+def _mends(found: Explanation) -> Iterator[dict[str, str]]:
+    """Say what would mend it: a link where one can do it oneself, else whom to ask."""
+    ws, key, scope = seat().workspace.slug, found.key, found.request.required
+    here: dict[str, Any] = {"ws": ws, "key_id": key.id}
+    new: dict[str, Any] = {"ws": ws, "from": key.id}
+    similar = {"text": "Generate a similar key", "url": url_for("keys.new", **new)}
+    may_hand_out = key.owner.kind != "human"
+    if found.reason is Refusal.MISSING_SCOPE:
+        if found.may_generate:
+            yield {"text": f"Generate a key with {scope}", "url": url_for("keys.new", add=scope, **new)}
+        elif found.app is None:
+            yield {"text": "Look at the path that the program calls: the name of the app in it may be wrong."}
+        elif not may_hand_out:
+            yield {"text": f"{key.owner.name} can generate a key with {scope}."}
+        else:
+            yield {"text": f"{_ask(found)} for the access that {scope} needs, then generate a key with it."}
+    elif found.reason is Refusal.ACCESS_WITHDRAWN:
+        yield {"text": f"{_ask(found)} to give {key.owner.name} the access that {scope} needs."}
+    elif found.reason is Refusal.DEACTIVATED:
+        if key.may_reactivate:
+            yield {"text": "Reactivate the key", "url": url_for("keys.reactivate", **here)}
+        else:
+            yield {"text": f"{key.owner.name} can reactivate it."}
+    elif found.reason is Refusal.EXPIRED:
+        if key.may_rotate:
+            yield {"text": "Rotate the key", "url": url_for("keys.rotate", **here)}
+        yield similar if may_hand_out else {"text": f"{key.owner.name} can rotate it."}
+    elif found.reason is Refusal.RETIRED and found.successor_id:
+        url = url_for("keys.detail", ws=ws, key_id=found.successor_id)
+        yield {"text": "Let the program use the key that replaced it", "url": url}
+    elif found.reason in (Refusal.REVOKED, Refusal.RETIRED):
+        yield similar if may_hand_out else {"text": f"{key.owner.name} can generate another one."}
+    elif found.reason is Refusal.OWNER_INACTIVE:
+        yield {"text": f"{_ask(found)} to reactivate {key.owner.name}, or generate a key for another member."}
+    elif found.reason is Refusal.OTHER_WORKSPACE:
+        yield {"text": f"Let the program send Account-Id: {seat().workspace.public_id}, or leave the header out."}
+    else:
+        yield {
+            "text": "Delete this key, generate another one, and tell whoever runs Latchkey: its row was tampered with."
+        }
+
+
+def _ask(found: Explanation) -> str:
+    names: Sequence[str] = found.ask
+    return f"Ask {' or '.join(names)}" if names else "Ask an administrator"

@@ -31,6 +31,7 @@ class RefusedView:
     client: str
     scope: str
     words: str
+    request_id: str
 
 
 def view_of(row: RefusedRequest) -> RefusedView:
@@ -44,6 +45,7 @@ def view_of(row: RefusedRequest) -> RefusedView:
         client=row.client,
         scope=row.required,
         words=words_of(row.reason, row.required),
+        request_id=row.request_id,
     )
 
 

@@ -9,7 +9,7 @@ from portal.rules.errors import AlreadyShown, Conflict, Forbidden, Invalid
 from portal.services import activity, key_views, keys, rotation
 from portal.services.key_views import KeyView
 from portal.services.keys import Draft
-from portal.web.generate import LIFETIMES, OVERLAPS, already_shown, reveal
+from portal.web.generate import OVERLAPS, already_shown, expiries, reveal, told_of_rotation
 from portal.web.guards import actor, in_workspace, recently_proved, seat
 from portal.web.http import answer, fragment_or_redirect, page_or_fragment, reading, transaction
 from portal.web.keys import keyring, list_url, look, pages, row_changed, with_impact
@@ -34,11 +34,12 @@ def rotate(key_id: str) -> Response:
     try:
         with transaction() as session:
             key, plain = rotation.rotate(session, actor(), keyring(), draft)
+            told = told_of_rotation(session, key)
     except Invalid as error:
         return _rotate_form(key_id, draft, error.problems)
     except AlreadyShown as error:
         return already_shown(error.key_id)
-    return reveal(key, plain)
+    return reveal(key, plain, told)
 
 
 def _rotate_form(key_id: str, draft: Draft, errors: Mapping[str, str] | None = None) -> Response:
@@ -62,7 +63,8 @@ def _rotate_form(key_id: str, draft: Draft, errors: Mapping[str, str] | None = N
             for scope in key.scopes
             if scope.effective
         ],
-        expiries=[(str(each), label, each.ends_at(now)) for each, label in LIFETIMES.items()],
+        expiries=expiries(),
+        max_days=seat().workspace.max_key_days,
     )
 
 
@@ -80,7 +82,7 @@ def replace(key_id: str) -> Response:
             key, plain = rotation.replace_unused(session, actor(), keyring(), key_id, form_id)
     except AlreadyShown as error:
         return already_shown(error.key_id)
-    return reveal(key, plain)
+    return reveal(key, plain, f"“{key.name}” was replaced. The unused key was deleted.")
 
 
 @pages.route("/keys/<public_id:key_id>/retire", methods=["GET", "POST"])

@@ -1,5 +1,193 @@
 """What administrators set up in a workspace: solutions, apps and policy."""
 
-from flask import Blueprint
+import json
+from typing import Any
+
+from flask import Blueprint, Response, flash, make_response, redirect, render_template, request, url_for
+
+from portal.rules.errors import Forbidden, Invalid
+from portal.services import members, policy, records, workspaces
+from portal.services.audit import Event
+from portal.services.policy import Policy
+from portal.store.models import App, Solution
+from portal.web.guards import actor, in_workspace, recently_proved, seat
+from portal.web.http import answer, reading, transaction
 
 pages = Blueprint("workspace", __name__, url_prefix="/w/<slug:ws>")
+
+_LIMITS = {"": "No limit", "30": "30 days", "90": "90 days", "365": "1 year"}
+_EMPTY_SCHEMA = (
+    '{\n  "type": "object",\n  "properties": {\n    "name": {"type": "string"}\n  },\n  "required": ["name"]\n}'
+)
+
+
+def _admins_only() -> None:
+    if not seat().is_admin:
+        raise Forbidden("Only administrators set up the workspace. Ask one of them.")
+
+
+def _done(message: str) -> Response:
+    flash(message)
+    return make_response(redirect(url_for("workspace.index", ws=seat().workspace.slug), 303))
+
+
+# --- Solutions and apps ---------------------------------------------------------------------------------------------
+
+
+@pages.get("/workspace")
+@in_workspace
+def index() -> Response:
+    """Show the workspace's solutions with their apps, and its policy."""
+    _admins_only()
+    with reading() as session:
+        shelves = members.shelves_for(session, seat())
+        counts = records.counts(session, seat().workspace.id)
+    context = {"shelves": shelves, "counts": counts, "policy": policy.of(seat().workspace), "limits": _LIMITS}
+    return make_response(render_template("workspace/index.html", **context))
+
+
+@pages.route("/solutions/new", methods=["GET", "POST"])
+@in_workspace
+def new_solution() -> Response:
+    """Add a solution."""
+    _admins_only()
+    if request.method != "POST":  # HEAD is a GET
+        return _solution_form(None, {})
+    try:
+        with transaction() as session:
+            here = workspaces.admin_seat(session, actor(), Event.SOLUTION_ADDED).workspace
+            made = workspaces.add_solution(
+                session, actor(), here, answer("slug"), answer("name"), answer("description")
+            )
+    except Invalid as error:
+        return _solution_form(None, error.problems)
+    return _done(f"Solution {made.name} is there. Add its first app.")
+
+
+@pages.route("/solutions/<slug:solution>/edit", methods=["GET", "POST"])
+@in_workspace
+def edit_solution(solution: str) -> Response:
+    """Rename and describe a solution."""
+    _admins_only()
+    with reading() as session:
+        found = workspaces.get_solution(session, seat().workspace, solution)
+    if request.method != "POST":  # HEAD is a GET
+        return _solution_form(found, {})
+    try:
+        with transaction() as session:
+            workspaces.edit_solution(session, actor(), solution, answer("name"), answer("description"))
+    except Invalid as error:
+        return _solution_form(found, error.problems)
+    return _done(f"Solution {answer('name').strip()} is saved.")
+
+
+def _solution_form(found: Solution | None, errors: dict[str, str]) -> Response:
+    kept = {"slug": found.slug, "name": found.name, "description": found.description} if found else {}
+    return _form("workspace/solution.html", ("slug", "name", "description"), kept, errors, solution=found)
+
+
+@pages.route("/solutions/<slug:solution>/apps/new", methods=["GET", "POST"])
+@in_workspace
+def new_app(solution: str) -> Response:
+    """Add an app with the JSON Schema of its records."""
+    _admins_only()
+    with reading() as session:
+        found = workspaces.get_solution(session, seat().workspace, solution)
+    if request.method != "POST":  # HEAD is a GET
+        return _app_form(found, None, {})
+    try:
+        with transaction() as session:
+            here = workspaces.admin_seat(session, actor(), Event.APP_ADDED).workspace
+            place = workspaces.get_solution(session, here, solution)
+            made = workspaces.add_app(
+                session, actor(), place, answer("slug"), answer("name"), _schema(), answer("description")
+            )
+    except Invalid as error:
+        return _app_form(found, None, error.problems)
+    return _done(f"App {made.name} is there. Keys can hold {made.slug}:read and {made.slug}:write.")
+
+
+@pages.route("/apps/<slug:app>/edit", methods=["GET", "POST"])
+@in_workspace
+def edit_app(app: str) -> Response:
+    """Rename and describe an app, and change the schema of its records where those that stand fit it."""
+    _admins_only()
+    with reading() as session:
+        found = records.get_app(session, seat().workspace.id, app)
+        place = workspaces.solution_of(session, found)
+    if request.method != "POST":  # HEAD is a GET
+        return _app_form(place, found, {})
+    try:
+        with transaction() as session:
+            workspaces.edit_app(session, actor(), app, answer("name"), answer("description"), _schema())
+    except Invalid as error:
+        return _app_form(place, found, error.problems)
+    return _done(f"App {answer('name').strip()} is saved.")
+
+
+def _schema() -> Any:
+    try:
+        return json.loads(answer("schema"))
+    except (ValueError, RecursionError) as error:
+        raise Invalid({"schema": f"This is not JSON: {str(error)[:120]}"}) from None
+
+
+def _app_form(solution: Solution, found: App | None, errors: dict[str, str]) -> Response:
+    kept = {"schema": _EMPTY_SCHEMA}
+    if found:
+        schema = json.dumps(found.schema, indent=2, ensure_ascii=False)
+        kept = {"slug": found.slug, "name": found.name, "description": found.description, "schema": schema}
+    names = ("slug", "name", "description", "schema")
+    return _form("workspace/app.html", names, kept, errors, solution=solution, app=found)
+
+
+def _form(template: str, names: tuple[str, ...], kept: dict[str, str], errors: dict[str, str], **more: Any) -> Response:
+    """Show a form with what was sent, or with what stands."""
+    sent = {name: answer(name) for name in names} if request.method == "POST" else {}
+    answers = dict.fromkeys(names, "") | kept | {name: value for name, value in sent.items() if value or errors}
+    if kept.get("slug"):
+        answers["slug"] = kept["slug"]  # it stands in scopes and addresses, so it stays
+    return make_response(render_template(template, answers=answers, errors=errors, **more), 422 if errors else 200)
+
+
+# --- Policy ---------------------------------------------------------------------------------------------------------
+
+
+@pages.route("/policy", methods=["GET", "POST"])
+@in_workspace
+@recently_proved("to change the policy")
+def set_policy() -> Response:
+    """Set how long keys may live and whether administrators own live ones; tell which standing keys would break it."""
+    _admins_only()
+    standing = policy.of(seat().workspace)
+    if request.method != "POST":  # HEAD is a GET
+        asked = request.args.get("max_key_days", str(standing.max_key_days or ""))
+        wanted = standing
+        if "max_key_days" in request.args and asked in policy.LIMITS:
+            wanted = policy.read(asked, request.args.get("admins_own_live") == "yes")
+        return _policy_page(standing, wanted, previewed="max_key_days" in request.args)
+    try:
+        wanted = policy.read(answer("max_key_days"), answer("admins_own_live") == "yes")
+        was = policy.read(answer("was_days", str(standing.max_key_days or "")), answer("was_live", "yes") == "yes")
+        with transaction() as session:
+            policy.change(session, actor(), wanted, was if "was_days" in request.form else standing)
+    except Invalid as error:
+        return _policy_page(standing, standing, errors=error.problems)
+    return _done("The policy is saved. It holds for every key made, rotated or reactivated from now on.")
+
+
+def _policy_page(
+    standing: Policy, wanted: Policy, *, previewed: bool = False, errors: dict[str, str] | None = None
+) -> Response:
+    with reading() as session:
+        count, first = policy.preview(session, seat(), wanted, actor().at)
+    context = {
+        "standing": standing,
+        "wanted": wanted,
+        "limits": _LIMITS,
+        "breaking": first,
+        "count": count,
+        "previewed": previewed,
+        "errors": errors or {},
+    }
+    return make_response(render_template("workspace/policy.html", **context), 422 if errors else 200)

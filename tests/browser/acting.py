@@ -138,6 +138,12 @@ def reveal(
     return page.get_by_label("API key, full text").input_value()
 
 
+def keep(page: Page) -> None:
+    """Say that the key on the screen is stored, and go on."""
+    page.get_by_role("checkbox", name="I have stored this key").check()
+    page.get_by_role("link", name="Done").click()
+
+
 def leave_receipt(page: Page, *, scripts: bool = True) -> None:
     """Go on to the list from the receipt of a stop: it is in the dialog, or a page."""
     page.get_by_role("link", name="Done" if scripts else "Back to API keys").click()

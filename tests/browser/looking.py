@@ -1,15 +1,26 @@
 """What a page must be for people who see, point, zoom, read or hear it differently; each check lists what is wrong."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 from axe_playwright_python.base import AXE_SCRIPT
 from playwright.sync_api import Page
 
 TAGS = ("wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice")
-CLOCK = re.compile(r"\b\d\d:\d\d\b(?!:\d\d)(?! UTC)")
+CLOCK = re.compile(r"(?<![\d:+−])\d?\d:\d\d(?![\d:])(?: [AaPp][Mm])?+(?! UTC)")
+LOOKS: tuple[tuple[Literal["light", "dark"], int], ...] = (
+    ("light", 1280),
+    ("dark", 1280),
+    ("dark", 320),
+    ("light", 320),
+)
+OPPOSITE = (("light", 1280), ("dark", 320))
+# What opens over a page, whose rest was a stop before.
+PARTS = ("dialog:modal", ".strip:has(.panel)", ":popover-open")
+ADDRESSES = "name => [...document.querySelectorAll(`[${name}]`)].map((node) => node.getAttribute(name))"
+ROW_ACTIONS = "() => [...document.querySelectorAll('.keys td a[id]')].map((node) => node.getAttribute('href'))"
 
 # Everything that can be pressed or filled in, is on the screen and not hidden for the eyes only. A label belongs to
 # its box: a press on the one is a press on the other.
@@ -23,6 +34,27 @@ const controls = () => [...document.querySelectorAll("a, button, input, textarea
 const target = (node) => node.matches("[type=checkbox], [type=radio]") ? node.closest("label") ?? node : node;
 const call = (node) => node.id ? `#${node.id}` : `${node.localName} “${node.textContent.trim().slice(0, 40)}”`;
 """
+
+
+def all_round(page: Page, *, thoroughly: bool = False) -> list[str]:
+    """Look at a page in both themes, on a screen, on a phone and magnified.
+
+    axe takes its time. What it looks for depends on theme or on width, but for contrast on both; so it sees two
+    opposite looks, or all `thoroughly`, and contrast is measured in each. Of what opens over a page it sees only that.
+    """
+    part = next((part for part in PARTS if page.locator(part).count()), "html")
+    faults = outline(page) + motion(page) + plain_twins(page) + clocks(page)
+    for theme, width in LOOKS:
+        page.emulate_media(color_scheme=theme)
+        page.set_viewport_size({"width": width, "height": 900 if width > 320 else 568})
+        found = contrast(page) + overflow(page)
+        if thoroughly or (theme, width) in OPPOSITE:
+            found += axe(page, part) + targets(page) + spacing(page)
+        faults += [f"{theme}, {width}: {fault}" for fault in found]
+    page.set_viewport_size({"width": 320, "height": 256})  # 1280 × 1024, magnified to 400 %
+    faults += overflow(page)
+    page.set_viewport_size({"width": 1280, "height": 900})
+    return faults
 
 
 def axe(page: Page, within: str = "html") -> list[str]:
@@ -144,13 +176,15 @@ def spacing(page: Page) -> list[str]:
                      || clips(style.overflowY, node.scrollHeight, node.clientHeight));
             }).map((node) => `cut off: ${call(node)}`);
             // A sticky bar may lie over what scrolls below it; KEY-04 looks at that.
-            const bars = ".panel-foot, .topbar";
+            const bars = ".panel-foot, .topbar, .messages";
+            // A link in a sentence that goes on in the next line is two boxes.
             const boxes = controls().filter((node) => !node.closest("[popover]"))
-                .map((node) => [target(node), target(node).getBoundingClientRect(), Boolean(node.closest(bars))]);
-            const over = boxes.flatMap(([one, a, above], n) => boxes.slice(n + 1)
-                .filter(([other, b, aboveToo]) => above === aboveToo
-                    && Math.min(a.right, b.right) - Math.max(a.left, b.left) > 2
-                    && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 2
+                .map((node) => [target(node), [...target(node).getClientRects()], Boolean(node.closest(bars))]);
+            const meet = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 2
+                && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 2;
+            const over = boxes.flatMap(([one, here, above], n) => boxes.slice(n + 1)
+                .filter(([other, there, aboveToo]) => above === aboveToo
+                    && here.some((a) => there.some((b) => meet(a, b)))
                     && !one.contains(other) && !other.contains(one))
                 .map(([other]) => `${call(one)} lies over ${call(other)}`));
             return [...cut, ...over];
@@ -194,7 +228,8 @@ def clocks(page: Page) -> list[str]:
         page,
         """() => [...document.querySelectorAll("time")].filter((node) => shown(node)
             && (!node.dateTime.endsWith("Z")
-                || !/UTC$/.test(node.textContent) && !/UTC$/.test(node.nextElementSibling?.textContent.trim() ?? "")))
+                || ![node, node.nextElementSibling, node.previousElementSibling].some((it) =>
+                    /UTC([+−][\\d:]+)?$/.test(it?.textContent.trim()))))
             .map((node) => `no zone: ${call(node)}`)""",
     )
     return untold + [f"no zone: {found}" for found in CLOCK.findall(page.locator("body").inner_text())]
@@ -211,6 +246,25 @@ def inert_controls(page: Page) -> list[str]:
             : node.matches("input, select") && node.type !== "radio" && !node.form
         ).map((node) => `does nothing: ${call(node)}`)""",
     )
+
+
+def dead_ends(page: Page, paths: Iterable[str]) -> list[str]:
+    """Open pages without scripts; list what does nothing there, and what htmx would ask for that is no page (NOJS)."""
+    faults, asked = [], set()
+    for path in paths:
+        page.goto(path)
+        faults += [f"{path}: {fault}" for fault in inert_controls(page)]
+        asked |= {("GET", url) for url in page.evaluate(ADDRESSES, "hx-get")}
+        asked |= {("GET", url) for url in page.evaluate(ROW_ACTIONS)}
+        asked |= {("POST", url) for url in page.evaluate(ADDRESSES, "hx-post")}
+    token = page.locator("[name=csrf_token]").first.get_attribute("value") or ""
+    for method, url in sorted(asked):
+        sent = page.request.fetch(url, method=method, form={"csrf_token": token} if method == "POST" else None)
+        text = sent.text().strip()
+        if not (text.lower().startswith("<!doctype html>") and text.endswith("</html>") and sent.status < 500):
+            faults.append(f"{method} {url} is no page: {sent.status} {text[:80]}")
+    assert len(asked) > 10
+    return faults
 
 
 def _listed(page: Page, script: str, argument: object = None) -> list[str]:

@@ -4,7 +4,6 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Literal
 
 import pytest
 from playwright.sync_api import Page, expect
@@ -21,20 +20,9 @@ from tests.browser.conftest import NewPage
 
 DAYS = timedelta(days=1)
 GLOBEX = "/w/globex/api/keys"
-LOOKS: tuple[tuple[Literal["light", "dark"], int], ...] = (
-    ("light", 1280),
-    ("dark", 1280),
-    ("dark", 320),
-    ("light", 320),
-)
-OPPOSITE = (("light", 1280), ("dark", 320))
 # These show everything that the others are made of.
 MAIN = ("home", "list", "form in the dialog", "reveal in the dialog", "delete in the dialog")
-# What opens over a page, whose rest was a stop before.
-PARTS = ("dialog:modal", ".strip:has(form)", ":popover-open")
 BORDER = "node => getComputedStyle(node).borderTopStyle"
-ADDRESSES = "name => [...document.querySelectorAll(`[${name}]`)].map((node) => node.getAttribute(name))"
-ROW_ACTIONS = "() => [...document.querySelectorAll('.keys td a[id]')].map((node) => node.getAttribute('href'))"
 # The focused element, when nothing of it is on the screen or something else lies over all of it.
 COVERED = """() => {
     const node = document.activeElement;
@@ -284,34 +272,13 @@ def test_everybody_can_use_every_page_on_the_way(way: str, new_page: NewPage, sc
     page.on("dialog", lambda dialog: dialog.accept())
     faults = []
     for stop in go(page, scene):
-        faults += [f"{stop}: {fault}" for fault in look_around(page, thoroughly=stop in MAIN)]
+        faults += [f"{stop}: {fault}" for fault in looking.all_round(page, thoroughly=stop in MAIN)]
         path, title = page.evaluate("[location.pathname, document.title]")
         if "error" not in stop and scene.titles.setdefault(title, path) != path:
             faults += [f"{stop}: has the title of {scene.titles[title]}"]
         if re.search("wrong|failed|throttled|400", stop) and not title.startswith("Error: "):
             faults += [f"{stop}: has the title of a page without errors"]
     assert faults == []
-
-
-def look_around(page: Page, *, thoroughly: bool) -> list[str]:
-    """Look at a stop in both themes, on a screen, on a phone and magnified.
-
-    axe takes its time. What it looks for depends on theme or on width, but for contrast on both; so it sees two
-    opposite looks, or all `thoroughly`, and contrast is measured in each. Of what opens over a page it sees only that.
-    """
-    part = next((part for part in PARTS if page.locator(part).count()), "html")
-    faults = looking.outline(page) + looking.motion(page) + looking.plain_twins(page) + looking.clocks(page)
-    for theme, width in LOOKS:
-        page.emulate_media(color_scheme=theme)
-        page.set_viewport_size({"width": width, "height": 900 if width > 320 else 568})
-        found = looking.contrast(page) + looking.overflow(page)
-        if thoroughly or (theme, width) in OPPOSITE:
-            found += looking.axe(page, part) + looking.targets(page) + looking.spacing(page)
-        faults += [f"{theme}, {width}: {fault}" for fault in found]
-    page.set_viewport_size({"width": 320, "height": 256})  # 1280 × 1024, magnified to 400 %
-    faults += looking.overflow(page)
-    page.set_viewport_size({"width": 1280, "height": 900})
-    return faults
 
 
 # --- One thing at a time --------------------------------------------------------------------------------------------
@@ -404,9 +371,15 @@ def test_tab_stays_in_the_dialog_and_what_it_reaches_can_be_seen(
     fill_form(Mouse(page), "", ["leads:read"])
     expect(page.locator("#review")).to_contain_text("read Leads")
     outside = []
-    for _ in tabs(page, 45):
-        outside.append(page.evaluate("!document.activeElement.closest('dialog:modal, body:not(:has(:focus))')"))
-        covered.append(page.evaluate(COVERED))
+    for opened in ("form", "rotate"):
+        if opened == "rotate":
+            page.keyboard.press("Escape")
+            page.get_by_role("button", name="Discard").click()
+            page.get_by_role("link", name="Rotate CRM sync").click()
+            expect(page.get_by_role("heading", name="Rotate “CRM sync”")).to_be_focused()
+        for _ in tabs(page, 45 if opened == "form" else 20):
+            outside.append(page.evaluate("!document.activeElement.closest('dialog:modal, body:not(:has(:focus))')"))
+            covered.append(page.evaluate(COVERED))
     assert not any(outside)
     assert [found for found in covered if found] == []
 
@@ -429,18 +402,5 @@ def test_a_finger_hits_every_target(new_page: NewPage, scene: Scene) -> None:
 
 def test_without_scripts_nothing_is_dead_and_every_address_of_htmx_is_a_page(new_page: NewPage, scene: Scene) -> None:
     page = new_page("ana", scripts=False)
-    faults, asked = [], set()
-    for path in (KEYS, NEW, f"{KEYS}/{scene.busy}/deactivate", f"{KEYS}/{scene.busy}/delete", "/reauth", "/w/acme"):
-        page.goto(path)
-        faults += [f"{path}: {fault}" for fault in looking.inert_controls(page)]
-        asked |= {("GET", url) for url in page.evaluate(ADDRESSES, "hx-get")}
-        asked |= {("GET", url) for url in page.evaluate(ROW_ACTIONS)}
-        asked |= {("POST", url) for url in page.evaluate(ADDRESSES, "hx-post")}
-    token = page.locator("[name=csrf_token]").first.get_attribute("value") or ""
-    for method, url in sorted(asked):
-        sent = page.request.fetch(url, method=method, form={"csrf_token": token} if method == "POST" else None)
-        text = sent.text().strip()
-        if not (text.lower().startswith("<!doctype html>") and text.endswith("</html>") and sent.status < 500):
-            faults.append(f"{method} {url} is no page: {sent.status} {text[:80]}")
-    assert len(asked) > 10
-    assert faults == []
+    paths = (KEYS, NEW, f"{KEYS}/{scene.busy}/deactivate", f"{KEYS}/{scene.busy}/delete", "/reauth", "/w/acme")
+    assert looking.dead_ends(page, paths) == []

@@ -207,6 +207,14 @@ def test_the_longest_name_and_note_are_shown_whole_on_a_phone(new_page: NewPage,
     expect_whole(page.get_by_role("heading", name=f"Deactivate “{name}”?"), page.get_by_role("button", name=name))
     page.get_by_role("link", name=f"Delete {name}").click()
     expect_whole(page.get_by_role("heading", name=f"Delete “{name}” for good?"), page.get_by_text(f"Type {name}"))
+    page.keyboard.press("Escape")
+    page.get_by_role("link", name=f"Rotate {name}").click()
+    expect_whole(page.get_by_role("heading", name=f"Rotate “{name}”"), page.get_by_text("A new key replaces").nth(2))
+    for part in ("", "/requests", "/history"):
+        page.goto(f"{KEYS}/{key_id}{part}")
+        expect_whole(page.get_by_role("heading", name=name))
+    page.goto(f"{KEYS}/{key_id}")
+    expect_whole(page.get_by_text(note))
 
 
 def expect_whole(*texts: Locator) -> None:

@@ -2,13 +2,16 @@
 
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from tests.browser.acting import reveal
+from tests.browser.acting import call, reveal
+from tests.browser.backstage import Backstage
 from tests.browser.conftest import NewPage
+from tests.servers import Server
 
 NO_CLIPBOARD = "Object.defineProperty(navigator, 'clipboard', {value: undefined})"
 REFUSING_CLIPBOARD = "void (navigator.clipboard.writeText = () => Promise.reject(new Error('denied')))"
@@ -21,6 +24,14 @@ SLOW_CLIPBOARD = """() => {
         return write(text);
     };
 }"""
+# Writes down what a screen reader is given to say: each change of the live text.
+LISTEN = """() => {
+    const first = document.getElementById("first");
+    window.heard = [];
+    new MutationObserver(() => window.heard.push(first.innerText.trim()))
+        .observe(first, {childList: true, characterData: true, subtree: true});
+}"""
+POLL_MS, LONG_MS = 3_000, 60_000
 BLOCKED = "Your browser blocked copying. The key is selected: press Ctrl+C, or ⌘C on a Mac."
 
 
@@ -161,6 +172,86 @@ def test_download_is_a_file_to_use_as_it_is_and_counts_as_saved(page: Page) -> N
     )
     page.get_by_role("link", name="Done").click()
     expect_closed(page, "CRM sync, Zürich №7")
+
+
+# --- The first request ----------------------------------------------------------------------------------------------
+
+
+def listen(page: Page) -> list[str]:
+    """Listen to the live text on a page whose clock stands still; give the list of requests for it."""
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if "/first-request" in request.url else None)
+    page.evaluate(LISTEN)
+    return asked
+
+
+def wait(page: Page, asked: list[str], milliseconds: int = POLL_MS) -> None:
+    """Let time go by until the page has asked again and has its answer."""
+    with page.expect_response(lambda response: "/first-request" in response.url):
+        page.clock.run_for(milliseconds)
+    page.wait_for_function("!document.querySelector('#first[aria-busy]')")
+
+
+def test_the_first_accepted_request_is_told_once_and_ends_the_asking(
+    page: Page, live_server: Server, backstage: Backstage
+) -> None:
+    page.clock.install()
+    key = reveal(page, "First call")
+    first = page.locator("#first")
+    asked = listen(page)
+    expect(first).to_have_text("Waiting for the first request from this key…")
+    wait(page, asked)
+    wait(page, asked)
+    assert page.evaluate("heard") == [], "the same words are not announced again"
+    assert call(live_server, key, "/apps/tasks/records") == 200
+    backstage.wait_for_use("First call")  # written within a second; asked within three: told within five
+    wait(page, asked)
+    expect(first).to_have_text(
+        re.compile(
+            r"^\s*It works\. First request: GET /api/v1/apps/tasks/records, 200, on sandbox data, "
+            r"\d+ \w+ \d+, \d\d:\d\d UTC from 127\.0\.0\.1\.\s*$"
+        )
+    )
+    assert len(set(page.evaluate("heard"))) == 1
+    told = len(asked)
+    page.clock.run_for(LONG_MS)
+    assert len(asked) == told
+
+
+def test_a_refused_first_request_is_told_with_its_reason_and_a_way_on(
+    page: Page, live_server: Server, backstage: Backstage
+) -> None:
+    page.clock.install()
+    key = reveal(page, "Refused first")
+    asked = listen(page)
+    assert call(live_server, key, "/apps/leads/records") == 403
+    backstage.wait_for_use("Refused first")
+    wait(page, asked)
+    expect(page.locator("#first")).to_have_text("A request arrived but was refused: 403: lacks leads:read.")
+    wait(page, asked)
+    assert len(set(page.evaluate("heard"))) == 1
+    assert call(live_server, key, "/apps/tasks/records") == 200
+    backstage.wait_for_use("Refused first", 2)
+    wait(page, asked)
+    expect(page.locator("#first")).to_contain_text("It works.")
+    assert len(set(page.evaluate("heard"))) == 2
+
+
+def test_after_a_quarter_of_an_hour_nobody_asks_any_more_but_by_hand(page: Page, backstage: Backstage) -> None:
+    page.clock.install()
+    reveal(page, "Patience")
+    asked = listen(page)
+    made = backstage.find("Patience")
+    backstage.set_key(made.public_id, created_at=datetime.now(UTC) - timedelta(minutes=16))
+    wait(page, asked)
+    expect(page.locator("#first")).to_have_text("No request in 15 minutes. That is fine; the key is ready.")
+    told = len(asked)
+    page.clock.run_for(LONG_MS)
+    assert len(asked) == told
+    page.get_by_role("link", name="Check now").click()
+    expect(page.locator("#first")).to_have_text("No request in 15 minutes. That is fine; the key is ready.")
+    expect(page.get_by_role("dialog")).to_be_visible()
+    assert len(asked) == told + 1
 
 
 def guard(page: Page) -> Locator:

@@ -1,6 +1,7 @@
 """The text of a key is on the screen once and nowhere else, whatever happens then (ux, SEC; threats, A)."""
 
 import base64
+import re
 import zlib
 from collections.abc import Callable
 from contextlib import closing, suppress
@@ -13,6 +14,7 @@ from sqlalchemy import func, select
 from portal.store.database import Database
 from portal.store.models import ApiKey
 from tests.browser.acting import KEYS, NEW, Mouse, fill_form, open_form, reveal, sign_in_unseen, without_htmx
+from tests.browser.backstage import Backstage
 from tests.browser.conftest import NewPage
 from tests.servers import Server
 from tests.web.looking import everything
@@ -25,6 +27,14 @@ KEPT = """async () => JSON.stringify([
 # What a page holds, also where its HTML does not tell.
 HELD = """() => [document.documentElement.outerHTML,
     ...[...document.querySelectorAll("input, textarea")].map(field => field.value)].join()"""
+
+
+class Deed(StrEnum):
+    """What a key is shown for."""
+
+    GENERATE = "generated"
+    ROTATE = "rotated"
+    REPLACE = "replaced"
 
 
 class Way(StrEnum):
@@ -50,12 +60,28 @@ def show(page: Page, way: Way, subject: str) -> str:
     return reveal(page, f"{subject} {way}", checked=way is not Way.DIALOG)
 
 
+def show_another(page: Page, deed: Deed, name: str) -> str:
+    """Rotate or replace a key; give the new one's text, which the page shows."""
+    page.goto(KEYS)
+    page.get_by_role("link", name=f"{'Rotate' if deed is Deed.ROTATE else 'Replace it'} {name}").click()
+    page.get_by_role("button", name=re.compile("^(Rotate|Replace) live key$")).click()
+    return page.get_by_label("API key, full text").input_value()
+
+
+@pytest.mark.parametrize("deed", Deed)
 @ways
-def test_the_text_is_in_one_answer_and_nowhere_else(way: Way, new_page: NewPage, live_server: Server) -> None:
+def test_the_text_is_in_one_answer_and_nowhere_else(
+    way: Way, deed: Deed, new_page: NewPage, live_server: Server, backstage: Backstage
+) -> None:
     page = open_as(way, new_page, "")
     sign_in_unseen(page.context, "max")
     trail = Trail(page.context)
-    key = show(page, way, "Trail")
+    name = f"Trail, {deed} {way}"
+    if deed is Deed.GENERATE:
+        key = show(page, way, f"Trail, {deed}")
+    else:
+        backstage.key("max", name, scopes=["leads:read"])
+        key = show_another(page, deed, name)
     field = page.get_by_label("API key, full text")
     assert field.evaluate("it => [it.form, it.name, it.readOnly, it.autocomplete]") == [None, "", True, "off"]
     assert page.locator("input[type=password]").count() == 0  # a password manager would offer to keep the key
@@ -69,7 +95,7 @@ def test_the_text_is_in_one_answer_and_nowhere_else(way: Way, new_page: NewPage,
         page.get_by_role("button", name="Copy key").click()
         page.get_by_role("button", name="Hide").click()
     page.get_by_role("link", name="Done").click()
-    expect(page.get_by_role("rowheader", name=f"Trail {way}")).to_be_visible()
+    expect(page.get_by_role("rowheader", name=name).first).to_be_visible()
     assert key not in page.evaluate(HELD)
     for path in (NEW, "/w/acme"):
         page.goto(path)
@@ -80,7 +106,7 @@ def test_the_text_is_in_one_answer_and_nowhere_else(way: Way, new_page: NewPage,
     assert key not in page.evaluate(HELD)
     if way is not Way.PLAIN:
         assert key not in page.evaluate(KEPT)
-    assert trail.answers_to_forms() == [(KEYS, "no-store")]
+    assert trail.answers_to_forms() == ["no-store"]
     assert key not in trail.sent()
     assert key not in live_server.log.read_text()
     with closing(Database(live_server.database_url)) as database:
@@ -113,6 +139,21 @@ def test_neither_back_nor_reload_brings_the_text_back(way: Way, new_page: NewPag
         page.get_by_role("heading", name=f"Back {way}"),
     )
     expect(in_list if way is Way.DIALOG else on_page).to_be_in_viewport()
+    assert key not in page.evaluate(HELD)
+    assert count_keys(live_server) == before
+
+
+@pytest.mark.parametrize("deed", [Deed.ROTATE, Deed.REPLACE])
+def test_a_reload_neither_rotates_nor_replaces_again(
+    deed: Deed, new_page: NewPage, live_server: Server, backstage: Backstage
+) -> None:
+    page = open_as(Way.PLAIN, new_page)
+    backstage.key("rio", f"Reloaded, {deed}")
+    key = show_another(page, deed, f"Reloaded, {deed}")
+    before = count_keys(live_server)
+    answer = page.reload()
+    assert answer
+    assert answer.status == 410
     assert key not in page.evaluate(HELD)
     assert count_keys(live_server) == before
 
@@ -190,11 +231,12 @@ class Trail:
             told += [repr(response.all_headers())] if response else []
         return "\n".join(told)
 
-    def answers_to_forms(self) -> list[tuple[str, str]]:
-        """Name the forms that were sent for a key, and whether the browser may store the answers."""
-        sent = [request for request in self._requests if request.method == "POST" and request.url.endswith(KEYS)]
+    def answers_to_forms(self) -> list[str]:
+        """Say whether the browser may store the answers to the forms that were sent for a key."""
+        minting = re.compile(f"{KEYS}(/key_[^/]+/(rotate|replace))?$")
+        sent = [each for each in self._requests if each.method == "POST" and minting.search(each.url)]
         answers = [request.response() for request in sent]
-        return [(KEYS, answer.headers["cache-control"]) for answer in answers if answer]
+        return [answer.headers["cache-control"] for answer in answers if answer]
 
 
 def _unpacked(cookie: Cookie) -> str:

@@ -63,7 +63,7 @@ def everything(database: Database) -> dict[str, list[dict[str, Any]]]:
 
 _TRACES = {
     "audit_event", "audit_head", "refusal_count", "sign_in_failure", "user_session",
-    "usage", "usage_batch", "refused_request", "first_request",
+    "usage", "usage_batch", "key_caller", "refused_request", "first_request",
 }  # fmt: skip
 
 

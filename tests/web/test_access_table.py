@@ -76,6 +76,29 @@ POST   …/search                                           303 404 303 303 303 
 GET    …/identify                                         303 404 200 200 200 404 303 303
 POST   …/identify                                         303 404 200 200 200 404 400 400
 GET    …/<public_id:key_id>/receipt                       303 404 200 404 200 404 303 303
+GET    /w/<slug:ws>/audit                                 303 404 200 200 200 404 303 303
+GET    /w/<slug:ws>/audit.csv                             303 404 403 403 200 404 303 303
+GET    /w/<slug:ws>/audit.jsonl                           303 404 403 403 200 404 303 303
+GET    /w/<slug:ws>/audit/verify                          303 404 403 403 200 404 303 303
+GET    /w/<slug:ws>/audit/<public_id:eid>                 303 404 200 404 200 404 303 303
+GET    /w/<slug:ws>/explain                               303 404 200 200 200 404 303 303
+POST   /w/<slug:ws>/explain                               303 404 422 422 422 404 400 400
+GET    /w/<slug:ws>/review                                303 404 200 200 200 404 303 303
+GET    /w/<slug:ws>/review/<public_id:key_id>/reviewed    303 404 404 404 404 404 303 303
+POST   /w/<slug:ws>/review/<public_id:key_id>/reviewed    303 404 404 404 404 404 400 400
+GET    /w/<slug:ws>/review/deactivate                     303 404 200 200 200 404 303 303
+POST   /w/<slug:ws>/review/deactivate                     303 404 303 303 303 404 400 400
+GET    /w/<slug:ws>/workspace                             303 404 403 403 200 404 303 303
+GET    /w/<slug:ws>/policy                                303 404 403 403 200 404 303 303
+POST   /w/<slug:ws>/policy                                303 404 403 403 303 404 400 400
+GET    /w/<slug:ws>/solutions/new                         303 404 403 403 200 404 303 303
+POST   /w/<slug:ws>/solutions/new                         303 404 403 403 422 404 400 400
+GET    /w/<slug:ws>/solutions/<slug:solution>/edit        303 404 403 403 200 404 303 303
+POST   /w/<slug:ws>/solutions/<slug:solution>/edit        303 404 403 403 422 404 400 400
+GET    /w/<slug:ws>/solutions/<slug:solution>/apps/new    303 404 403 403 200 404 303 303
+POST   /w/<slug:ws>/solutions/<slug:solution>/apps/new    303 404 403 403 422 404 400 400
+GET    /w/<slug:ws>/apps/<slug:app>/edit                  303 404 403 403 200 404 303 303
+POST   /w/<slug:ws>/apps/<slug:app>/edit                  303 404 403 403 422 404 400 400
 GET    /w/<slug:ws>/api-members                           303 404 403 200 200 404 303 303
 GET    /w/<slug:ws>/api-members/new                       303 404 403 200 200 404 303 303
 POST   /w/<slug:ws>/api-members/new                       303 404 403 422 422 404 400 400
@@ -152,7 +175,10 @@ class Addresses:
         self._looked_at: dict[str, str] = {}
 
     def __call__(self, row: Row) -> str:
-        found = {"ws": "acme", "app": "tasks", "token": "x" * 43, "filename": "app.js"}
+        found = {"ws": "acme", "app": "tasks", "solution": "operations", "token": "x" * 43, "filename": "app.js"}
+        if "eid" in row.rule:
+            seen = self._cast.rio.get("/w/acme/audit").text  # rio's own newest
+            found["eid"] = seen[(start := seen.index("evt_")) : start + 20]
         if "key_id" in row.rule:
             action = row.rule.rpartition("/")[2]
             found["key_id"] = self._key(action) if row.method == "POST" else self._key_to_look_at(action)
@@ -314,9 +340,11 @@ def plain_path(rule: str) -> str:
     names = {
         "ws": "acme",
         "app": "tasks",
+        "solution": "operations",
         "token": "x" * 43,
         "filename": "app.js",
         "key_id": "key_1",
+        "eid": "evt_1",
         "record_id": "rec_1",
         "mid": "mem_1",
         "iid": "inv_1",

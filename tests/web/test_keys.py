@@ -378,7 +378,7 @@ def counting(database: Database) -> Iterator[list[str]]:
     event.remove(database.engine, "before_cursor_execute", note)
 
 
-def test_a_full_page_of_the_list_takes_ten_queries_and_sixty_kilobytes_at_most(cast: Cast) -> None:
+def test_a_full_page_of_the_list_takes_eight_queries_and_sixty_kilobytes_at_most(cast: Cast) -> None:
     scopes = ["tasks:read", "leads:read", "leads:write"]
     for person, count in ((cast.max, 16), (cast.ana, 10)):
         form = person.form(note="On the server", scopes=scopes)
@@ -389,7 +389,7 @@ def test_a_full_page_of_the_list_takes_ten_queries_and_sixty_kilobytes_at_most(c
         page = cast.ana.get("keys?owner=all")
     assert page.text.count("<tbody") == 25
     assert "1–25 of 26" in page.text
-    assert len([statement for statement in asked if not statement.startswith("BEGIN")]) <= 10, asked
+    assert len([statement for statement in asked if not statement.startswith("BEGIN")]) <= 8, asked
     assert len(page.data) < 60_000
     second = cast.ana.get("keys?owner=all&page=2")
     assert second.text.count("<tbody") == 1

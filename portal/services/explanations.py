@@ -1,0 +1,126 @@
+"""Why a request was refused: what was asked, why not, what the key could do then, and what would mend it now.
+
+Whoever may not see a key gets the same answer as for a request that never was.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import select
+
+from portal.rules.access import Scope
+from portal.rules.credentials import Keyring
+from portal.rules.errors import Refusal
+from portal.services import key_views, keys, members
+from portal.services.actor import Actor
+from portal.services.key_views import KeyView
+from portal.services.members import Seat
+from portal.services.usage import KEEP_REFUSALS
+from portal.store.database import Session
+from portal.store.models import Account, ApiKey, App, KeyState, Member, RefusedRequest
+
+_KEYS = 5  # that a hint may lead to
+_REFUSALS = 20  # listed of them
+_OF_THE_KEY = (Refusal.MISSING_SCOPE, Refusal.ACCESS_WITHDRAWN)
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """One refused request as whoever may see its key gets it explained."""
+
+    request: RefusedRequest
+    reason: Refusal
+    key: KeyView
+    owner: Member
+    held: tuple[str, ...]  # what the key could have done at that moment
+    app: App | None  # that was asked for, where the seat can know of it
+    is_mended: bool  # whether the same request would pass now, as far as key and access go
+    may_generate: bool  # whether this seat can make a key with what was missing
+    successor_id: str
+    ask: tuple[str, ...]  # who can hand out what is missing
+    stopped_by: str
+
+    @property
+    def is_forbidden(self) -> bool:
+        """Whether the key itself was good (403, not 401)."""
+        return self.reason in _OF_THE_KEY
+
+
+def explain(session: Session, actor: Actor, seat: Seat, keyring: Keyring, request_id: str) -> Explanation | None:
+    """Explain a refused request; None for one that is not known, is too old, or whose key the seat may not see."""
+    statement = key_views.visible_to(seat).add_columns(RefusedRequest)
+    found = session.execute(
+        statement.join(RefusedRequest, RefusedRequest.key_id == ApiKey.id).where(
+            RefusedRequest.request_id == request_id, RefusedRequest.at > actor.at - KEEP_REFUSALS
+        )
+    ).one_or_none()
+    if found is None:
+        return None
+    row, request = found
+    reason = Refusal(request.reason)
+    key = key_views.of(session, seat, keyring, [row], actor.at)[0]
+    scope = Scope.parse(request.required)
+    app = _app(session, seat, scope, row)
+    may_generate = False
+    ask: tuple[str, ...] = ()
+    if reason in _OF_THE_KEY and scope and app:
+        planned = keys.plan(session, actor, keys.Draft(owner=key.owner.id))
+        may_generate = reason is Refusal.MISSING_SCOPE and scope in planned.grantable
+        ask = tuple(members.granters(session, seat, app.solution_id, for_api_member=row.member.is_api))
+    elif reason is Refusal.OWNER_INACTIVE:
+        ask = tuple(members.admin_names(session, seat.workspace.id))
+    successor = session.scalar(
+        select(ApiKey.public_id).where(ApiKey.replaces_id == row.id, ApiKey.revoked_at.is_(None))
+    )
+    return Explanation(
+        request=request,
+        reason=reason,
+        key=key,
+        owner=row.member,
+        held=tuple(request.held.split()),
+        app=app,
+        is_mended=_is_mended(session, row, key, reason, scope),
+        may_generate=may_generate,
+        successor_id=successor or "",
+        ask=ask,
+        stopped_by=key_views.stopped_by(session, row),
+    )
+
+
+def _app(session: Session, seat: Seat, scope: Scope | None, key: ApiKey) -> App | None:
+    """Find the app that was asked for; None where neither the key nor the seat reaches it: its name tells nothing."""
+    if scope is None:
+        return None
+    app = session.scalar(select(App).where(App.workspace_id == seat.workspace.id, App.slug == scope.app))
+    is_own = any(view.app_slug == scope.app for view in key_views.scopes_of(session, [key]).get(key.id, ()))
+    reachable = {each.id for each in members.apps_of(session, seat)}
+    return app if app and (is_own or app.id in reachable) else None
+
+
+def _is_mended(session: Session, row: ApiKey, key: KeyView, reason: Refusal, scope: Scope | None) -> bool:
+    """Say whether what was wrong is so no longer; what the request itself got wrong nobody can mend here."""
+    if reason in (Refusal.OTHER_WORKSPACE, Refusal.UNKNOWN):
+        return False
+    account = session.get(Account, row.member.account_id) if row.member.account_id else None
+    is_there = row.member.is_active and (account is None or account.deactivated_at is None)
+    if key.state is not KeyState.ACTIVE or not is_there:
+        return False
+    return reason not in _OF_THE_KEY or any(view.text == str(scope) and view.effective for view in key.scopes)
+
+
+def recent(
+    session: Session, actor: Actor, seat: Seat, keyring: Keyring, called: str
+) -> list[tuple[KeyView, Sequence[RefusedRequest]]]:
+    """List the newest refused requests of the keys that are called so: by id, by hint, or by the last four."""
+    is_it = ApiKey.public_id == called if called.startswith("key_") else ApiKey.last_four == called[-4:]
+    found = list(session.scalars(key_views.visible_to(seat).where(is_it).order_by(ApiKey.id.desc()).limit(_KEYS)))
+    views = key_views.of(session, seat, keyring, found, actor.at)
+    return [(view, _refusals(session, key, actor.at)) for key, view in zip(found, views, strict=True)]
+
+
+def _refusals(session: Session, key: ApiKey, now: datetime) -> Sequence[RefusedRequest]:
+    mine = (RefusedRequest.key_id == key.id, RefusedRequest.at > now - KEEP_REFUSALS)
+    return session.scalars(
+        select(RefusedRequest).where(*mine).order_by(RefusedRequest.id.desc()).limit(_REFUSALS)
+    ).all()

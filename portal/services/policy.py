@@ -1,0 +1,131 @@
+"""What an administrator decides for all keys of a workspace: how long they may live, and whose may be live."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import select
+
+from portal.rules.access import Environment, Role
+from portal.rules.errors import Attempt, Conflict, Forbidden, Invalid
+from portal.rules.lifetimes import Lifetime
+from portal.services import audit, members
+from portal.services.actor import Actor
+from portal.services.audit import Event
+from portal.services.members import Seat
+from portal.store.database import Session
+from portal.store.models import ApiKey, Member, Workspace
+
+LIMITS = ("", "30", "90", "365")  # days; '' is no limit
+_LISTED = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A workspace's policy."""
+
+    max_key_days: int | None
+    admins_own_live: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Breaking:
+    """A standing key that a policy would not allow to be made today. It is not stopped."""
+
+    id: str
+    name: str
+    last_four: str
+    owner: str
+    expires_at: datetime | None
+    why: str
+
+
+def of(workspace: Workspace) -> Policy:
+    """Give a workspace's policy."""
+    return Policy(workspace.max_key_days, workspace.admins_own_live)
+
+
+def read(max_days: str, admins_own_live: bool) -> Policy:
+    """Take the form's answers; Invalid for a limit that is not offered."""
+    if max_days not in LIMITS:
+        raise Invalid({"max_key_days": "Choose a limit from the list."})
+    return Policy(int(max_days) if max_days else None, admins_own_live)
+
+
+def lifetimes(workspace: Workspace) -> list[Lifetime]:
+    """List the lifetimes that the policy allows."""
+    return [each for each in Lifetime if _allows(workspace, each)]
+
+
+def nearest(workspace: Workspace, lifetime: Lifetime) -> Lifetime:
+    """Give this lifetime, or the longest that the policy allows where it is too long."""
+    allowed = lifetimes(workspace)
+    return lifetime if lifetime in allowed else max(allowed, key=lambda each: each.days or 0)
+
+
+def check(workspace: Workspace, lifetime: Lifetime, role: Role, environment: str) -> dict[str, str]:
+    """Say what a key about to be made would break, by the field that has to change."""
+    problems = {}
+    if not _allows(workspace, lifetime):
+        problems["expires"] = f"Keys in {workspace.name} live for {workspace.max_key_days} days at most. Choose less."
+    if role is Role.ADMIN and environment == Environment.LIVE and not workspace.admins_own_live:
+        problems["environment"] = (
+            f"Administrators of {workspace.name} own no live keys. Make an API member for it, or choose Sandbox."
+        )
+    return problems
+
+
+def _allows(workspace: Workspace, lifetime: Lifetime) -> bool:
+    limit = workspace.max_key_days
+    return limit is None or (lifetime.days is not None and lifetime.days <= limit)
+
+
+def preview(session: Session, seat: Seat, wanted: Policy, now: datetime) -> tuple[int, list[Breaking]]:
+    """Count the standing keys that a policy would not allow to be made, and give the first of them."""
+    rows = session.execute(
+        select(ApiKey, Member.name, Member.role)
+        .join(Member, Member.id == ApiKey.member_id)
+        .where(
+            ApiKey.workspace_id == seat.workspace.id,
+            ApiKey.revoked_at.is_(None),
+            ApiKey.retires_at.is_(None),
+            ApiKey.deactivated_at.is_(None),
+            (ApiKey.expires_at.is_(None)) | (ApiKey.expires_at > now),
+        )
+        .order_by(ApiKey.name_folded, ApiKey.id)
+    )
+    found = []
+    for key, owner, role in rows:
+        why = []
+        limit = wanted.max_key_days
+        if limit and (key.expires_at is None or key.expires_at - key.created_at > timedelta(days=limit)):
+            why.append("never expires" if key.expires_at is None else f"lives longer than {limit} days")
+        if not wanted.admins_own_live and role == Role.ADMIN and key.environment == Environment.LIVE:
+            why.append("is a live key of an administrator")
+        if why:
+            words = " and ".join(why)
+            found.append(Breaking(key.public_id, key.name, key.last_four, owner, key.expires_at, words))
+    return len(found), found[:_LISTED]
+
+
+def change(session: Session, actor: Actor, wanted: Policy, was: Policy) -> None:
+    """Set a workspace's policy; Conflict when somebody else changed it since the form was shown."""
+    seat = members.seat_of(session, actor, lock=True)
+    if not seat.is_admin:
+        raise Forbidden("Only administrators set the policy.", attempt=Attempt(Event.POLICY_CHANGED))
+    workspace = session.get_one(Workspace, seat.workspace.id, with_for_update=True, populate_existing=True)
+    if of(workspace) != was:
+        raise Conflict("Somebody changed the policy a moment ago. Look at it again.")
+    workspace.max_key_days, workspace.admins_own_live = wanted.max_key_days, wanted.admins_own_live
+    details = {"before": _written(was), "after": _written(wanted)}
+    audit.record(
+        session,
+        actor,
+        Event.POLICY_CHANGED,
+        target_id=workspace.public_id,
+        target_name=workspace.name,
+        details=details,
+    )
+
+
+def _written(policy: Policy) -> dict[str, object]:
+    return {"max_key_days": policy.max_key_days, "admins_own_live": policy.admins_own_live}

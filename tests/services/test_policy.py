@@ -1,0 +1,114 @@
+"""A workspace's policy: what it refuses, what it leaves alone, and who sets it."""
+
+import pytest
+
+from portal.rules.errors import Conflict, Forbidden, Invalid
+from portal.rules.lifetimes import Lifetime
+from portal.services import audit, keys, policy, rotation
+from portal.services.keys import Draft
+from portal.services.policy import Policy
+from tests.services.office import API_MEMBER, NOON, Office
+
+OPEN = Policy(None, True)
+
+
+def set_policy(office: Office, wanted: Policy, was: Policy = OPEN, name: str = "ana") -> None:
+    actor = office.actor(name)
+    with audit.transaction(office.database, actor) as session:
+        policy.change(session, actor, wanted, was)
+
+
+@pytest.mark.parametrize(
+    ("days", "refused"),
+    [(30, {"90d", "1y", "never"}), (90, {"1y", "never"}), (365, {"never"}), (None, set[str]())],
+)
+def test_no_key_is_made_that_lives_longer(days: int | None, refused: set[str], office: Office) -> None:
+    if days:
+        set_policy(office, Policy(days, True))
+    stopped = set()
+    for lifetime in Lifetime:
+        try:
+            office.generate("rio", name=f"For {lifetime}", expires=str(lifetime))
+        except Invalid as error:
+            assert set(error.problems) == {"expires"}
+            stopped.add(str(lifetime))
+    assert stopped == refused
+
+
+def test_forms_offer_what_is_allowed(office: Office) -> None:
+    set_policy(office, Policy(30, True))
+    with office.database.reading() as session:
+        draft = keys.first_draft(session, office.actor("rio"), office.seat("rio"))
+    assert draft.expires == "30d"
+    assert policy.lifetimes(office.seat("rio").workspace) == [Lifetime.DAYS_30]
+
+
+def test_rotating_a_key_of_before_obeys_the_policy(office: Office) -> None:
+    key, _ = office.generate("rio", expires="never")
+    set_policy(office, Policy(90, True))
+    actor = office.actor("rio")
+    with office.database.reading() as session:
+        assert rotation.draft_rotation(session, actor, office.seat("rio"), key.id).expires == "90d"
+    wanted = Draft(scopes=["tasks:read"], expires="never", replaces=key.id, overlap="24h")
+    with pytest.raises(Invalid), audit.transaction(office.database, actor) as session:
+        rotation.rotate(session, actor, office.keyring, wanted)
+    assert office.row(key.id).retires_at is None
+
+
+def test_administrators_own_no_live_keys_when_so_decided(office: Office) -> None:
+    old, plain = office.generate("ana", name="Of before")
+    set_policy(office, Policy(None, False))
+    office.check(plain)
+    with pytest.raises(Invalid) as refused:
+        office.generate("ana")
+    assert set(refused.value.problems) == {"environment"}
+    office.generate("ana", environment="test")
+    office.generate("ana", owner=API_MEMBER)
+    office.generate("rio")
+    office.act("ana", keys.deactivate, old.id)
+    with pytest.raises(Conflict):
+        office.act("ana", keys.reactivate, old.id)
+
+
+def test_the_preview_counts_what_stands_against_it(office: Office) -> None:
+    office.generate("rio", name="Short", expires="30d")
+    office.generate("rio", name="Long", expires="1y")
+    office.generate("ana", name="Endless", expires="never")
+    with office.database.reading() as session:
+        count, listed = policy.preview(session, office.seat("ana"), Policy(90, False), NOON)
+    assert count == 2
+    assert {each.name: each.why for each in listed} == {
+        "Long": "lives longer than 90 days",
+        "Endless": "never expires and is a live key of an administrator",
+    }
+
+
+@pytest.mark.parametrize("name", ["lea", "max", "rio"])
+def test_only_administrators_set_it(name: str, office: Office) -> None:
+    with pytest.raises(Forbidden):
+        set_policy(office, Policy(30, True), name=name)
+    [told] = office.told(action="policy_changed")
+    assert told.outcome == "refused"
+    assert policy.of(office.seat("ana").workspace) == OPEN
+
+
+def test_a_change_is_told_with_before_and_after_and_a_stale_one_refused(office: Office) -> None:
+    set_policy(office, Policy(90, True))
+    [told] = office.told(action="policy_changed")
+    assert told.details == {
+        "before": {"max_key_days": None, "admins_own_live": True},
+        "after": {"max_key_days": 90, "admins_own_live": True},
+    }
+    with pytest.raises(Conflict):
+        set_policy(office, Policy(None, False), was=OPEN)
+
+
+def test_other_workspaces_keep_theirs(office: Office) -> None:
+    set_policy(office, Policy(30, True))
+    assert policy.of(office.seat("zoe").workspace) == OPEN
+
+
+def test_only_offered_limits_are_read() -> None:
+    for days in ("1", "-30", "x", "0"):
+        with pytest.raises(Invalid):
+            policy.read(days, admins_own_live=True)

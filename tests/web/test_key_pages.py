@@ -1,0 +1,477 @@
+"""The pages of a key and of the list: what it did, its name, its first request, search; impact before an ending."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from html import unescape
+from typing import Any
+
+import pytest
+import time_machine
+from sqlalchemy import text
+
+from portal.store.database import Database
+from tests.cast import HTMX, Cast, MadeKey, Person
+from tests.web.looking import everything, kept
+
+
+def flush(cast: Cast) -> None:
+    cast.app.extensions["portal"].usage.flush()
+
+
+def words(page: str) -> str:
+    """Read a page as a person does: no markup, single spaces."""
+    return re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]+>", " ", page)))
+
+
+def later(**distance: float) -> time_machine.travel:
+    return time_machine.travel(datetime.now(UTC) + timedelta(**distance))
+
+
+@contextmanager
+def without(database: Database, table: str) -> Iterator[None]:
+    """Take a table away, as a broken disk would."""
+
+    def rename(old: str, new: str) -> None:
+        with database.transaction() as session:
+            session.execute(text(f"ALTER TABLE {old} RENAME TO {new}"))
+
+    rename(table, "elsewhere")
+    yield
+    rename("elsewhere", table)
+
+
+# --- Overview, requests, history ------------------------------------------------------------------------------------
+
+
+def test_the_pages_of_a_key_are_pages_and_lead_to_each_other(cast: Cast) -> None:
+    key = cast.rio.generate(note="cron on web-3")
+    for part in ("", "/requests", "/history"):
+        page = cast.rio.get(f"keys/{key.id}{part}")
+        assert page.status_code == 200
+        assert page.text.count("<h1") == 1
+        for other in ("", "/requests", "/history"):
+            assert f'href="/w/acme/api/keys/{key.id}{other}"' in page.text
+    assert "cron on web-3" in cast.rio.get(f"keys/{key.id}").text
+    fragment = cast.rio.get(f"keys/{key.id}/requests", headers=HTMX).text
+    assert re.match(r'\s*<div\s+id="requests"', fragment)
+    assert "<html" not in fragment
+
+
+def test_the_overview_tells_when_each_scope_was_last_used_and_whether_it_works(cast: Cast) -> None:
+    key = cast.max.generate(["leads:read", "tasks:read"])
+    cast.call("GET", "/apps/leads/records", key)
+    flush(cast)
+    page = cast.max.get(f"keys/{key.id}").text
+    rows = {
+        found[1]: words(row)
+        for row in re.findall(r"<tr.*?</tr>", page, re.DOTALL)
+        if (found := re.search(r"<code[^>]*>(\w+:\w+)</code>", row))
+    }
+    assert "just now" in rows["leads:read"]
+    assert "Never" in rows["tasks:read"]
+    assert all("Yes" in row for row in rows.values())
+
+
+def test_scopes_without_use_in_sixty_days_suggest_a_narrower_key(cast: Cast) -> None:
+    key = cast.max.generate(["leads:read", "tasks:read"], expires="1y")
+    assert "never used in 60 days" not in cast.max.get(f"keys/{key.id}").text
+    with later(days=61):
+        cast.call("GET", "/apps/leads/records", key)
+        flush(cast)
+        cast.max.sign_in()
+        page = words(cast.max.get(f"keys/{key.id}").text)
+    assert "1 scope was never used in 60 days" in page
+
+
+def test_the_chart_and_its_table_tell_the_same_numbers(cast: Cast) -> None:
+    key = cast.rio.generate()
+    for path, times in (("/apps/tasks/records", 3), ("/apps/leads/records", 2)):
+        for _ in range(times):
+            cast.call("GET", path, key)
+    flush(cast)
+    for span, bars in (("24h", 24), ("7d", 7), ("30d", 30)):
+        page = cast.rio.get(f"keys/{key.id}/requests?range={span}").text
+        table = re.findall(r'<td class="num">([\d,]+)</td>', page)
+        assert len(table) == 2 * bars
+        assert (sum(map(int, table[::2])), sum(map(int, table[1::2]))) == (3, 2)
+        assert "3 accepted" in words(page)
+        assert "2 refused" in words(page)
+    for odd in ("", "1y", "7d&range=24h", "%00"):
+        assert cast.rio.get(f"keys/{key.id}/requests?range={odd}").status_code == 200
+
+
+def test_a_denial_is_told_with_its_reason_and_the_way_on(cast: Cast) -> None:
+    key = cast.lea.generate(["tasks:read"])
+    for _ in range(3):
+        cast.call("POST", "/apps/tasks/records", key, json={"fields": {}})
+    cast.call("GET", "/apps/accounts/records", key)
+    cast.call("POST", "/apps/leads/records", key, json={"fields": {}})
+    flush(cast)
+    page = cast.lea.get(f"keys/{key.id}/requests").text
+    told = words(page)
+    assert "403: lacks tasks:write" in told
+    assert "× 3, this is the latest" in told
+    assert f"keys/new?from={key.id}&amp;add=accounts:read" in page or f"add=accounts:read&amp;from={key.id}" in page
+    assert "Ask an administrator for write in leads." in told  # lea only reads Sales
+
+
+@pytest.mark.parametrize(("stop", "said"), [("deactivate", "key deactivated"), ("delete", "key deleted")])
+def test_a_request_after_a_stop_is_told_with_the_reason_that_its_sender_does_not_get(
+    cast: Cast, stop: str, said: str
+) -> None:
+    key = cast.rio.generate()
+    cast.rio.post(f"keys/{key.id}/{stop}")
+    refused = cast.call("GET", "/me", key)
+    assert (refused.status_code, said in refused.text) == (401, False)
+    flush(cast)
+    for path in (f"keys/{key.id}/requests", f"keys/{key.id}/receipt"):
+        assert f"401: {said}" in cast.rio.get(path).text
+
+
+def test_what_a_client_says_of_itself_is_shown_and_harms_no_page(cast: Cast) -> None:
+    key = cast.rio.generate()
+    cast.call("GET", "/me", key, headers={"User-Agent": "<script>alert(1)</script>"})
+    cast.call("GET", "/apps/<img%20src=x>/records", key)
+    cast.call("GET", "/apps/leads/records", key, headers={"User-Agent": "python-requests/2.32.3 (Linux)"})
+    flush(cast)
+    for part in ("", "/requests", "/delete", "/rotate", "/first-request"):
+        page = cast.rio.get(f"keys/{key.id}{part}").text
+        assert not re.search(r"<script>|<img", page)
+    assert "python-requests/2.32.3" in cast.rio.get(f"keys/{key.id}/requests").text
+
+
+def test_the_history_tells_who_did_and_tried_what(cast: Cast) -> None:
+    key = cast.rio.generate(name="CRM sync")
+    cast.rio.post(f"keys/{key.id}/edit", {"name": "CRM", "note": ""})
+    cast.ana.post(f"keys/{key.id}/deactivate")
+    cast.ana.post(f"keys/{key.id}/reactivate")
+    cast.rio.post(f"keys/{key.id}/reactivate")
+    cast.rio.rotate(key)
+    for person in (cast.rio, cast.ana):
+        page = person.get(f"keys/{key.id}/history").text
+        told = re.findall(r"<p>(.*?)</p>", page[page.index('class="events"') : page.index("</main>")], re.DOTALL)
+        assert [re.sub(r"\. It was refused.*", "", words(each).strip()) for each in told] == [
+            "Rio Tanaka rotated this key",
+            "Rio Tanaka reactivated this key",
+            "Ana Ruiz tried: reactivated this key",
+            "Ana Ruiz deactivated this key",
+            "Rio Tanaka changed its name or note",
+            "Rio Tanaka generated this key",
+        ]
+    assert "127.0.0.1" in cast.rio.get(f"keys/{key.id}/history").text
+
+
+@pytest.mark.parametrize("stop", ["deactivate", "delete"])
+def test_the_page_of_a_stopped_key_says_when_and_by_whom(cast: Cast, stop: str) -> None:
+    key = cast.rio.generate()
+    cast.ana.post(f"keys/{key.id}/{stop}")
+    page = words(cast.rio.get(f"keys/{key.id}").text)
+    assert re.search(r"(Deactivated|Revoked) just now .*by Ana Ruiz", page)
+
+
+def test_the_pair_shows_who_still_uses_the_old_key_and_when_it_is_safe_to_retire(cast: Cast) -> None:
+    old = cast.rio.generate(name="CRM sync", expires="1y")
+    new = cast.rio.rotate(old, overlap="7d")
+    cast.call("GET", "/me", old, headers={"User-Agent": "cron/1"})
+    cast.call("GET", "/me", new)
+    flush(cast)
+    for key in (old, new):
+        page = words(cast.rio.get(f"keys/{key.id}").text)
+        assert "The old key is still used" in page
+        assert "cron/1" in page
+        assert "Safe to retire" not in page
+    with later(hours=2):
+        cast.rio.sign_in()
+        cast.call("GET", "/me", new)
+        flush(cast)
+        for key in (old, new):
+            assert "Safe to retire" in cast.rio.get(f"keys/{key.id}").text
+    with later(days=8):
+        cast.rio.sign_in()
+        assert 'aria-labelledby="pair-h"' not in cast.rio.get(f"keys/{new.id}").text
+
+
+@pytest.mark.parametrize("part", ["", "/requests", "/history", "/impact", "/first-request", "/edit", "/receipt"])
+def test_what_one_may_not_see_has_no_pages(shared_cast: Cast, part: str) -> None:
+    key = shared_cast.max.generate(["leads:read"], name=f"Of max{part}")
+    for person in (shared_cast.rio, shared_cast.lea, shared_cast.zoe):
+        for headers in ({}, HTMX):
+            assert person.get(f"keys/{key.id}{part}", headers=headers).status_code == 404
+    assert shared_cast.zoe.get(f"/w/acme/api/keys/{key.id}{part}").status_code == 404
+    assert shared_cast.max.get(f"keys/key_0{part}").status_code == 404
+
+
+# --- The first request ----------------------------------------------------------------------------------------------
+
+
+def first_of(person: Person, key: MadeKey) -> tuple[str, int | None]:
+    """Ask as the page does; give what is told, and when it asks again."""
+    answer = person.get(f"keys/{key.id}/first-request", headers=HTMX)
+    assert re.match(r'\s*<p\s+id="first"', answer.text)
+    state = re.findall(r'data-state="(\w+)"', answer.text)[0]
+    again = re.search(r'hx-trigger="every (\d+)s"', answer.text)
+    return state, int(again[1]) if again else None
+
+
+def test_the_page_waits_for_the_first_request_ever_slower_for_a_quarter_of_an_hour(cast: Cast) -> None:
+    key = cast.rio.generate()
+    asked = {}
+    for seconds in (1, 30, 90, 240, 360, 840, 960):
+        with later(seconds=seconds):
+            asked[seconds] = first_of(cast.rio, key)
+    assert asked == {
+        1: ("waiting", 3),
+        30: ("waiting", 3),
+        90: ("waiting", 10),
+        240: ("waiting", 10),
+        360: ("waiting", 30),
+        840: ("waiting", 30),
+        960: ("stopped", None),
+    }
+
+
+def test_the_first_request_is_told_refused_or_accepted_and_then_asked_for_no_more(cast: Cast) -> None:
+    key = cast.rio.generate()
+    reveal = cast.rio.get(f"keys/{key.id}")
+    assert 'id="first"' in reveal.text
+    cast.call("GET", "/apps/leads/records", key)
+    flush(cast)
+    assert first_of(cast.rio, key) == ("refused", 3)
+    assert "403: lacks leads:read" in cast.rio.get(f"keys/{key.id}/first-request").text
+    cast.call("GET", "/apps/tasks/records", key)
+    flush(cast)
+    assert first_of(cast.rio, key) == ("accepted", None)
+    cast.call("GET", "/me", key)
+    flush(cast)
+    told = words(cast.rio.get(f"keys/{key.id}/first-request").text)
+    assert "It works. First request: GET /api/v1/apps/tasks/records , 200, on live data" in told
+
+
+def test_the_reveal_waits_for_the_first_request(cast: Cast) -> None:
+    page = cast.rio.post("keys", cast.rio.form()).text
+    assert re.search(r'id="first"[^>]*data-state="waiting"[^>]*every 3s', page)
+
+
+# --- Impact ---------------------------------------------------------------------------------------------------------
+
+
+def test_before_every_ending_stands_what_it_would_stop(cast: Cast) -> None:
+    key = cast.max.generate(["leads:read", "leads:write"])
+    old = cast.max.generate(["leads:read"], name="Old")
+    cast.max.rotate(old)
+    for each in (key, old):
+        cast.call("GET", "/apps/leads/records", each, headers={"User-Agent": "cron/1"})
+    cast.call("POST", "/apps/leads/records", key, json={"fields": {"name": "x"}})
+    flush(cast)
+    for action in ("deactivate", "delete", "rotate", "impact"):
+        page = words(cast.max.get(f"keys/{key.id}/{action}").text)
+        assert "Used 2 times in the last 24 hours" in page
+        assert "1 write to Leads" in page
+        assert "cron/1" in page
+    assert "Used once in the last 24 hours" in words(cast.max.get(f"keys/{old.id}/retire").text)
+    idle = cast.max.generate(["leads:read"], name="Idle")
+    for action in ("deactivate", "delete", "impact"):
+        assert "Never used." in words(cast.max.get(f"keys/{idle.id}/{action}").text)
+
+
+def test_a_key_whose_use_cannot_be_read_is_treated_as_in_use_and_can_be_ended(cast: Cast, database: Database) -> None:
+    key, other = cast.rio.generate(name="CRM sync"), cast.rio.generate(name="Other")
+    with without(database, "usage"):
+        for action in ("deactivate", "delete", "impact"):
+            page = cast.rio.get(f"keys/{key.id}/{action}")
+            assert page.status_code == 200
+            assert "Treat this key as in use" in words(page.text)
+        assert "Type CRM sync to delete it" in words(cast.rio.get(f"keys/{key.id}/delete").text)
+        cast.rio.post(f"keys/{key.id}/delete")  # unnamed
+        assert cast.call("GET", "/me", key).status_code == 200
+        assert cast.rio.post(f"keys/{key.id}/delete", {"name": "CRM sync"}).status_code == 303
+        assert cast.rio.post(f"keys/{other.id}/deactivate").status_code == 303
+        assert [cast.call("GET", "/me", each).status_code for each in (key, other)] == [401, 401]
+
+
+# --- Name and note --------------------------------------------------------------------------------------------------
+
+
+def test_name_and_note_are_changed_and_nothing_else(cast: Cast, database: Database) -> None:
+    key = cast.rio.generate(name="CRM sync", note="old")
+    (before,) = everything(database)["api_key"]
+    page = cast.rio.get(f"keys/{key.id}/edit")
+    assert 'value="CRM sync"' in page.text
+    sent = {"name": " Billing ", "note": "On web-3", "was_name": "CRM sync", "was_note": "old"}
+    saved = cast.rio.post(f"keys/{key.id}/edit", {**sent, "scopes": "tasks:write", "expires": "never"})
+    assert saved.status_code == 303
+    (after,) = everything(database)["api_key"]
+    changed = {column for column in after if after[column] != before[column]}
+    assert changed == {"name", "name_folded", "note"}
+    assert (after["name"], after["note"]) == ("Billing", "On web-3")
+    assert cast.call("GET", "/me", key).status_code == 200
+    row = cast.rio.post(f"keys/{key.id}/edit", {"name": "Again", "note": ""}, headers=HTMX)
+    assert re.match(rf'\s*<tbody[^>]*id="key-{key.id}"', row.text)
+
+
+@pytest.mark.parametrize(
+    ("sent", "field"),
+    [
+        ({"name": ""}, "name"),
+        ({"name": "ab"}, "name"),
+        ({"name": "x" * 61}, "name"),
+        ({"name": "Taken"}, "name"),
+        ({"name": " tAKEN "}, "name"),
+        ({"name": "a\u202eb c"}, "name"),
+        ({"note": "x" * 141}, "note"),
+    ],
+)
+def test_a_name_or_note_that_cannot_be_is_refused_and_kept_in_the_form(
+    shared_cast: Cast, sent: dict[str, str], field: str
+) -> None:
+    rio, database = shared_cast.rio, shared_cast.app.extensions["portal"].database
+    listed = rio.get("keys").text
+    for name in ("Taken", "To rename"):
+        if name not in listed:
+            rio.generate(name=name)
+    key_id = next(row["public_id"] for row in everything(database)["api_key"] if row["name"] == "To rename")
+    before = kept(database)
+    answers = {"name": "To rename", "note": "", "was_name": "To rename", "was_note": ""} | sent
+    for headers in ({}, HTMX):
+        refused = rio.post(f"keys/{key_id}/edit", answers, headers=headers)
+        assert refused.status_code == 422
+        assert set(re.findall(r'<a href="#edit-(\w+)"', refused.text)) == {field}
+        assert answers[field].strip() in unescape(refused.text)
+    assert kept(database) == before
+
+
+def test_a_key_is_not_a_name(cast: Cast, database: Database) -> None:
+    key = cast.rio.generate()
+    for field in ("name", "note"):
+        assert (
+            cast.rio.post(f"keys/{key.id}/edit", {"name": "CRM sync", "note": "", field: key.text}).status_code == 422
+        )
+    assert key.text[8:51] not in repr(everything(database))
+
+
+def test_a_form_that_showed_an_older_name_changes_nothing(cast: Cast, database: Database) -> None:
+    key = cast.rio.generate(name="CRM sync")
+    cast.rio.post(f"keys/{key.id}/edit", {"name": "Billing", "note": "", "was_name": "CRM sync", "was_note": ""})
+    before = kept(database)
+    for headers in ({}, HTMX):
+        late = {"name": "Late", "note": "", "was_name": "CRM sync", "was_note": ""}
+        refused = cast.rio.post(f"keys/{key.id}/edit", late, headers=headers)
+        assert refused.status_code == 409
+        assert "“Billing”" in refused.text
+    assert kept(database) == before
+
+
+def test_an_administrator_does_not_rename_anothers_key_and_the_attempt_is_told(cast: Cast, database: Database) -> None:
+    key = cast.rio.generate()
+    before = kept(database)
+    assert cast.ana.post(f"keys/{key.id}/edit", {"name": "Mine now", "note": ""}).status_code == 403
+    assert kept(database) == before
+    told = everything(database)["audit_event"][-1]
+    assert (told["action"], told["outcome"], told["target_id"]) == ("key_edited", "refused", key.id)
+
+
+# --- Search ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_search_leads_to_an_address_that_keeps_the_other_filters(cast: Cast) -> None:
+    for name in ("CRM sync", "Billing"):
+        cast.rio.generate(name=name)
+    sent = {"q": " crm ", "env": "live", "sort": "name", "owner": "me", "page": "9", "evil": "x"}
+    found = cast.rio.post("keys/search", sent)
+    assert found.status_code == 303
+    assert set(found.location.partition("?")[2].split("&")) == {"q=crm", "env=live", "sort=name", "owner=me"}
+    page = cast.rio.get(found.location).text
+    assert ("CRM sync" in page, "Billing" in page) == (True, False)
+
+
+def test_a_pasted_key_is_cut_to_its_last_four_before_it_goes_anywhere(cast: Cast, database: Database) -> None:
+    key = cast.rio.generate(name="CRM sync")
+    cast.rio.generate(name="Billing")
+    for pasted in (key.text, f"  Bearer {key.text}\n", f"API_KEY={key.text}", key.text[:-2], f"{key.text}x"):
+        found = cast.rio.post("keys/search", {"q": pasted})
+        assert found.status_code == 303
+        assert f"q={key.text[47:51]}" in found.location
+        assert key.text[8:47] not in str(found.headers)
+        page = cast.rio.get(found.location)
+        assert ("CRM sync" in page.text, "so that the key itself is not stored" in page.text) == (True, True)
+    assert key.text[8:40] not in repr(everything(database))
+
+
+@pytest.mark.parametrize("q", ["%00", "%F0%9F", "%", "_", "x" * 9000, "%E2%80%AE", "'; DROP TABLE api_key"])
+def test_an_odd_search_finds_nothing_and_breaks_nothing(shared_cast: Cast, q: str) -> None:
+    page = shared_cast.rio.get(f"keys?q={q}")
+    assert page.status_code in (200, 400, 414)
+    assert shared_cast.rio.post("keys/search", {"q": q[:200]}).status_code == 303
+
+
+@pytest.mark.parametrize(
+    "filters", ["state=x", "env=prod", "sort=%00", "scope=nope", "owner=mem_0", "owner=all", "page=-1", "page=99999999"]
+)
+def test_what_is_no_filter_is_none(shared_cast: Cast, filters: str) -> None:
+    assert shared_cast.rio.get(f"keys?{filters}").status_code == 200
+
+
+def test_a_search_without_a_match_says_so_and_leads_back(cast: Cast) -> None:
+    cast.rio.generate(name="CRM sync")
+    page = cast.rio.get("keys?q=nothing&env=test")
+    assert "No keys match “nothing” in Sandbox." in words(page.text).replace("“ ", "“").replace(" ”", "”")
+    assert "Clear search" in page.text
+
+
+# --- Receipt, and which key this is ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stop", ["deactivate", "delete"])
+def test_a_receipt_counts_nothing_after_a_stop_and_names_the_first_refused_request(cast: Cast, stop: str) -> None:
+    key = cast.rio.generate()
+    cast.call("GET", "/me", key)
+    flush(cast)
+    stopped = cast.rio.post(f"keys/{key.id}/{stop}", {"name": "Nightly export"})
+    assert stopped.status_code == 303
+    page = cast.rio.get(stopped.location).text
+    assert re.search(r"Requests accepted since 0", words(page))
+    assert "Waiting for the first refused request" in page
+    cast.call("GET", "/apps/tasks/records", key)
+    flush(cast)
+    told = words(cast.rio.get(stopped.location).text)
+    assert "Requests accepted since 0" in told
+    assert "First refused: GET /api/v1/apps/tasks/records" in told
+    assert 'hx-trigger="every 2s"' in cast.rio.get(stopped.location).text
+    with later(seconds=70):
+        assert "hx-trigger" not in cast.rio.get(stopped.location, headers=HTMX).text
+
+
+def test_a_key_that_works_has_no_receipt_and_an_odd_moment_is_none(cast: Cast) -> None:
+    key = cast.rio.generate()
+    assert cast.rio.get(f"keys/{key.id}/receipt").status_code == 404
+    cast.rio.post(f"keys/{key.id}/deactivate")
+    for odd in ("", "x", "2020-01-01", "2020-01-01T00:00:00Z", "9999-12-31T23:59:59%2B00:00", "%00", "1e99"):
+        page = cast.rio.get(f"keys/{key.id}/receipt?at={odd}")
+        assert page.status_code == 200
+        assert "Stopped at" in page.text
+    cast.rio.post(f"keys/{key.id}/reactivate")
+    assert cast.rio.get(f"keys/{key.id}/receipt").status_code == 404
+
+
+def test_a_found_key_is_named_to_those_who_may_see_it_and_never_shown_again(cast: Cast, database: Database) -> None:
+    key = cast.rio.generate(name="CRM sync")
+    pasted = {"text": f"2026-01-12 GET /me Authorization: Bearer {key.text}"}
+    for headers in ({}, HTMX):
+        found = cast.rio.post("keys/identify", pasted, headers=headers)
+        assert found.status_code == 200
+        assert f"/keys/{key.id}" in found.text
+        assert key.text[8:51] not in found.text
+    for person in (cast.max, cast.zoe):
+        hidden = person.post("keys/identify", pasted)
+        assert "not in this workspace, or not visible to you" in hidden.text
+        assert key.id not in hidden.text
+    assert "does not look like one of our keys" in cast.rio.post("keys/identify", {"text": key.text[:-1] + "!"}).text
+    assert key.text[8:51] not in repr(everything(database))
+
+
+def test_questions_about_found_keys_are_limited(cast: Cast) -> None:
+    key = cast.rio.generate()
+    asked: list[Any] = [cast.rio.post("keys/identify", {"text": key.text}).status_code for _ in range(21)]
+    assert asked == [200] * 20 + [429]

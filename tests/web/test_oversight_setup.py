@@ -1,0 +1,122 @@
+"""The pages of the review, of the policy, and of a workspace's solutions and apps."""
+
+import json
+
+import pytest
+from flask import Flask
+
+from tests.cast import Cast
+
+SCHEMA = json.dumps({"type": "object", "properties": {"name": {"type": "string"}}})
+
+
+def test_the_review_names_findings_and_one_thing_to_do(cast: Cast) -> None:
+    cast.max.generate(["leads:read"], name="Without an end", expires="never")
+    page = cast.max.get("/w/acme/review").text
+    assert "Without an end" in page
+    assert "Never expires" in page
+    assert page.count("Rotate with expiry") == 1
+    assert "Nothing needs attention." in cast.rio.get("/w/acme/review").text
+    assert "No key has this finding." in cast.max.get("/w/acme/review?finding=stale").text
+
+
+def test_a_finding_that_looks_fine_is_gone_and_needs_a_note(cast: Cast) -> None:
+    key = cast.max.generate(["leads:read"], expires="never")
+    path = f"/w/acme/review/{key.id}/reviewed"
+    assert cast.max.get(f"{path}?finding=never_expires").status_code == 200
+    assert cast.max.post(path, {"finding": "never_expires", "note": " "}).status_code == 422
+    assert cast.max.post(path, {"finding": "never_expires", "note": "yearly job"}).status_code == 303
+    assert "Nothing needs attention." in cast.max.get("/w/acme/review").text
+    assert cast.max.post(path, {"finding": "anything", "note": "x"}).status_code == 404
+    assert cast.rio.post(path, {"finding": "stale", "note": "x"}).status_code == 404
+
+
+def test_many_keys_are_stopped_at_once_and_busy_ones_only_when_ticked(app: Flask, cast: Cast) -> None:
+    idle, busy = (cast.max.generate(["leads:read"], name=name, expires="never") for name in ("Idle", "Busy"))
+    cast.call("GET", "/me", busy)
+    app.extensions["portal"].usage.flush()
+    page = cast.max.get(f"/w/acme/review/deactivate?key={idle.id}&key={busy.id}").text
+    ticked = [part.split('"')[0] for part in page.split('name="key" value="')[1:] if " checked" in part.split(">")[0]]
+    assert ticked == [idle.id]
+    assert cast.max.post("/w/acme/review/deactivate", {"key": ticked}).status_code == 303
+    assert cast.call("GET", "/me", idle).status_code == 401
+    assert cast.call("GET", "/me", busy).status_code == 200
+
+
+def test_stopping_many_stops_none_when_one_is_not_ones_own(cast: Cast) -> None:
+    mine, other = cast.max.generate(["leads:read"]), cast.rio.generate()
+    assert cast.max.post("/w/acme/review/deactivate", {"key": [mine.id, other.id]}).status_code == 404
+    assert cast.call("GET", "/me", mine).status_code == 200
+    assert cast.call("GET", "/me", other).status_code == 200
+
+
+def test_the_policy_is_previewed_saved_and_obeyed_by_the_form(cast: Cast) -> None:
+    cast.rio.generate(name="Endless", expires="never")
+    preview = cast.ana.get("/w/acme/policy?max_key_days=30&admins_own_live=yes").text
+    assert "1 standing key would break this policy" in preview
+    assert "Endless" in preview
+    assert cast.ana.post("/w/acme/policy", {"max_key_days": "30", "admins_own_live": "yes"}).status_code == 303
+    form = cast.rio.get("keys/new").text
+    assert "live for 30 days at most" in form
+    assert 'value="never"' not in form
+    assert cast.rio.post("keys", cast.rio.form(expires="never")).status_code == 422
+    assert cast.ana.post("/w/acme/policy", {"max_key_days": "7", "admins_own_live": "yes"}).status_code == 422
+
+
+def test_a_policy_form_that_is_out_of_date_changes_nothing(cast: Cast) -> None:
+    cast.ana.post("/w/acme/policy", {"max_key_days": "90", "admins_own_live": "yes"})
+    stale = {"max_key_days": "365", "admins_own_live": "no", "was_days": "", "was_live": "yes"}
+    assert cast.ana.post("/w/acme/policy", stale).status_code == 409
+    assert "90 days" in cast.ana.get("/w/acme/workspace").text
+
+
+def test_an_administrator_adds_a_solution_and_an_app_that_keys_can_reach(cast: Cast) -> None:
+    assert cast.ana.post("/w/acme/solutions/new", {"name": "People", "slug": "people"}).status_code == 303
+    app = {"name": "Staff", "slug": "staff", "description": "Who works here", "schema": SCHEMA}
+    assert cast.ana.post("/w/acme/solutions/people/apps/new", app).status_code == 303
+    key = cast.ana.generate(["staff:read", "staff:write"])
+    answer = cast.call("POST", "/apps/staff/records", key, json={"fields": {"name": "Ida"}})
+    assert answer.status_code == 201
+    assert cast.ana.post("/w/acme/solutions/people/apps/new", app).status_code == 409
+
+
+@pytest.mark.parametrize(
+    ("answers", "words"),
+    [
+        ({"name": ""}, "Enter a name"),
+        ({"slug": "No Slug"}, "A slug is"),
+        ({"schema": "{"}, "This is not JSON"),
+        ({"schema": '{"type": "string"}'}, "must be an object"),
+        ({"description": "x" * 141}, "at most 140"),
+    ],
+)
+def test_an_app_that_cannot_be_is_refused_with_its_answers_kept(
+    answers: dict[str, str], words: str, cast: Cast
+) -> None:
+    app = {"name": "Kept name", "slug": "kept", "description": "", "schema": SCHEMA} | answers
+    reply = cast.ana.post("/w/acme/solutions/sales/apps/new", app)
+    assert reply.status_code == 422
+    assert words in reply.text
+    assert answers.get("name", "Kept name") in reply.text
+
+
+def test_a_schema_is_changed_only_where_the_records_that_stand_fit_it(cast: Cast) -> None:
+    strict = json.dumps({"type": "object", "required": ["missing"]})
+    reply = cast.ana.post("/w/acme/apps/leads/edit", {"name": "Leads", "description": "", "schema": strict})
+    assert reply.status_code == 422
+    assert "would not fit this schema" in reply.text
+    renamed = {"name": "Prospects", "description": "New", "schema": '{"type": "object"}'}
+    assert cast.ana.post("/w/acme/apps/leads/edit", renamed).status_code == 303
+    assert "Prospects" in cast.max.get("/w/acme").text
+    assert cast.ana.post("/w/acme/solutions/sales/edit", {"name": "Selling", "description": ""}).status_code == 303
+    assert "Selling" in cast.max.get("/w/acme").text
+
+
+@pytest.mark.parametrize("path", ["workspace", "policy", "solutions/new", "solutions/sales/edit", "apps/leads/edit"])
+def test_only_administrators_set_up_the_workspace(path: str, cast: Cast) -> None:
+    for person in (cast.lea, cast.max):
+        assert person.get(f"/w/acme/{path}").status_code == 403
+        if path != "workspace":
+            assert person.post(f"/w/acme/{path}", {"name": "Mine", "slug": "mine", "schema": "{}"}).status_code == 403
+    assert cast.zoe.get(f"/w/acme/{path}").status_code == 404
+    assert "Workspace</a>" not in cast.lea.get("/w/acme").text
