@@ -301,7 +301,9 @@ def _hold(session: Session, actor: Actor, public_id: str, event: Event) -> tuple
 def _lock(session: Session, seat: Seat, public_id: str, event: Event) -> Member:
     if not seat.is_lead:
         raise Forbidden(LEADS_ONLY, attempt=Attempt(event, public_id))
-    statement = select(Member).where(*members.managed_by(seat), Member.public_id == public_id).with_for_update()
+    statement = (
+        select(Member).where(*members.managed_by(seat), Member.public_id == public_id).with_for_update(key_share=True)
+    )
     found = session.scalar(statement.execution_options(populate_existing=True))
     if found is None:
         raise NotFound(attempt=Attempt(event, public_id))

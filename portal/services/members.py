@@ -171,7 +171,7 @@ def hold_people(session: Session, actor: Actor, *wanted: str) -> tuple[Seat, dic
     whom = or_(Member.id == member_id, Member.role == Role.ADMIN, Member.public_id.in_(wanted))
     statement = select(Member).where(Member.workspace_id == workspace_id, Member.account_id.is_not(None), whom)
     found = session.scalars(
-        statement.order_by(Member.id).with_for_update().execution_options(populate_existing=True)
+        statement.order_by(Member.id).with_for_update(key_share=True).execution_options(populate_existing=True)
     ).all()
     return seat_of(session, actor), {member.public_id: member for member in found if member.public_id in wanted}
 
@@ -415,7 +415,7 @@ def _hold_for(session: Session, found: OpenInvitation) -> None:
     whom = Member.id == invitation.invited_by_id
     if account:
         whom |= (Member.workspace_id == invitation.workspace_id) & (Member.account_id == account.id)
-    statement = select(Member).where(whom).order_by(Member.id).with_for_update()
+    statement = select(Member).where(whom).order_by(Member.id).with_for_update(key_share=True)
     session.scalars(statement.execution_options(populate_existing=True)).all()
 
 
