@@ -5,6 +5,7 @@ import smtplib
 import ssl
 from dataclasses import dataclass
 from datetime import datetime
+from email.headerregistry import Address
 from email.message import EmailMessage
 from email.utils import format_datetime, parseaddr
 from pathlib import Path
@@ -40,8 +41,10 @@ class Mailer:
     def _message(self, letter: Letter) -> EmailMessage:
         message = EmailMessage()
         message["From"] = self._sender
-        message["To"] = letter.recipient
-        message["Subject"] = letter.subject
+        local, _, domain = letter.recipient.rpartition("@")
+        message["To"] = Address(username=local, domain=domain)
+        # What people typed may look like an encoded word of RFC 2047, which would be read as one.
+        message["Subject"] = letter.subject.replace("=?", "= ?")
         message["Date"] = format_datetime(letter.created_at)
         message["Message-ID"] = f"<{letter.id}@{parseaddr(self._sender)[1].rpartition('@')[2]}>"
         message["Auto-Submitted"] = "auto-generated"  # RFC 3834: no holiday replies
@@ -80,7 +83,7 @@ class Smtp(Mailer):
                 if not is_safe:
                     raise smtplib.SMTPException("the server offers no encryption, so the password was not sent")
                 server.login(*self._login)
-            server.send_message(self._message(letter))
+            server.send_message(self._message(letter), to_addrs=[letter.recipient])
 
 
 class Folder(Mailer):

@@ -7,7 +7,7 @@ from urllib.parse import unquote, urlsplit
 _BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff")
 _REFUSED = frozenset({"Cc", "Cs", "Cn", "Zl", "Zp"})  # control, lone surrogate, unassigned, line and paragraph ends
 _VISIBLE = frozenset("LNPS")  # letters, numbers, punctuation, symbols
-_EMAIL = re.compile(r"[^\s@\x00-\x1f\x7f]{1,64}@[^\s@\x00-\x1f\x7f]{1,189}")
+_EMAIL = re.compile(r"[^\s@\x00-\x1f\x7f,;:<>()\[\]\\\"]{1,64}@[^\s@\x00-\x1f\x7f,;:<>()\\\"]{1,189}")
 _LOCAL_PATH = re.compile(r"/(?![/\\])[^\\\x00-\x20\x7f]*")
 
 

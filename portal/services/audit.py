@@ -273,7 +273,7 @@ def _write(
         request_id=actor.request_id,
         target_id=_written(target_id or "", 40) or None,
         target_name=_written(target_name, 254),
-        details=details,
+        details=_safe(details),
     )
     told = session.info.get("told")
     if told is None:
@@ -286,3 +286,17 @@ def _written(name: str, longest: int) -> str:
     """Make a name that somebody sent storable: a refused attempt may hold anything."""
     clean = "".join(character if character.isprintable() else "\ufffd" for character in name[:longest])
     return KEY_SHAPED.sub("…", clean)
+
+
+def _safe(value: Any) -> Any:
+    """Make details storable: nothing key-shaped in them, and no more of what somebody sent than tells what it was."""
+    if isinstance(value, str):
+        return KEY_SHAPED.sub("…", value[:_LONGEST])
+    if isinstance(value, dict):
+        return {str(name)[:80]: _safe(each) for name, each in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_safe(each) for each in list(value)[:_MOST]]
+    return value
+
+
+_LONGEST, _MOST = 500, 200  # characters of a text, items of a list

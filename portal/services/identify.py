@@ -6,7 +6,7 @@ from sqlalchemy import func, select
 
 from portal.rules.credentials import Keyring
 from portal.rules.errors import Invalid, TooManyAttempts
-from portal.services import audit, key_views
+from portal.services import audit, key_views, members
 from portal.services.actor import Actor
 from portal.services.audit import Event
 from portal.services.key_views import KeyView
@@ -24,6 +24,7 @@ def identify(session: Session, actor: Actor, seat: Seat, keyring: Keyring, paste
     The text is hashed and forgotten; the question itself is told in the audit log. Raises Invalid for what holds no
     key of our format and checksum, TooManyAttempts after LIMIT questions in WINDOW.
     """
+    members.seat_of(session, actor, lock=True)  # so that questions asked side by side are counted one by one
     _check_limit(session, actor)
     found = keyring.format.pattern.search(pasted)
     plain = keyring.format.parse(found[0]) if found else None

@@ -376,21 +376,21 @@ def reactivate(session: Session, actor: Actor, keyring: Keyring, key_id: str) ->
         raise Forbidden(ONLY_ITS_OWNER, attempt=attempt)
     if key.state_at(actor.at) is not KeyState.DEACTIVATED:
         raise _changed_meanwhile(session, key, actor.at)
-    _check_still_grantable(session, seat, key)
+    check_still_grantable(session, seat, key, Event.KEY_REACTIVATED)
     if key.environment == Environment.LIVE and key.member.role == Role.ADMIN and not seat.workspace.admins_own_live:
         raise Conflict(f"Administrators of {seat.workspace.name} own no live keys. Make an API member for it.")
     key.deactivated_at = key.deactivated_by_id = None
     return changed(session, actor, seat, keyring, key, Event.KEY_REACTIVATED)
 
 
-def _check_still_grantable(session: Session, seat: Seat, key: ApiKey) -> None:
+def check_still_grantable(session: Session, seat: Seat, key: ApiKey, event: Event) -> None:
     """Forbid to start what one could not generate: somebody with more access may have stopped it for a reason."""
     access = _access_of(session, [key.member, seat.member])
     mine, owners = access[seat.member.id][0], access[key.member_id][0]
     works = {Scope.parse(view.text) for view in key_views.scopes_of(session, [key]).get(key.id, []) if view.effective}
     beyond = sorted(str(scope) for scope in works - grantable_scopes(owners, mine))
     if beyond:
-        attempt = Attempt(Event.KEY_REACTIVATED, key.public_id, key.name, {"scopes": beyond})
+        attempt = Attempt(event, key.public_id, key.name, {"scopes": beyond})
         message = f"This key holds {beyond[0]}, which you cannot hand out. Ask an administrator."
         raise Forbidden(message, attempt=attempt)
 

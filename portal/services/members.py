@@ -146,6 +146,12 @@ def granters(session: Session, seat: Seat, solution_id: int, *, for_api_member: 
     return list(session.scalars(statement.order_by(Member.role.desc(), Member.id).limit(limit)))
 
 
+def is_lead_now() -> ColumnElement[bool]:
+    """Give the condition under which a member may make API members: see `Seat.is_lead`."""
+    manages = exists().where(Access.member_id == Member.id, Access.level == AccessLevel.MANAGE.value)
+    return (Member.role == Role.ADMIN) | manages.correlate(Member)
+
+
 def managed_by(seat: Seat) -> list[ColumnElement[bool]]:
     """Give the conditions under which an API member is one that this seat manages."""
     conditions: list[ColumnElement[bool]] = [

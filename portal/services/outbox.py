@@ -4,7 +4,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import delete, or_, select, update
 
-from portal.mail import TROUBLE, Letter, Mailer
+from portal.mail import Letter, Mailer
 from portal.rules.credentials import new_id
 from portal.store.database import Database, Session
 from portal.store.models import OutgoingMail
@@ -24,19 +24,20 @@ def send_waiting(database: Database, mailer: Mailer, now: datetime) -> tuple[int
 
     A mail that was not taken waits for the next run.
     """
-    sent, failed = 0, []
+    sent, failed, kept = 0, [], []
     while letter := _claim(database, now):
         try:
             mailer.send(letter)
-        except TROUBLE as error:
+        except Exception as error:  # whatever is wrong with one mail, the others go on
             failed.append(f"{letter.recipient}: {error}")
-            continue  # it stays claimed, so this run does not meet it again
+            kept.append(letter.id)  # it stays claimed, so this run does not meet it again
+            continue
         with database.transaction() as session:
             session.execute(delete(OutgoingMail).where(OutgoingMail.public_id == letter.id))
         sent += 1
-    if failed:
+    if kept:
         with database.transaction() as session:
-            session.execute(update(OutgoingMail).where(OutgoingMail.claimed_at == now).values(claimed_at=None))
+            session.execute(update(OutgoingMail).where(OutgoingMail.public_id.in_(kept)).values(claimed_at=None))
     return sent, failed
 
 

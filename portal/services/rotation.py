@@ -5,10 +5,11 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import or_, select
 
+from portal.rules.access import Scope
 from portal.rules.credentials import Keyring, PlainKey, new_id
 from portal.rules.errors import AlreadyShown, Attempt, Conflict, Forbidden, Invalid, NotFound
 from portal.rules.lifetimes import LONGEST_OVERLAP, Lifetime, Overlap
-from portal.services import key_views, keys, members, policy
+from portal.services import activity, key_views, keys, members, policy
 from portal.services.actor import Actor
 from portal.services.audit import Event
 from portal.services.key_views import KeyView
@@ -30,7 +31,13 @@ def rotate(session: Session, actor: Actor, keyring: Keyring, draft: Draft) -> tu
     had = {view.text for view in key_views.scopes_of(session, [old]).get(old.id, [])}
     wider = [scope for scope in draft.scopes if scope not in had]
     if wider:
-        attempt = Attempt(Event.KEY_ROTATED, old.public_id, old.name, {"scopes": wider[:20]})
+        real = [scope for scope in wider if Scope.parse(scope)]
+        attempt = Attempt(
+            Event.KEY_ROTATED,
+            old.public_id,
+            old.name,
+            {"scopes": real[:20]},
+        )
         problem = f"{keys.quoted(wider[0])} is not a scope of the key that you rotate. Rotating never adds any."
         raise Invalid({"scopes": problem}, attempt=attempt)
     kept = replace(draft, name=old.name, note=old.note, owner=old.member.public_id, environment=old.environment)
@@ -81,7 +88,7 @@ def replace_unused(
     if old.member_id != seat.member.id and not old.member.is_api:
         attempt = Attempt(Event.KEY_GENERATED, old.public_id, old.name)
         raise Forbidden(ONLY_ITS_OWNER, attempt=attempt)
-    if not key_views.is_replaceable(old, actor.at):
+    if not key_views.is_replaceable(old, actor.at) or activity.callers_of(session, old, actor.at):
         raise Conflict("Only a key of the last 24 hours that was never used can be replaced. Rotate this one instead.")
     lifetime = policy.nearest(seat.workspace, Lifetime.like(old.created_at, old.expires_at))
     scopes = [view.text for view in key_views.scopes_of(session, [old]).get(old.id, [])]
@@ -115,6 +122,7 @@ def extend(session: Session, actor: Actor, keyring: Keyring, key_id: str) -> Key
         attempt = Attempt(Event.KEY_OVERLAP_EXTENDED, key.public_id, key.name)
         raise Forbidden(ONLY_ITS_OWNER, attempt=attempt)
     ends = _check_retiring(key, actor.at)
+    keys.check_still_grantable(session, seat, key, Event.KEY_OVERLAP_EXTENDED)
     latest = min([(key.rotated_at or actor.at) + LONGEST_OVERLAP, *([key.expires_at] if key.expires_at else [])])
     if ends >= latest:
         raise Conflict(f"“{key.name}” cannot be extended further. Move what still uses it to the new key.")

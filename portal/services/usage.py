@@ -22,8 +22,9 @@ from portal.services import audit
 from portal.services.actor import Actor, Means
 from portal.services.audit import Event
 from portal.services.key_check import reach
-from portal.store.database import Database, Session
-from portal.store.models import ApiKey, RefusedRequest, UsageBatch
+from portal.store.database import MISTAKES, Database, Session
+from portal.store.models import ApiKey, KeyCaller, RefusedRequest, UsageBatch
+from portal.store.models import Usage as Counted
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +34,9 @@ FLUSH_EVERY = 1.0  # seconds
 # writes are at least ten seconds apart, whichever processes they come from.
 WRITE_EVERY = timedelta(seconds=12)
 KEEP_REFUSALS = timedelta(days=30)
+KEEP_HOURS = 62 * 24  # of counts: the pages tell of 30 days, the review of 60
+KEEP_CALLERS = timedelta(days=400)
+_MAX_TRIES = 5  # of a batch that the database refuses
 _KEEP_BATCHES = timedelta(hours=1)
 _PRUNE_EVERY = timedelta(hours=1)
 _MAX_REFUSALS = 10_000  # kept in full of one key between two flushes; the others only count
@@ -41,6 +45,7 @@ KEPT_OF_ONE = 20_000  # refusals of one key on disk: the newest
 _PRUNE_AFTER = 1_000  # of one key
 _MAX_ROWS = 20_000  # counted apart between two flushes; beyond, scopes and callers are no longer told apart
 _LONGEST_SCOPE = 50  # shorter than any key
+_MAX_WAYS = 60  # outcome, scope and caller of one key and day that a process counts apart
 _REMEMBERED = 100_000  # keys whose last write a process remembers
 
 
@@ -83,6 +88,7 @@ class _Batch:
     refused: list[tuple[Request, str, Held]] = field(default_factory=list)
     refused_of: dict[int, int] = field(default_factory=dict)
     digests: dict[int, tuple[KeyDigest, str]] = field(default_factory=dict)
+    tries: int = 0
 
 
 class Usage:
@@ -97,6 +103,8 @@ class Usage:
         self._batch = _Batch()
         self._pending: _Batch | None = None
         self._touched: dict[int, datetime] = {}
+        self._told_day = 0
+        self._told_apart: dict[int, set[tuple[str, ...]]] = {}  # the day's ways of using a key that count apart
         self._kept_of: dict[int, int] = {}  # refusals of a key since its older ones were last pruned
         self._pruned_at: datetime | None = None
         self._noting = threading.Lock()  # held for a moment by each request
@@ -134,14 +142,28 @@ class Usage:
         hour, scope = int(at.timestamp()) // 3600, _scope(request.scope)
         use = Use(request.key, hour, outcome, scope, request.address, request.client)
         count = batch.counts.get(use)
-        if count is None and len(batch.counts) >= _MAX_ROWS:
-            use = use._replace(scope="", address="", client="")
+        if count is None and not self._may_tell_apart(use, batch):
+            use = use._replace(scope=scope if outcome == ACCEPTED else "", address="", client="")
             count = batch.counts.get(use)
         if count is None:
             batch.counts[use] = [1, at, at]
-        else:
+        else:  # requests that run side by side need not end in the order in which they began
             count[0] += 1
-            count[2] = at
+            count[1], count[2] = min(count[1], at), max(count[2], at)
+
+    def _may_tell_apart(self, use: Use, batch: _Batch) -> bool:
+        """Say whether a way of using a key counts apart: a few dozen of a day do, so that no caller can fill tables."""
+        day = use.hour // 24
+        if day != self._told_day or len(self._told_apart) > _REMEMBERED:
+            self._told_day, self._told_apart = day, {}
+        ways = self._told_apart.setdefault(use.key, set())
+        way = use[2:]
+        if way in ways:
+            return True
+        if len(ways) >= _MAX_WAYS or len(batch.counts) >= _MAX_ROWS:
+            return False
+        ways.add(way)
+        return True
 
     def flush(self) -> None:
         """Write what was noted. Never raises: a batch that cannot be written is kept for the next try."""
@@ -157,6 +179,11 @@ class Usage:
                     touched = self._write(session, batch)
                 self._touched.update(touched)  # once it is committed: what failed is still to be written
                 self._pending = None
+            except MISTAKES:
+                # The database will not have it however often it is asked, and what comes after must not wait for it.
+                batch.tries += 1
+                self._pending = batch if batch.tries < _MAX_TRIES else None
+                _log.exception("usage could not be written: %s", "tried again" if self._pending else "given up")
             except Exception:
                 _log.exception("usage could not be written; it is kept for the next try")
                 self._pending = batch
@@ -260,17 +287,25 @@ class Usage:
             self._pruned_at = now
             session.execute(delete(RefusedRequest).where(RefusedRequest.at < now - KEEP_REFUSALS))
             session.execute(delete(UsageBatch).where(UsageBatch.at < now - _KEEP_BATCHES))
+            session.execute(delete(Counted).where(Counted.hour < int(now.timestamp()) // 3600 - KEEP_HOURS))
+            session.execute(delete(KeyCaller).where(KeyCaller.last_at < now - KEEP_CALLERS))
             audit.sum_up(session, now)
 
     def _start(self) -> None:
         """Start writing with the first note, so that no thread exists before the server has forked or spawned."""
         with self._lock:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="usage", daemon=True)
-                self._thread.start()
-                # Both, because servers differ: granian's workers run Finalize and no atexit, others the reverse.
-                atexit.register(self._finish)
-                self._at_exit = multiprocessing_util.Finalize(None, self._finish, exitpriority=100)
+            if self._thread is not None:
+                return
+            thread = threading.Thread(target=self._run, name="usage", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # the request that noted this was answered well; the next one tries again
+                _log.exception("the thread that writes usage down could not be started")
+                return
+            self._thread = thread
+            # Both, because servers differ: granian's workers run Finalize and no atexit, others the reverse.
+            atexit.register(self._finish)
+            self._at_exit = multiprocessing_util.Finalize(None, self._finish, exitpriority=100)
 
     def _run(self) -> None:
         while not self._closing.wait(FLUSH_EVERY):
@@ -331,7 +366,7 @@ ON CONFLICT (key_id, hour, outcome, scope, address, client) DO UPDATE SET
 """,
     "postgresql": """
 INSERT INTO usage (key_id, hour, outcome, scope, address, client, count, first_at, last_at)
-SELECT (row ->> 0)::integer, (row ->> 1)::integer, row ->> 2, row ->> 3, row ->> 4, row ->> 5, (row ->> 6)::integer,
+SELECT (row ->> 0)::integer, (row ->> 1)::integer, row ->> 2, row ->> 3, row ->> 4, row ->> 5, (row ->> 6)::bigint,
        (row ->> 7)::timestamp AT TIME ZONE 'UTC', (row ->> 8)::timestamp AT TIME ZONE 'UTC'
 FROM json_array_elements(CAST(:rows AS json)) AS row
 ORDER BY 1, 2, 3, 4, 5, 6
@@ -353,7 +388,7 @@ ON CONFLICT (key_id, address, client, scope) DO UPDATE SET
 """,
     "postgresql": """
 INSERT INTO key_caller (key_id, address, client, scope, count, first_at, last_at)
-SELECT (row ->> 0)::integer, row ->> 4, row ->> 5, row ->> 3, sum((row ->> 6)::integer),
+SELECT (row ->> 0)::integer, row ->> 4, row ->> 5, row ->> 3, sum((row ->> 6)::bigint),
        min((row ->> 7)::timestamp AT TIME ZONE 'UTC'), max((row ->> 8)::timestamp AT TIME ZONE 'UTC')
 FROM json_array_elements(CAST(:rows AS json)) AS row WHERE row ->> 2 = 'accepted'
 GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4

@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     CheckConstraint,
     ForeignKey,
     Index,
@@ -237,7 +238,7 @@ class Usage(Base):
     scope: Mapped[str] = mapped_column(String(50), primary_key=True)  # '' where none is needed
     address: Mapped[str] = mapped_column(String(45), primary_key=True)
     client: Mapped[str] = mapped_column(String(60), primary_key=True)
-    count: Mapped[int]
+    count: Mapped[int] = mapped_column(BigInteger)
     first_at: Mapped[datetime]
     last_at: Mapped[datetime]
 
@@ -254,7 +255,7 @@ class KeyCaller(Base):
     address: Mapped[str] = mapped_column(String(45), primary_key=True)
     client: Mapped[str] = mapped_column(String(60), primary_key=True)
     scope: Mapped[str] = mapped_column(String(50), primary_key=True)  # '' where none is needed
-    count: Mapped[int]
+    count: Mapped[int] = mapped_column(BigInteger)
     first_at: Mapped[datetime]
     last_at: Mapped[datetime]
 

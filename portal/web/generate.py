@@ -18,7 +18,7 @@ from portal.store.database import Session
 from portal.web.display import absolute
 from portal.web.guards import actor, in_workspace, recently_proved, seat
 from portal.web.home import LEVELS
-from portal.web.http import answer, is_fragment, page_or_fragment, portal, public_id, reading, transaction
+from portal.web.http import answer, is_fragment, page_or_fragment, portal, public_id, reading, transaction, without_keys
 from portal.web.keys import keyring, pages
 
 LIFETIMES = {
@@ -177,7 +177,13 @@ def _choices(planned: Plan, add: str = "") -> dict[str, Any]:
     told = kept | ({cannot_add["scope"]} if cannot_add else set())
     lost = [scope for scope in planned.beyond if scope not in told]
     return {
-        "answers": replace(draft, scopes=sorted(kept), owner=owner.member.public_id if owner else ""),
+        "answers": replace(
+            draft,
+            name=without_keys(draft.name),
+            note=without_keys(draft.note),
+            scopes=sorted(kept),
+            owner=owner.member.public_id if owner else "",
+        ),
         "owners": [_owner(each, planned) for each in planned.owners],
         "matrix": [_matrix_row(planned, shelf) for shelf in listed],
         "hidden_solutions": len(planned.shelves) - len(listed),
@@ -353,7 +359,7 @@ def _review(planned: Plan) -> dict[str, Any] | None:
         return None
     names = {app.slug: app.name for shelf in planned.shelves for app in shelf.apps}
     return {
-        "name": planned.draft.name.strip()[:60],
+        "name": without_keys(planned.draft.name).strip()[:60],
         "reads": [names[scope.app] for scope in planned.scopes if scope.action is Action.READ],
         "writes": [names[scope.app] for scope in planned.scopes if scope.action is Action.WRITE],
         "environment": planned.draft.environment,

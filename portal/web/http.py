@@ -134,6 +134,11 @@ def answer(name: str, default: str = "") -> str:
     return values[0] if values else default
 
 
+def without_keys(text: str) -> str:
+    """Give what somebody sent for showing it again: a key that was pasted where none belongs is not shown."""
+    return KEY_SHAPED.sub("…", text)
+
+
 def public_id(text: str) -> str:
     """Give a public id back when it can be one; '' for anything else, which is nobody's."""
     return text if _PUBLIC_ID.fullmatch(text) else ""

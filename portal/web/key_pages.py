@@ -17,7 +17,7 @@ from portal.web import refusals
 from portal.web.display import absolute
 from portal.web.generate import first_call
 from portal.web.guards import actor, in_workspace, seat
-from portal.web.http import answer, page_or_fragment, portal, reading, transaction
+from portal.web.http import answer, page_or_fragment, portal, reading, transaction, without_keys
 from portal.web.keys import keyring, look, pages, row_changed, with_impact
 
 _RANGES = {"24h": timedelta(hours=24), "7d": timedelta(days=7), "30d": timedelta(days=30)}
@@ -241,5 +241,5 @@ def edit(key_id: str) -> Response:
 
 
 def _edit_form(key: KeyView, name: str, note: str, errors: Any = None) -> Response:
-    context = {"key": key, "name": name[:200], "note": note[:400], "errors": errors or {}}
+    context = {"key": key, "name": without_keys(name)[:200], "note": without_keys(note)[:400], "errors": errors or {}}
     return page_or_fragment("keys/edit.html", "keys/_edit.html", 422 if errors else 200, **context)

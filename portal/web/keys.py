@@ -6,6 +6,7 @@ from typing import Any
 
 from flask import Blueprint, Response, flash, make_response, redirect, render_template, request, url_for
 from flask_login import current_user
+from itsdangerous import BadSignature, Signer
 
 from portal.rules.access import Action, Environment, Scope
 from portal.rules.credentials import KEY_SHAPED, Keyring, last_four_of
@@ -29,6 +30,7 @@ from portal.web.http import (
     public_id,
     reading,
     transaction,
+    without_keys,
 )
 
 pages = Blueprint("keys", __name__, url_prefix="/w/<slug:ws>/api")
@@ -138,7 +140,9 @@ def search() -> Response:
 
 
 def _search_for(q: str, kept: Mapping[str, str]) -> Response:
-    values: dict[str, Any] = {name: kept[name] for name in _KEPT if kept.get(name)}
+    values: dict[str, Any] = {
+        name: kept[name] for name in _KEPT if kept.get(name) and not KEY_SHAPED.search(kept[name])
+    }
     if KEY_SHAPED.search(q):
         values |= {"q": last_four_of(q), "reduced": "1"}
     else:
@@ -248,7 +252,7 @@ def delete(key_id: str) -> Response:
         with transaction() as session:
             key = keys.delete(session, actor(), keyring(), key_id, typed=typed)
     except Invalid as error:
-        context = with_impact(key_id) | {"error": error.problems["name"], "typed": typed[:60]}
+        context = with_impact(key_id) | {"error": error.problems["name"], "typed": without_keys(typed)[:60]}
         return page_or_fragment("keys/delete.html", "keys/_delete.html", 422, **context)
     return _stopped(key, f"“{key.name}” (…{key.last_four}) was deleted.")
 
@@ -264,7 +268,9 @@ def _stopped(key: KeyView, told: str, *, focus: str = "") -> Response:
     at = datetime.now(UTC)
     if not is_fragment():
         flash(told)
-        url = url_for("keys.receipt", ws=seat().workspace.slug, key_id=key.id, at=at.isoformat())
+        url = url_for(
+            "keys.receipt", ws=seat().workspace.slug, key_id=key.id, at=_signer().sign(at.isoformat()).decode()
+        )
         return make_response(redirect(url, 303))
     try:
         receipt = _receipt_of(key, at) | {"told": told}
@@ -306,15 +312,18 @@ def _receipt_of(key: KeyView, at: datetime | None) -> dict[str, Any]:
         "accepted_is_least": is_least,
         "refused": refused and refusals.view_of(refused),
         "poll": _RECEIPT_POLL if is_fresh else None,
-        "at": since.isoformat(),
+        "at": _signer().sign(since.isoformat()).decode(),
         "told": "",
     }
 
 
+def _signer() -> Signer:
+    return Signer(portal().settings.secret_key, salt="receipt")
+
+
 def _moment(written: str) -> datetime | None:
-    """Read a moment with its zone from an address; None for anything else."""
+    """Read a moment that we wrote into an address; None for any other, for a later one would hide requests."""
     try:
-        moment = datetime.fromisoformat(written)
-    except ValueError:
+        return datetime.fromisoformat(_signer().unsign(written).decode())
+    except (BadSignature, ValueError):
         return None
-    return moment if moment.tzinfo else None

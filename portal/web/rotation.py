@@ -11,7 +11,7 @@ from portal.services.key_views import KeyView
 from portal.services.keys import Draft
 from portal.web.generate import OVERLAPS, already_shown, expiries, reveal, told_of_rotation
 from portal.web.guards import actor, in_workspace, recently_proved, seat
-from portal.web.http import answer, fragment_or_redirect, page_or_fragment, reading, transaction
+from portal.web.http import answer, fragment_or_redirect, page_or_fragment, portal, reading, transaction
 from portal.web.keys import keyring, list_url, look, pages, row_changed, with_impact
 
 
@@ -76,6 +76,7 @@ def replace(key_id: str) -> Response:
     if request.method != "POST":
         form_id = keys.new_form_id()
         return page_or_fragment("keys/replace.html", "keys/_replace.html", key=_look_at_mine(key_id), form_id=form_id)
+    portal().usage.flush()  # what this process saw of the key counts already
     try:
         with transaction() as session:
             form_id = keys.check_form_id(answer("form_id"))
