@@ -19,7 +19,7 @@ from portal import demo, mail
 from portal.rules.access import Role
 from portal.rules.errors import NotFound, PortalError
 from portal.rules.text import clean_email
-from portal.services import accounts, key_views, keys, members, notices, outbox, passwords, workspaces
+from portal.services import accounts, audit, key_views, keys, members, notices, outbox, passwords, workspaces
 from portal.services.actor import operator
 from portal.settings import Settings
 from portal.store.database import MISTAKES, TROUBLE, Database
@@ -131,6 +131,23 @@ def register(app: Flask, settings: Settings, database: Database) -> None:
             name = keys.revoke(session, operator(), key_id)
         click.echo(f"“{name}” is revoked. Requests with it are refused from now.")
 
+    @command("verify-audit")
+    @click.argument("workspace", required=False)
+    def verify_audit(workspace: str | None) -> None:
+        """Check that the audit log is as it was written: of one workspace, or of all and of signing in."""
+        broken = 0
+        with database.reading() as session:
+            every = [workspaces.get(session, workspace)] if workspace else workspaces.list_all(session)
+            chains = [(found.slug, found.id) for found in every] + ([] if workspace else [("(signing in)", 0)])
+            for name, chain in chains:
+                verdict = audit.verify(session, chain)
+                broken += not verdict.holds
+                where = f" ({verdict.broken})" if verdict.broken else ""
+                says = f"broken: {verdict.reason}{where}" if verdict.reason else "whole"
+                click.echo(f"{name}: {_counted(verdict.count, 'event')} as written; {says}.")
+        if broken:
+            raise click.ClickException("The audit log was tampered with. Compare it with an export or a backup.")
+
     @command("reset-password")
     @click.argument("email")
     def reset_password(email: str) -> None:
@@ -148,6 +165,7 @@ def register(app: Flask, settings: Settings, database: Database) -> None:
         """Mail the people whose keys expire soon; to be run once an hour or a day."""
         now = datetime.now(UTC)
         with database.transaction() as session:
+            audit.sum_up(session, now)
             letters, count = notices.write_due(session, now, settings.keyring, settings.base_url)
         click.echo(f"{_counted(letters, 'mail')} written about {_counted(count, 'key')}.")
         sent, failed = outbox.send_waiting(database, mail.mailer(settings), now)

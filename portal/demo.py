@@ -12,10 +12,11 @@ from sqlalchemy.orm import Session
 from portal.rules.access import AccessLevel, Environment, Role
 from portal.rules.credentials import hash_password, new_id
 from portal.rules.errors import Conflict
-from portal.services import api_members, records, workspaces
+from portal.services import api_members, members, records, workspaces
 from portal.services.actor import Actor, Means, operator
+from portal.services.audit import Event
 from portal.services.records import Place
-from portal.store.models import Access, Account, Member, Solution, Workspace
+from portal.store.models import Account, Member, Solution, Workspace
 
 PASSWORD = "correct horse battery staple"  # noqa: S105 - printed at every start of a demo
 SIGN_INS = (
@@ -111,8 +112,9 @@ class _Hiring:
         )
         session.add(member)
         session.flush()
-        for solution, level in (access or {}).items():
-            session.add(Access(member_id=member.id, solution_id=solution.id, level=level.value))
+        members.tell(session, self._actor, Event.MEMBER_JOINED, member, {"role": str(role)})
+        levels = {solution.slug: level for solution, level in (access or {}).items()}
+        members.set_levels(session, self._actor, member, levels, by_id=None)
         return member
 
 

@@ -192,13 +192,17 @@ def create(
     session.add_all(
         KeyScope(key_id=key.id, app_id=app_ids[scope.app], action=str(scope.action)) for scope in planned.scopes
     )
-    tell(session, actor, Event.KEY_GENERATED, key, _facts(key, owner, planned.scopes))
+    tell(session, actor, Event.KEY_GENERATED, key, _facts(key, owner, planned.scopes, replaced))
     session.flush()
     return key_views.of(session, planned.seat, keyring, [key], actor.at)[0], plain
 
 
-def _facts(key: ApiKey, owner: Owner, scopes: Iterable[Scope]) -> dict[str, Any]:
+def _facts(key: ApiKey, owner: Owner, scopes: Iterable[Scope], replaced: ApiKey | None) -> dict[str, Any]:
+    """Give all that a key is made of but its text, so that the audit log alone tells what it was."""
     return {
+        "name": key.name,
+        "note": key.note,
+        "replaces": replaced.public_id if replaced else None,
         "owner": owner.member.public_id,
         "owner_name": owner.member.name,
         "environment": key.environment,
@@ -472,15 +476,18 @@ def _changed_meanwhile(session: Session, key: ApiKey, now: datetime) -> Conflict
     return Conflict(f"“{key.name}” is {state} already{who}. Nothing was changed.")
 
 
-def changed(session: Session, actor: Actor, seat: Seat, keyring: Keyring, key: ApiKey, event: Event) -> KeyView:
-    """Write a change of a key into the audit log and give the key as it is now."""
-    tell(session, actor, event, key, {"environment": key.environment, "owner": key.member.public_id})
+def changed(
+    session: Session, actor: Actor, seat: Seat, keyring: Keyring, key: ApiKey, event: Event, **more: Any
+) -> KeyView:
+    """Write a change of a key into the audit log, with `more` details, and give the key as it is now."""
+    tell(session, actor, event, key, more)
     session.flush()
     return key_views.of(session, seat, keyring, [key], actor.at)[0]
 
 
 def tell(session: Session, actor: Actor, event: Event, key: ApiKey, details: dict[str, Any]) -> None:
     """Write what happened to a key into the audit log."""
+    details = {"environment": key.environment, "owner": key.member.public_id, **details}
     label = f"{key.name} (…{key.last_four})"
     audit.record(session, actor, event, target_id=key.public_id, target_name=label, details=details)
 

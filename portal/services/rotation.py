@@ -96,7 +96,7 @@ def replace_unused(
     old.replaces_id = None  # the new one takes its place, also beside a predecessor that still works
     old.revoked_at = actor.at
     old.revoked_by_id = seat.member.id
-    keys.tell(session, actor, Event.KEY_DELETED, old, {"reason": "replaced before it was used"})
+    keys.tell(session, actor, Event.KEY_DELETED, old, {"reason": "replaced before it was used", "replaces": None})
     session.flush()
     draft = Draft(old.name, old.note, old.member.public_id, old.environment, scopes, lifetime, form_id)
     return keys.create(session, actor, keyring, draft, replaced=before)
@@ -112,7 +112,8 @@ def retire(session: Session, actor: Actor, keyring: Keyring, key_id: str) -> Key
     seat, key = keys.hold(session, actor, key_id, Event.KEY_RETIRED)
     _check_retiring(key, actor.at)
     key.retires_at = actor.at
-    return keys.changed(session, actor, seat, keyring, key, Event.KEY_RETIRED)
+    now = actor.at.isoformat()
+    return keys.changed(session, actor, seat, keyring, key, Event.KEY_RETIRED, retires_at=now)
 
 
 def extend(session: Session, actor: Actor, keyring: Keyring, key_id: str) -> KeyView:
@@ -127,7 +128,8 @@ def extend(session: Session, actor: Actor, keyring: Keyring, key_id: str) -> Key
     if ends >= latest:
         raise Conflict(f"“{key.name}” cannot be extended further. Move what still uses it to the new key.")
     key.retires_at = min(ends + timedelta(days=1), latest)
-    return keys.changed(session, actor, seat, keyring, key, Event.KEY_OVERLAP_EXTENDED)
+    until = key.retires_at.isoformat()
+    return keys.changed(session, actor, seat, keyring, key, Event.KEY_OVERLAP_EXTENDED, retires_at=until)
 
 
 def _check_retiring(key: ApiKey, now: datetime) -> datetime:

@@ -34,6 +34,11 @@ def get(session: Session, slug: str) -> Workspace:
     return workspace
 
 
+def list_all(session: Session) -> list[Workspace]:
+    """List all workspaces, for an operator."""
+    return list(session.scalars(select(Workspace).order_by(Workspace.slug)))
+
+
 def create(session: Session, actor: Actor, slug: str, name: str) -> Workspace:
     """Make an empty workspace; Conflict when the slug is taken."""
     workspace = Workspace(public_id=new_id("ws"), slug=_slug(slug), name=_name(name), created_at=actor.at)

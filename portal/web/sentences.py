@@ -72,7 +72,7 @@ _SAYS: dict[Event, tuple[str, str]] = {
     Event.POLICY_CHANGED: ("changed the workspace’s policy", "change the workspace’s policy"),
     Event.MEMBER_INVITED: ("invited {target}{as_role}", "invite {target}"),
     Event.INVITATION_WITHDRAWN: ("withdrew the invitation of {target}", "withdraw the invitation of {target}"),
-    Event.MEMBER_JOINED: ("let {target} join{as_role}", "let {target} join"),
+    Event.MEMBER_JOINED: ("{target} joined{as_role}", "let {target} join"),
     Event.MEMBER_EDITED: ("changed the facts of {target}", "change the facts of {target}"),
     Event.MEMBER_DEACTIVATED: ("deactivated {target}; their keys stopped", "deactivate {target}"),
     Event.MEMBER_REACTIVATED: ("reactivated {target}", "reactivate {target}"),
@@ -119,6 +119,7 @@ def tell(event: AuditEvent, names: Names) -> Telling:
         attempt = _filled(_words_of(event.action)[1], event, names)
         parts = (Part("tried to "), *attempt, Part(". Refused: "), Part(reason, "name"))
     else:
+        actor = "" if event.action == Event.MEMBER_JOINED else actor
         parts = tuple(_filled(_words_of(event.action)[0], event, names))
     return Telling(
         id=event.public_id,
@@ -197,7 +198,12 @@ def _field(name: str, event: AuditEvent, names: Names) -> Iterator[Part]:
     elif name == "found":
         yield Part(event.target_name or "no key here", "name")
     elif name == "why":
-        yield Part(refusals.words_of(str(details.get("reason", "")), str(details.get("scope", ""))))
+        reason = str(details.get("reason", ""))
+        words = (
+            refusals.words_of(reason, str(details.get("scope", ""))) if reason in list(Refusal) else "no reason told"
+        )
+        times = int(details.get("times", 1))
+        yield Part(words if times == 1 else f"{words}, {thousands(times)} at once")
     elif name in ("count", "copied", "format"):
         yield Part(str(details.get(name, "?")), "" if name != "format" else "name")
 

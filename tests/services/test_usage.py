@@ -351,19 +351,19 @@ def test_a_refused_request_is_told_with_all_that_explains_it(office: Office, usa
     assert (told.address, told.client) == ("203.0.113.9", CURL)
 
 
-def test_of_a_storm_of_refusals_twenty_are_told_and_all_are_counted(office: Office, usage: Usage, key: Used) -> None:
+def test_of_a_storm_of_refusals_ten_thousand_are_kept_and_all_counted(office: Office, usage: Usage, key: Used) -> None:
     other = Used(office, "Calmer")
     with commits_that(lose, office.database):
         key.accept(usage, NOON)
         usage.flush()
-        for _ in range(500):
+        for _ in range(10_300):
             usage.refused(key.request(NOON), Refusal.DEACTIVATED)
         usage.refused(other.request(NOON), Refusal.DEACTIVATED)
     usage.flush()
     usage.flush()
     told = [each.key_id for each in refusals(office)]
-    assert (told.count(key.pk), told.count(other.pk)) == (20, 1)
-    assert counted(office, key_id=key.pk, outcome="deactivated") == 500
+    assert (told.count(key.pk), told.count(other.pk)) == (10_000, 1)
+    assert counted(office, key_id=key.pk, outcome="deactivated") == 10_300
 
 
 def test_refusals_are_kept_for_thirty_days_and_counts_for_longer(office: Office, usage: Usage, key: Used) -> None:

@@ -168,7 +168,12 @@ def test_what_the_member_lost_is_refused_at_once_and_never_grows_past_the_key(ca
 
     def max_has(level: str) -> None:
         with database.transaction() as session:
-            sales = session.query(Access).join(Solution).join(Member).filter(Member.name == "Max Brandt")
+            sales = (
+                session.query(Access)
+                .join(Solution)
+                .join(Member, Member.id == Access.member_id)
+                .filter(Member.name == "Max Brandt")
+            )
             sales.filter(Solution.slug == "sales").one().level = level
 
     max_has("read")

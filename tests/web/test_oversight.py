@@ -1,0 +1,372 @@
+"""The audit log on its pages and in its exports, and what was refused explained: to those who may know (section 5)."""
+
+import csv
+import io
+import json
+import re
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from flask import Flask
+from sqlalchemy import event, update
+from werkzeug.test import TestResponse
+
+from portal.rules.errors import Refusal
+from portal.services import accounts
+from portal.services.audit import Event
+from portal.services.audit_views import GROUPS, Names
+from portal.store.database import Database
+from portal.store.models import Account, ApiKey, AuditEvent, Member, UserSession
+from portal.web import refusals, sentences
+from tests.cast import Cast, MadeKey, Person
+
+AUDIT, EXPLAIN = "/w/acme/audit", "/w/acme/explain"
+NOBODY = Names({}, {}, {})
+
+
+def said(page: TestResponse) -> list[str]:
+    """Read the sentences on a page of the log, newest first, as they are heard."""
+    assert page.status_code == 200, page.text
+    found = re.findall(r'<p class="said">(.*?)</p>', page.text, re.S)
+    return [re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", each)).strip() for each in found]
+
+
+def events_of(page: TestResponse) -> list[str]:
+    return re.findall(r'<li id="(evt_\w+)"', page.text)
+
+
+def flush(cast: Cast) -> None:
+    cast.app.extensions["portal"].usage.flush()
+
+
+# --- Sentences ------------------------------------------------------------------------------------------------------
+
+
+def made(action: str, outcome: str = "done", **details: Any) -> AuditEvent:
+    at = datetime(2026, 1, 12, 12, tzinfo=UTC)
+    facts: dict[str, Any] = {"target_id": "key_1", "target_name": "CRM sync (…abcd)", "details": details}
+    return AuditEvent(
+        public_id="evt_1", seq=1, at=at, action=action, outcome=outcome, actor_name="Ana Ruiz", means="session", **facts
+    )
+
+
+@pytest.mark.parametrize("action", list(Event))
+def test_every_event_has_a_sentence_done_refused_and_counted(app: Flask, action: Event) -> None:
+    with app.test_request_context():
+        done = sentences.tell(made(action), NOBODY)
+        tried = sentences.tell(made(action, "refused", reason="Not you."), NOBODY) if action != "key_refused" else None
+        more = sentences.tell(
+            made(action, "refused", more=1_200, who="mem_1", hour="2026-01-12T12:00:00+00:00"), NOBODY
+        )
+    assert action in sentences._SAYS
+    assert done.text and "{" not in done.text + more.text and "_" not in done.text
+    assert "1,200 more" in more.text and "12 Jan 2026, 12:00 UTC" in more.text
+    if tried:
+        assert tried.text.startswith("tried to ") and tried.text.endswith("Refused: Not you.")
+
+
+def test_every_event_but_none_twice_stands_in_a_group_of_the_filter() -> None:
+    grouped = [each for _, events in GROUPS.values() for each in events]
+    assert sorted(grouped) == sorted(Event)
+
+
+def test_an_event_that_nobody_knows_yet_is_told_by_its_name(app: Flask) -> None:
+    with app.test_request_context():
+        assert sentences.tell(made("key_polished"), NOBODY).text == "key polished: CRM sync (…abcd)"
+
+
+def test_the_log_says_who_did_what_with_names_and_from_what_to_what(cast: Cast) -> None:
+    key = cast.lea.generate(["tasks:read", "tasks:write"], name="CRM sync")
+    cast.lea.post(f"keys/{key.id}/edit", {"name": "CRM sync 2", "note": "vault"})
+    cast.lea.post(f"keys/{key.id}/deactivate")
+    newest = said(cast.ana.get(AUDIT))[:3]
+    label = f"CRM sync 2 (…{key.text[-11:-7]})"
+    assert newest[0] == f"Lea Okoro deactivated the live key {label}"
+    assert newest[1] == f"Lea Okoro changed the name or note of the key {label}"
+    assert newest[2].startswith(
+        f"Lea Okoro generated the live key CRM sync (…{key.text[-11:-7]}) for Lea Okoro with tasks:read"
+    )
+    page = cast.ana.get(AUDIT).text
+    assert re.search(r"Name</bdi>:.*?CRM sync</bdi>.*?CRM sync 2</bdi>", page, re.S)
+    assert key.text not in page
+
+
+def test_user_text_is_shown_as_it_is(cast: Cast) -> None:
+    cast.rio.generate(name="<b hx-get=/x>Bold")
+    assert "&lt;b hx-get=/x&gt;Bold" in cast.ana.get(AUDIT).text
+    assert "<b hx-get" not in cast.ana.get(AUDIT).text
+
+
+# --- Whose events ---------------------------------------------------------------------------------------------------
+
+
+def test_members_see_their_own_leads_what_they_manage_and_admins_the_workspace(cast: Cast) -> None:
+    own = cast.rio.generate(name="Of rio")
+    bot = next(iter(re.findall(r'value="(mem_\w+)"[^>]*>(?=[^<]*Nightly sync)', cast.lea.get("keys/new").text)), "")
+    bot = bot or re.findall(r'(mem_\w+)"', cast.lea.get("keys/new").text)[1]
+    managed = cast.lea.generate(name="Of the bot", owner=bot)
+    cast.max.generate(["leads:read"], name="Of max")
+    cast.ana.post(f"keys/{own.id}/deactivate")
+    seen = {name: " | ".join(said(getattr(cast, name).get(AUDIT))) for name in ("rio", "lea", "max", "ana")}
+    assert {
+        name: [what for what in ("Of rio", "Of the bot", "Of max") if what in text] for name, text in seen.items()
+    } == {
+        "rio": ["Of rio"],
+        "lea": ["Of the bot"],
+        "max": ["Of max"],
+        "ana": ["Of rio", "Of the bot", "Of max"],
+    }
+    assert "Ana Ruiz deactivated the live key Of rio" in seen["rio"]
+    of_max = events_of(cast.max.get(AUDIT))[0]
+    assert cast.ana.get(f"{AUDIT}/{of_max}").status_code == 200
+    assert [cast.lea.get(f"{AUDIT}/{each}").status_code for each in (of_max, "evt_0")] == [404, 404]
+    assert cast.zoe.get(f"/w/globex/audit/{of_max}").status_code == 404
+    assert managed.id
+
+
+def test_sign_ins_are_told_to_oneself_and_to_the_administrator_of_the_only_workspace(cast: Cast) -> None:
+    cast.stranger("rio").sign_in("wrong password here")
+    cast.rio.get("/account")
+    mine, hers = said(cast.rio.get(f"{AUDIT}?of=sign-ins")), said(cast.ana.get(f"{AUDIT}?of=sign-ins"))
+    assert any("Refused" in each and "rio@acme.test" in each for each in mine)
+    assert any("rio@acme.test" in each for each in hers)
+    assert not any("rio@" in each for each in said(cast.lea.get(f"{AUDIT}?of=sign-ins")))
+    assert not any("acme.test" in each for each in said(cast.zoe.get("/w/globex/audit?of=sign-ins")))
+
+
+# --- Filters and pages ----------------------------------------------------------------------------------------------
+
+
+def test_filters_narrow_and_say_when_nothing_matches(cast: Cast) -> None:
+    live = cast.rio.generate(name="Live one")
+    cast.rio.generate(name="Test one", environment="test")
+    cast.rio.post(f"keys/{live.id}/deactivate")
+
+    def found(**filters: str) -> list[str]:
+        return said(cast.ana.get(AUDIT, query_string=filters))
+
+    assert all("Test one" in each for each in found(env="test", what="keys"))
+    assert len(found(key=live.text[-11:-7])) == len(found(key=live.id)) == 2
+    assert len(found(key=live.id, outcome="refused")) == 0
+    rio = re.findall(r'value="(mem_\w+)"[^>]*>Rio', cast.ana.get(AUDIT).text)[0]
+    assert {each[:10] for each in found(person=rio, what="keys")} == {"Rio Tanaka"}
+    today = datetime.now(UTC).strftime("%Y-%m-%d")
+    assert found(**{"from": today, "to": today, "what": "keys"})
+    assert not found(to="2020-01-01")
+    assert "No event matches" in cast.ana.get(f"{AUDIT}?to=2020-01-01").text
+    assert "is not a day" in cast.ana.get(f"{AUDIT}?from=yesterday").text
+    assert "last four characters" in cast.ana.get(f"{AUDIT}?key=whatever").text
+
+
+def test_pages_follow_each_other_without_a_gap(cast: Cast, database: Database) -> None:
+    with database.transaction() as session:
+        session.execute(update(Account).values(page_rows=7))
+    first = cast.ana.get(f"{AUDIT}?what=records")
+    pages, page = [events_of(first)], first
+    while older := re.search(r'href="([^"]+)"\s+rel="next"', page.text):
+        page = cast.ana.get(older[1].replace("&amp;", "&"))
+        pages.append(events_of(page))
+    everything = [each for found in pages for each in found]
+    assert len(everything) == len(set(everything)) > 40
+    newer = re.search(r'href="([^"]+)"\s+rel="prev"', page.text)
+    assert newer
+    assert events_of(cast.ana.get(newer[1].replace("&amp;", "&"))) == pages[-2]
+
+
+# --- Exports and the check ------------------------------------------------------------------------------------------
+
+
+def test_exports_hold_all_events_and_no_cell_is_a_formula(cast: Cast) -> None:
+    for name in ("=cmd()", "+1 a", "-1 a", "@sum"):
+        cast.rio.generate(name=name)
+    lines = [json.loads(line) for line in cast.ana.get("/w/acme/audit.jsonl").text.splitlines()]
+    assert [line["number"] for line in lines] == list(range(1, len(lines) + 1))
+    reply = cast.ana.get("/w/acme/audit.csv")
+    table = list(csv.DictReader(io.StringIO(reply.text)))
+    assert {row["target"][:2] for row in table if row["action"] == "key_generated"} == {"'=", "'+", "'-", "'@"}
+    assert not any(cell.startswith(("=", "+", "-", "@", "\t", "\r")) for row in table for cell in row.values())
+    assert all(datetime.fromisoformat(row["at"]).utcoffset() is not None and row["at"].endswith("Z") for row in table)
+    assert "attachment" in reply.headers["Content-Disposition"]
+    assert said(cast.ana.get(AUDIT))[0] == "Ana Ruiz exported the audit log as csv"
+    narrowed = cast.ana.get("/w/acme/audit.jsonl?what=keys").text.splitlines()
+    assert {json.loads(line)["action"] for line in narrowed} == {"key_generated"}
+
+
+def test_an_export_asks_for_the_password_again_but_not_whoever_may_not_export(cast: Cast, database: Database) -> None:
+    _ = cast.ana, cast.rio
+    with database.transaction() as session:
+        session.execute(update(UserSession).values(proved_at=datetime.now(UTC) - accounts.PROOF_LIFE * 2))
+    asked = cast.ana.get("/w/acme/audit.csv")
+    assert (asked.status_code, asked.location) == (303, "/reauth?next=/w/acme/audit.csv")
+    assert cast.rio.get("/w/acme/audit.csv").status_code == 403
+
+
+@pytest.mark.parametrize("harm", ["edited", "deleted", "cut off"])
+def test_a_row_that_was_touched_is_named_by_the_page(cast: Cast, database: Database, harm: str) -> None:
+    assert "The log is whole" in cast.ana.get(f"{AUDIT}/verify").text
+    with database.transaction() as session:
+        rows = session.query(AuditEvent).filter_by(
+            chain=session.query(Member).filter_by(name="Ana Ruiz").one().workspace_id
+        )
+        found = rows.order_by(AuditEvent.seq).all()
+        named = found[5]
+        if harm == "edited":
+            named.address = "203.0.113.99"
+        elif harm == "deleted":
+            session.delete(found[6])
+        else:
+            named = found[-3]
+            session.delete(found[-1])
+            session.delete(found[-2])
+    page = cast.ana.get(f"{AUDIT}/verify").text
+    assert "tampered with" in page
+    assert named.public_id in page
+    assert cast.app.test_cli_runner().invoke(args=["verify-audit", "globex"]).exit_code == 0
+    told = cast.app.test_cli_runner().invoke(args=["verify-audit"])
+    assert told.exit_code == 1
+    assert named.public_id in told.output
+
+
+# --- Explain --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def refused(cast: Cast, database: Database) -> dict[str, tuple[str, MadeKey]]:
+    """A mixed run: one refused request for every reason; its id and its key."""
+    found: dict[str, tuple[str, MadeKey]] = {}
+
+    def call(reason: str, key: MadeKey, status: int, method: str = "GET", path: str = "/me", **options: Any) -> None:
+        reply = cast.call(method, path, key, **options)
+        assert reply.status_code == status, reply.text
+        found[reason] = (reply.get_json()["meta"]["requestId"], key)
+
+    def change(key: MadeKey, **values: Any) -> None:
+        with database.transaction() as session:
+            session.execute(update(ApiKey).where(ApiKey.public_id == key.id).values(values))
+
+    def key(name: str) -> MadeKey:
+        return cast.rio.generate(name=name)
+
+    call("missing_scope", key("Scope"), 403, "POST", "/apps/tasks/records", json={"fields": {"title": "x"}})
+    for reason, action in (("deactivated", "deactivate"), ("revoked", "delete")):
+        stopped = key(reason)
+        cast.rio.post(f"keys/{stopped.id}/{action}")
+        call(reason, stopped, 401)
+    expired = key("Expired")
+    change(expired, expires_at=datetime.now(UTC))
+    call("expired", expired, 401)
+    retired = key("Retired")
+    cast.rio.rotate(retired, overlap="0")
+    call("retired", retired, 401)
+    call("other_workspace", key("Elsewhere"), 401, headers={"Account-Id": "ws_other"})
+    tampered = key("Tampered")
+    change(tampered, environment="test")
+    call("unknown", tampered, 401)
+    kept = key("Kept")
+    with database.transaction() as session:
+        rio = session.query(Member).filter_by(name="Rio Tanaka").one()
+        session.execute(update(Member).where(Member.id == rio.id).values(deactivated_at=rio.created_at))
+    call("owner_inactive", kept, 401)
+    with database.transaction() as session:
+        session.execute(update(Member).where(Member.id == rio.id).values(deactivated_at=None))
+        session.connection().exec_driver_sql(f"DELETE FROM access WHERE member_id = {int(rio.id)}")
+    call("access_withdrawn", kept, 403, "GET", "/apps/tasks/records")
+    flush(cast)
+    assert set(found) == set(Refusal) - {"missing_key", "malformed_key"}
+    return found
+
+
+def explained(person: Person, asked: str) -> str:
+    reply = person.post(EXPLAIN, {"request_id": asked})
+    assert reply.status_code == 200
+    return reply.text
+
+
+def test_each_refused_request_is_explained_with_its_true_reason_and_to_nobody_else(
+    cast: Cast, refused: dict[str, tuple[str, MadeKey]]
+) -> None:
+    for reason, (request_id, key) in refused.items():
+        for person in (cast.rio, cast.ana):
+            page = explained(person, request_id)
+            scope = {"missing_scope": "tasks:write", "access_withdrawn": "tasks:read"}.get(reason, "")
+            assert refusals.words_of(reason, scope) in page, reason
+            assert key.id in page
+            assert "What would mend it" in page
+            assert key.text not in page
+        for person in (cast.lea, cast.max, cast.zoe):
+            where = f"/w/{person.workspace}/explain"
+            answer, unknown = (
+                re.sub(r'value="[^"]*"|"\d+ \d+"', "", person.post(where, {"request_id": each}).text)
+                for each in (request_id, "req_" + "0" * 24)
+            )
+            assert "We cannot explain this" in answer
+            assert answer == unknown  # not visible and unknown look alike
+
+
+def test_what_the_key_could_do_is_told_as_of_then(cast: Cast, refused: dict[str, tuple[str, MadeKey]]) -> None:
+    page = explained(cast.rio, refused["missing_scope"][0])
+    held = page[page.index("What the key could do at that moment") : page.index("What would mend it")]
+    assert "tasks:read" in held  # rio has lost the access since
+    page = explained(cast.rio, refused["access_withdrawn"][0])
+    held = page[page.index("What the key could do at that moment") : page.index("What would mend it")]
+    assert "No scope worked" in held
+
+
+def mend(page: str) -> str:
+    return page[page.index("What would mend it") : page.index("<footer")]
+
+
+def test_what_would_mend_it_is_a_link_where_one_can_do_it(cast: Cast) -> None:
+    key = cast.lea.generate(["tasks:read"], name="Mendable")
+    lacking = cast.call("POST", "/apps/tasks/records", key, json={"fields": {"title": "x"}}).get_json()
+    cast.lea.post(f"keys/{key.id}/deactivate")
+    stopped = cast.call("GET", "/me", key).get_json()
+    flush(cast)
+    lacking, stopped = (each["meta"]["requestId"] for each in (lacking, stopped))
+    assert f"new?add=tasks:write&amp;from={key.id}" in mend(explained(cast.lea, lacking)).replace("%3A", ":")
+    assert f"{key.id}/reactivate" in mend(explained(cast.lea, stopped))
+    assert "Lea Okoro can reactivate it" in mend(explained(cast.ana, stopped))
+    cast.lea.post(f"keys/{key.id}/reactivate")
+    assert "mended since" in mend(explained(cast.lea, stopped))
+
+
+def test_a_hint_lists_the_refusals_of_its_key_and_a_whole_key_is_not_shown_again(cast: Cast) -> None:
+    key = cast.rio.generate(name="Lister")
+    request_id = cast.call("POST", "/apps/tasks/records", key, json={"fields": {}}).get_json()["meta"]["requestId"]
+    flush(cast)
+    for asked in (key.text[-11:-7], f"sk_live_…{key.text[-11:-7]}", key.id, key.text, f"Bearer {key.text}"):
+        page = explained(cast.rio, asked)
+        assert request_id in page, asked
+        assert key.text not in page
+        assert "We cannot explain this" in explained(cast.lea, asked)
+    assert request_id in cast.rio.get(f"keys/{key.id}/requests").text  # and the key's own page leads here
+
+
+def test_what_was_refused_in_the_portal_is_explained_by_its_request_id(cast: Cast) -> None:
+    foreign = cast.max.generate(["leads:read"], name="Of max")
+    request_id = cast.rio.post(f"keys/{foreign.id}/deactivate").headers["X-Request-Id"]
+    assert "tried to deactivate" in explained(cast.rio, request_id)
+    assert "We cannot explain this" in explained(cast.lea, request_id)
+
+
+@pytest.mark.parametrize("odd", ["", " ", "x", "req_", "req_'; --", "\u202e", "…" * 200, "key_1", "=1+1"])
+def test_odd_questions_have_an_answer(shared_cast: Cast, odd: str) -> None:
+    assert shared_cast.rio.post(EXPLAIN, {"request_id": odd}).status_code in (200, 422)
+
+
+def test_a_page_of_the_log_takes_few_statements(cast: Cast, database: Database) -> None:
+    statements: list[str] = []
+    engine = cast.app.extensions["portal"].database.engine
+    _ = cast.rio, cast.lea, cast.ana
+
+    def count(*given: Any) -> None:
+        statements.append(given[2])
+
+    for person in (cast.rio, cast.lea, cast.ana):
+        person.get(AUDIT)
+        event.listen(engine, "before_cursor_execute", count)
+        person.get(AUDIT)
+        event.remove(engine, "before_cursor_execute", count)
+        assert len(statements) < 20, "\n".join(statements)
+        statements.clear()
