@@ -149,7 +149,7 @@ def _hold_replaced(session: Session, actor: Actor, draft: Draft) -> ApiKey:
         Member.workspace_id == seat.workspace.id,
         Member.account_id.is_(None),
     )
-    session.execute(api_members.order_by(Member.id).with_for_update())
+    session.execute(api_members.order_by(Member.id).with_for_update(key_share=True))
     _, key = keys.hold(session, actor, draft.replaces, Event.KEY_ROTATED)
     _check_rotatable(session, seat, key, actor.at, moved=_is_moved(session, seat, key, draft))
     return key

@@ -37,6 +37,7 @@ def key(cast: Cast) -> MadeKey:
 def paths(app: Flask, method: str, key_id: str) -> list[str]:
     """List the addresses of all pages that take a method, with what ana has in acme."""
     found = {"ws": "acme", "app": "tasks", "token": "x" * 43, "key_id": key_id, "filename": "app.js"}
+    found |= {"solution": "sales", "mid": "mem_1", "iid": "inv_1", "eid": "evt_1"}
     return [
         re.sub(r"<(?:\w+:)?(\w+)>", lambda match: found[match[1]], rule.rule)
         for rule in app.url_map.iter_rules()

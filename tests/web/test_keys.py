@@ -343,12 +343,8 @@ def test_who_loses_access_sees_it_on_the_key_and_the_key_loses_it_at_once(cast: 
     key = cast.max.generate(["leads:read", "leads:write"])
     assert cast.call("POST", "/apps/leads/records", key, json={"fields": {"name": "x"}}).status_code == 201
     with database.transaction() as session:
-        sales = (
-            session.query(Access)
-            .join(Solution)
-            .join(Member, Member.id == Access.member_id)
-            .filter(Member.name == "Max Brandt")
-        )
+        sales = session.query(Access).join(Solution).join(Member, Member.id == Access.member_id)
+        sales = sales.filter(Member.name == "Max Brandt")
         sales.filter(Solution.slug == "sales").one().level = "read"
     assert cast.call("POST", "/apps/leads/records", key, json={"fields": {"name": "x"}}).status_code == 403
     assert cast.call("GET", "/apps/leads/records", key).status_code == 200
