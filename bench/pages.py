@@ -30,9 +30,12 @@ sys.path.insert(0, str(ROOT))
 from app import create_app  # noqa: E402
 from portal.rules.access import Action, Environment  # noqa: E402
 from portal.rules.credentials import Keyring, new_id  # noqa: E402
+from portal.services import audit  # noqa: E402
 from portal.services.activity import hour_of  # noqa: E402
+from portal.services.actor import Actor, Means  # noqa: E402
+from portal.services.audit import Event  # noqa: E402
 from portal.store.database import Database  # noqa: E402
-from portal.store.models import Access, ApiKey, App, AuditEvent, KeyScope, Member, Solution, Workspace  # noqa: E402
+from portal.store.models import Access, ApiKey, App, KeyScope, Member, Solution, Workspace  # noqa: E402
 from tests.cast import Cast, Person  # noqa: E402
 from tests.databases import KINDS, migrated_template  # noqa: E402
 
@@ -42,6 +45,7 @@ LIMIT = 150  # milliseconds for a page; judged by its lowest time, to which a bu
 HEADING = "page                              ms lowest  median  95th percentile  CPU ms  statements"
 BUSY_DAYS = 90
 BUSY_CALLERS = 15
+EVENTS = 6_000  # in the audit log
 REFUSALS = 5_000  # of the busy key; a tenth as many again of all others together
 _JOBS = ("Nightly export", "CRM sync", "Reporting", "Warehouse scanner", "Zapier", "Backup", "Invoice import")
 
@@ -73,9 +77,11 @@ def fill(url: str, keyring: Keyring, rows: int) -> Scene:
         busy.expires_at = busy.deactivated_at = None
         session.flush()
         _add_usage(connection, busy.id, rows, now, is_sqlite=database.is_sqlite)
-        connection.execute(
-            insert(AuditEvent), [_event(workspace_id, busy, now - timedelta(hours=n)) for n in range(300)]
-        )
+        for n in range(EVENTS):
+            who = Actor(now - timedelta(hours=EVENTS - n), Means.SESSION, "Max Brandt", f"mem_{n % 500}", workspace_id)
+            key = busy if n % 20 == 0 else usual
+            details = {"before": ["Old", ""], "after": [key.name, ""], "environment": key.environment}
+            audit.record(session, who, Event.KEY_EDITED, target_id=key.public_id, target_name=key.name, details=details)
     if not database.is_sqlite:  # as its autovacuum would, some time after so many rows
         connection = database.driver_connection()
         connection.execute("VACUUM ANALYZE")
@@ -200,30 +206,15 @@ WHERE outcome = 'accepted' GROUP BY 1, 2, 3, 4"""
     at = "datetime(:now - n.i * 300, 'unixepoch') || '.000000'" if is_sqlite else "to_timestamp(:now - n.i * 300)"
     connection.execute(
         text(
-            f"""INSERT INTO refused_request (request_id, key_id, at, reason, required, method, path, address, client)
+            f"""INSERT INTO refused_request
+    (request_id, key_id, at, reason, required, held, method, path, address, client)
 WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i + 1 < :count)
 SELECT 'req_' || n.i, CASE WHEN n.i % 11 = 0 THEN (SELECT min(id) FROM api_key) + n.i ELSE :busy END, {at},
-       'missing_scope', 'accounts:write', 'POST', '/api/v1/apps/accounts/records', '203.0.113.' || (n.i % 40),
-       'client/1' FROM n ORDER BY n.i DESC"""
+       'missing_scope', 'accounts:write', 'tasks:read', 'POST', '/api/v1/apps/accounts/records',
+       '203.0.113.' || (n.i % 40), 'client/1' FROM n ORDER BY n.i DESC"""
         ),
         {"count": REFUSALS * 11 // 10, "now": int(now.timestamp()), "busy": busy},
     )
-
-
-def _event(workspace_id: int, key: ApiKey, at: datetime) -> dict[str, Any]:
-    return {
-        "public_id": new_id("evt"),
-        "workspace_id": workspace_id,
-        "at": at,
-        "action": "key_edited",
-        "outcome": "done",
-        "actor_id": "mem_1",
-        "actor_name": "Max Brandt",
-        "means": "session",
-        "target_id": key.public_id,
-        "target_name": key.name,
-        "details": {},
-    }
 
 
 def pages(scene: Scene) -> list[tuple[str, str, str]]:
@@ -250,6 +241,14 @@ def pages(scene: Scene) -> list[tuple[str, str, str]]:
         ("requests of 30 days, usual key", "max", f"keys/{usual.public_id}/requests?range=30d"),
         ("history, busy key", "max", f"keys/{busy.public_id}/history"),
         ("impact, busy key", "max", f"keys/{busy.public_id}/impact"),
+        ("audit log, newest", "ana", "/w/acme/audit"),
+        ("audit log, in the middle", "ana", f"/w/acme/audit?before={EVENTS // 2}"),
+        ("audit log, filters that find nothing", "ana", "/w/acme/audit?what=people&env=live&outcome=refused"),
+        ("audit log, of one key", "ana", f"/w/acme/audit?key={busy.public_id}"),
+        ("audit log, a member’s own", "max", "/w/acme/audit"),
+        ("audit log, checked", "ana", "/w/acme/audit/verify"),
+        ("explain, by request id", "max", "/w/acme/explain?request_id=req_7"),
+        ("explain, by hint", "max", f"/w/acme/explain?request_id={busy.last_four}"),
         ("rotate, the form, busy key", "max", f"keys/{busy.public_id}/rotate"),
     ]
 

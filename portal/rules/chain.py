@@ -14,11 +14,13 @@ def link(previous: bytes, content: Mapping[str, Any]) -> bytes:
 
     Moments are written in UTC to the microsecond, so that both databases give back what was hashed.
     """
-    written = json.dumps(content, sort_keys=True, separators=(",", ":"), default=_moment)
-    return hashlib.sha256(previous + written.encode()).digest()
+    return hashlib.sha256(previous + _written(content).encode()).digest()
 
 
 def _moment(value: object) -> str:
     if isinstance(value, datetime):
         return value.astimezone(UTC).isoformat(timespec="microseconds")
     raise TypeError(f"{type(value).__name__} cannot stand in the audit log")
+
+
+_written = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=_moment).encode

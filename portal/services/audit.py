@@ -201,20 +201,22 @@ def verify(session: Session, chain: int) -> Verdict:
     """
     end = select(AuditHead.seq, AuditHead.hash).where(AuditHead.chain == chain)
     before = session.execute(end).one_or_none()
-    columns = [column for column in AuditEvent.__table__.columns if column.key != "id"]
+    columns = [column for column in AuditEvent.__table__.columns if column.key not in ("id", "hash", "seq")]
+    names = (*(column.key for column in columns), "seq")
     previous, seq, last = BEGINNING, 0, ""
-    rows = select(*columns).where(AuditEvent.chain == chain).order_by(AuditEvent.seq)
-    for row in session.execute(rows.execution_options(yield_per=500)).mappings():
-        content = dict(row)
-        written = content.pop("hash")
-        if content["seq"] != seq + 1:
-            missing = f"the rows after number {seq} up to {content['seq'] - 1} are missing"
-            return Verdict(seq, last or content["public_id"], missing)
-        if link(previous, content) != written:
-            return Verdict(seq, content["public_id"], f"row {content['seq']} is not as it was written")
-        previous, seq, last = written, content["seq"], content["public_id"]
-        if before and seq == before.seq and previous != before.hash:
-            return Verdict(seq, last, "the end of the log is not as it was written")
+    rows = select(*columns, AuditEvent.seq, AuditEvent.hash).where(AuditEvent.chain == chain).order_by(AuditEvent.seq)
+    with session.execute(rows.execution_options(yield_per=500)) as result:
+        for *values, written in result:
+            content = dict(zip(names, values, strict=True))
+            number, public_id = content["seq"], content["public_id"]
+            if number != seq + 1:
+                missing = f"the rows after number {seq} up to {number - 1} are missing"
+                return Verdict(seq, last or public_id, missing)
+            if link(previous, content) != written:
+                return Verdict(seq, public_id, f"row {number} is not as it was written")
+            previous, seq, last = written, number, public_id
+            if before and seq == before.seq and previous != before.hash:
+                return Verdict(seq, last, "the end of the log is not as it was written")
     after = session.execute(end).one_or_none()
     if seq < (before.seq if before else 0):
         return Verdict(seq, last, f"the rows after number {seq} are missing")

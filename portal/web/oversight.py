@@ -9,11 +9,12 @@ from datetime import UTC, datetime, timedelta
 from functools import wraps
 from typing import Any
 
-from flask import Blueprint, Response, g, request, url_for
+from flask import Blueprint, Response, g, request, stream_template, url_for
 
 from portal.rules.credentials import KEY_SHAPED
 from portal.rules.errors import Forbidden, Refusal
 from portal.services import audit_views, explanations
+from portal.services.audit import Verdict
 from portal.services.audit_views import GROUPS, Filters, Page
 from portal.services.explanations import Explanation
 from portal.services.members import Seat
@@ -164,10 +165,14 @@ def event(eid: str) -> Response:
 @in_workspace
 @_for_admins
 def verify() -> Response:
-    """Check the chain of the workspace's log from its beginning."""
-    with reading() as session:
-        verdict = audit_views.check(session, seat())
-    return page_or_fragment("audit/verify.html", "audit/verify.html", verdict=verdict)
+    """Check the chain of the workspace's log from its beginning, while the page goes out: others need not wait."""
+
+    def check() -> Verdict:
+        with reading() as session:
+            return audit_views.check(session, who)
+
+    who = seat()
+    return Response(stream_template("audit/verify.html", check=check), mimetype="text/html")
 
 
 # --- Exports --------------------------------------------------------------------------------------------------------
