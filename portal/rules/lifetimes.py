@@ -47,3 +47,12 @@ class Overlap(StrEnum):
 
 _HOURS = {Overlap.NONE: 0, Overlap.HOUR: 1, Overlap.DAY: 24, Overlap.WEEK: 168, Overlap.UNTIL: 720}
 LONGEST_OVERLAP = timedelta(hours=720)
+
+
+def extended(ends_at: datetime, rotated_at: datetime | None, expires_at: datetime | None) -> datetime | None:
+    """Give the end of an overlap that is lengthened by a day: never past the key's own expiry, or 30 days in all.
+
+    None where it cannot be lengthened.
+    """
+    latest = min(moment for moment in ((rotated_at or ends_at) + LONGEST_OVERLAP, expires_at) if moment)
+    return min(ends_at + timedelta(days=1), latest) if ends_at < latest else None

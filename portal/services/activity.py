@@ -158,8 +158,13 @@ def hour_of(moment: datetime) -> int:
     return int(moment.timestamp()) // 3600
 
 
-def callers_of(session: Session, key: ApiKey, now: datetime, since: datetime | None = None) -> list[CallerSeen]:
-    """List the last five places that a key was used from, with what they are: ever, or since a moment."""
+def callers_of(
+    session: Session, key: ApiKey, now: datetime, since: datetime | None = None, limit: int = _CALLERS
+) -> list[CallerSeen]:
+    """List the last places that a key was used from, with what they are: ever, or since a moment.
+
+    Counts are kept by the hour: that of a caller whose `first_at` is before the moment holds requests before it too.
+    """
     seen: type[KeyCaller | Usage] = KeyCaller
     conditions = [KeyCaller.key_id == key.id]
     if since is not None:
@@ -175,12 +180,12 @@ def callers_of(session: Session, key: ApiKey, now: datetime, since: datetime | N
         .where(*conditions)
         .group_by(seen.address, seen.client)
         .order_by(func.max(seen.last_at).desc())
-        .limit(_CALLERS)
+        .limit(limit)
     )
-    return _by_caller((tuple(row) for row in rows), now)
+    return _by_caller((tuple(row) for row in rows), now, limit)
 
 
-def _by_caller(rows: Iterable[Sequence[object]], now: datetime) -> list[CallerSeen]:
+def _by_caller(rows: Iterable[Sequence[object]], now: datetime, limit: int = _CALLERS) -> list[CallerSeen]:
     seen: dict[tuple[str, str], CallerSeen] = {}
     for address, client, count, first_at, last_at in rows:
         place = (str(address), str(client))
@@ -190,7 +195,7 @@ def _by_caller(rows: Iterable[Sequence[object]], now: datetime) -> list[CallerSe
         last = max(last_at, known.last_at) if known else last_at
         total = int(str(count)) + (known.count if known else 0)
         seen[place] = CallerSeen(*place, total, first, last, now - first < timedelta(hours=24))
-    return sorted(seen.values(), key=lambda caller: caller.last_at, reverse=True)[:_CALLERS]
+    return sorted(seen.values(), key=lambda caller: caller.last_at, reverse=True)[:limit]
 
 
 def recent_days(session: Session, key_ids: Sequence[int], now: datetime) -> dict[int, DayBars]:

@@ -12,6 +12,7 @@ from portal.rules import text
 from portal.rules.access import AccessLevel, Action, Role, Scope, effective_scopes, level_of
 from portal.rules.credentials import Keyring
 from portal.rules.errors import NotFound
+from portal.rules.lifetimes import extended
 from portal.services import activity, members
 from portal.services.activity import DayBars
 from portal.services.actor import Actor
@@ -77,11 +78,15 @@ class KeyView:
     deactivated_at: datetime | None
     revoked_at: datetime | None
     retires_at: datetime | None
+    extends_to: datetime | None  # the end of its overlap if that is lengthened now
     successor_id: str | None
+    successor_name: str
+    successor_last_four: str
     predecessor_id: str | None
     recent: DayBars | None
     is_unused: bool
     is_retiring: bool
+    is_old: bool  # of a rotation: its successor has its name
     is_busy: bool
     is_expiring: bool
     may_deactivate: bool
@@ -401,6 +406,10 @@ def _view(
     may_hand_out = is_mine or key.member.is_api
     is_retiring = key.retires_at is not None and state in (KeyState.ACTIVE, KeyState.DEACTIVATED)
     successor, predecessor = pairs.get(-key.id), pairs.get(key.replaces_id or 0)
+    successor = successor if successor and successor.id not in hidden else None
+    retires_at = key.retires_at if is_retiring else None
+    extends_to = extended(retires_at, key.rotated_at, key.expires_at) if retires_at else None
+    has_its_name = successor is not None and successor.name_folded == key.name_folded
     return KeyView(
         id=key.public_id,
         name=key.name,
@@ -422,11 +431,15 @@ def _view(
         deactivated_at=key.deactivated_at,
         revoked_at=key.revoked_at,
         retires_at=key.retires_at,
-        successor_id=successor.public_id if successor and successor.id not in hidden else None,
+        extends_to=extends_to,
+        successor_id=successor.public_id if successor else None,
+        successor_name=successor.name if successor else "",
+        successor_last_four=successor.last_four if successor else "",
         predecessor_id=predecessor.public_id if predecessor and predecessor.id not in hidden else None,
         recent=recent,
         is_unused=key.last_used_at is None,
         is_retiring=is_retiring,
+        is_old=is_retiring or (state is KeyState.REVOKED and key.revoked_at is None and has_its_name),
         is_busy=key.last_used_at is not None and now - key.last_used_at < BUSY,
         is_expiring=state is KeyState.ACTIVE and key.expires_at is not None and key.expires_at - now <= EXPIRING,
         may_deactivate=state is KeyState.ACTIVE,
@@ -435,7 +448,7 @@ def _view(
         may_rotate=may_hand_out and _is_free(key, predecessor, now),
         may_move=_is_free(key, predecessor, now),
         may_retire=is_retiring,
-        may_extend=is_retiring and may_hand_out,
+        may_extend=extends_to is not None and may_hand_out,
         may_replace=may_hand_out and is_replaceable(key, now),
         may_edit=may_hand_out and state is not KeyState.REVOKED,
     )

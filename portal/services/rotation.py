@@ -1,6 +1,6 @@
 """Rotation: a replacement with the same or fewer scopes, while the old key goes on for an overlap."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from sqlalchemy import or_, select
@@ -8,8 +8,9 @@ from sqlalchemy import or_, select
 from portal.rules.access import Scope
 from portal.rules.credentials import Keyring, PlainKey, new_id
 from portal.rules.errors import AlreadyShown, Attempt, Conflict, Forbidden, Invalid, NotFound
-from portal.rules.lifetimes import LONGEST_OVERLAP, Lifetime, Overlap
+from portal.rules.lifetimes import Lifetime, Overlap, extended
 from portal.services import activity, key_views, keys, members, policy
+from portal.services.activity import CallerSeen
 from portal.services.actor import Actor
 from portal.services.audit import Event
 from portal.services.key_views import KeyView
@@ -19,6 +20,38 @@ from portal.store.database import Session
 from portal.store.models import ApiKey, KeyState, Member
 
 ONLY_ITS_OWNER = "Only its owner can rotate, replace or extend this key."
+QUIET = timedelta(hours=1)  # an old key that is quiet this long while its successor is busy is safe to retire
+_CALLERS = 50  # of each key of a pair that are compared
+
+
+@dataclass(frozen=True, slots=True)
+class Staying:
+    """A caller that has used the old key of a rotation since then."""
+
+    caller: CallerSeen
+    count: int | None  # since the rotation; None where the count holds requests before it too
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether the old key of a rotation may go.
+
+    `kind` is `unused` (nothing used it since: safe), `quiet` (nothing for an hour, while the new one is used: safe),
+    `early` (nothing used either key since a rotation within the hour), `waiting` (quiet, but nothing uses the new one)
+    or `used`.
+    """
+
+    kind: str
+    last_at: datetime | None
+    new_count: int
+    safe_at: datetime  # when nothing uses the old key until then
+    staying: list[Staying]
+    moved: list[tuple[CallerSeen, CallerSeen]]  # with the old key, and since then with the new one
+
+    @property
+    def is_safe(self) -> bool:
+        """Whether nothing is known to stop with the old key."""
+        return self.kind in ("unused", "quiet")
 
 
 def rotate(session: Session, actor: Actor, keyring: Keyring, draft: Draft) -> tuple[KeyView, PlainKey]:
@@ -107,6 +140,31 @@ def successor_of(session: Session, key: ApiKey) -> ApiKey | None:
     return session.scalar(select(ApiKey).where(ApiKey.replaces_id == key.id, ApiKey.revoked_at.is_(None)))
 
 
+def verdict_on(session: Session, old: ApiKey, new: ApiKey | None, now: datetime) -> Verdict:
+    """Say whether the old key of a rotation may go, and who still uses it."""
+    begun = old.rotated_at or (new.created_at if new else now)
+    last_at = activity.impact_of(session, old, now).last_at
+    new_count = activity.accepted_since(session, new, begun) if new else 0
+    seen = activity.callers_of(session, old, now, since=begun, limit=_CALLERS)
+    with_new = activity.callers_of(session, new, now, since=begun, limit=_CALLERS) if new and seen else []
+    after = {(each.address, each.client): each for each in with_new}
+    moved = []
+    staying = []
+    for each in seen:
+        other = after.get((each.address, each.client))
+        if other and other.last_at > each.last_at:
+            moved.append((each, other))
+        else:
+            staying.append(Staying(each, each.count if each.first_at > begun else None))
+    last_since = last_at if last_at and last_at > begun else None
+    is_quiet = now - (last_since or begun) > QUIET
+    if last_since is None:
+        kind = "early" if last_at and not new_count and not is_quiet else "unused"
+    else:
+        kind = "used" if not is_quiet else "quiet" if new_count else "waiting"
+    return Verdict(kind, last_since, new_count, (last_since or begun) + QUIET, staying, moved)
+
+
 def retire(session: Session, actor: Actor, keyring: Keyring, key_id: str) -> KeyView:
     """End the overlap of a key that is being replaced, at once."""
     seat, key = keys.hold(session, actor, key_id, Event.KEY_RETIRED)
@@ -124,11 +182,12 @@ def extend(session: Session, actor: Actor, keyring: Keyring, key_id: str) -> Key
         raise Forbidden(ONLY_ITS_OWNER, attempt=attempt)
     ends = _check_retiring(key, actor.at)
     keys.check_still_grantable(session, seat, key, Event.KEY_OVERLAP_EXTENDED)
-    latest = min([(key.rotated_at or actor.at) + LONGEST_OVERLAP, *([key.expires_at] if key.expires_at else [])])
-    if ends >= latest:
-        raise Conflict(f"“{key.name}” cannot be extended further. Move what still uses it to the new key.")
-    key.retires_at = min(ends + timedelta(days=1), latest)
-    until = key.retires_at.isoformat()
+    later = extended(ends, key.rotated_at, key.expires_at)
+    if later is None:
+        old = f"The old “{key.name}” (…{key.last_four})"
+        raise Conflict(f"{old} cannot be extended further. Move what still uses it to the new key.")
+    key.retires_at = later
+    until = later.isoformat()
     return keys.changed(session, actor, seat, keyring, key, Event.KEY_OVERLAP_EXTENDED, retires_at=until)
 
 

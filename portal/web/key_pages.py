@@ -22,7 +22,6 @@ from portal.web.keys import keyring, look, pages, row_changed, with_impact
 
 _RANGES = {"24h": timedelta(hours=24), "7d": timedelta(days=7), "30d": timedelta(days=30)}
 _UNUSED_SCOPES = timedelta(days=60)
-_QUIET = timedelta(hours=1)  # an old key that is quiet this long while its successor is busy is safe to retire
 _SENTENCES = {
     Event.KEY_GENERATED: "generated this key",
     Event.KEY_ROTATED: "rotated this key",
@@ -68,7 +67,7 @@ def detail(key_id: str) -> Response:
 def _pair(session: Any, key: KeyView) -> dict[str, Any]:
     """Tell of a rotation that goes on: both keys, who still uses the old one, and whether it is safe to retire."""
     old_id = key.id if key.is_retiring else key.predecessor_id
-    nothing: dict[str, Any] = {"pair": None, "callers_of_old": [], "safe_to_retire": False, "new_count": 0}
+    nothing: dict[str, Any] = {"pair": None, "verdict": None}
     if not old_id or (key.is_retiring and not key.successor_id):
         return nothing
     old = key_views.row_of(session, seat(), old_id)
@@ -76,17 +75,7 @@ def _pair(session: Any, key: KeyView) -> dict[str, Any]:
     view = key_views.get(session, actor(), seat(), keyring(), key.successor_id or old_id)
     if new is None or (not key.is_retiring and not view.is_retiring):
         return nothing
-    now = actor().at
-    last_at = activity.impact_of(session, old, now).last_at
-    new_count = activity.accepted_since(session, new, new.created_at)
-    is_quiet = last_at is None or now - last_at > _QUIET
-    return {
-        "pair": view,
-        "callers_of_old": activity.callers_of(session, old, now, since=new.created_at),
-        "old_last_at": last_at,
-        "new_count": new_count,
-        "safe_to_retire": is_quiet and new_count > 0,
-    }
+    return {"pair": view, "verdict": rotation.verdict_on(session, old, new, actor().at)}
 
 
 @pages.get("/keys/<public_id:key_id>/requests")

@@ -202,7 +202,7 @@ def deactivate(key_id: str) -> Response:
     with transaction() as session:
         key = keys.deactivate(session, actor(), keyring(), key_id)
     told = f"“{key.name}” is deactivated. Requests are refused from now."
-    return _stopped(key, told, focus=f"key-{key.id}-reactivate")
+    return stopped(key, told, focus=f"key-{key.id}-reactivate")
 
 
 @pages.route("/keys/<public_id:key_id>/reactivate", methods=["GET", "POST"])
@@ -254,7 +254,7 @@ def delete(key_id: str) -> Response:
     except Invalid as error:
         context = with_impact(key_id) | {"error": error.problems["name"], "typed": without_keys(typed)[:60]}
         return page_or_fragment("keys/delete.html", "keys/_delete.html", 422, **context)
-    return _stopped(key, f"“{key.name}” (…{key.last_four}) was deleted.")
+    return stopped(key, f"“{key.name}” (…{key.last_four}) was deleted.")
 
 
 # --- The receipt of a stop ------------------------------------------------------------------------------------------
@@ -263,7 +263,7 @@ _RECEIPT_LIFE = timedelta(minutes=1)
 _RECEIPT_POLL = 2  # seconds
 
 
-def _stopped(key: KeyView, told: str, *, focus: str = "") -> Response:
+def stopped(key: KeyView, told: str, *, focus: str = "") -> Response:
     """Answer a stop with its receipt, which counts from here: the commit is behind us."""
     at = datetime.now(UTC)
     if not is_fragment():

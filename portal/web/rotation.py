@@ -1,7 +1,6 @@
 """Rotating a key: the form, the reveal, and what ends or lengthens the overlap; replacing a key whose text was lost."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from flask import Response, request
 
@@ -9,10 +8,12 @@ from portal.rules.errors import AlreadyShown, Conflict, Forbidden, Invalid
 from portal.services import activity, key_views, keys, rotation
 from portal.services.key_views import KeyView
 from portal.services.keys import Draft
+from portal.store.database import TROUBLE
+from portal.web.display import absolute
 from portal.web.generate import OVERLAPS, already_shown, expiries, reveal, told_of_rotation
 from portal.web.guards import actor, in_workspace, recently_proved, seat
-from portal.web.http import answer, fragment_or_redirect, page_or_fragment, portal, reading, transaction
-from portal.web.keys import keyring, list_url, look, pages, row_changed, with_impact
+from portal.web.http import answer, page_or_fragment, portal, reading, transaction
+from portal.web.keys import keyring, look, pages, row_changed, stopped, with_impact
 
 
 @pages.route("/keys/<public_id:key_id>/rotate", methods=["GET", "POST"])
@@ -92,12 +93,12 @@ def retire(key_id: str) -> Response:
     """End an overlap now. Stopping a key never asks for the password."""
     if request.method != "POST":
         _check_retiring(look(key_id))
-        return page_or_fragment("keys/retire.html", "keys/_retire.html", **with_impact(key_id), **_evidence(key_id))
+        context = with_impact(key_id)
+        return page_or_fragment("keys/retire.html", "keys/_retire.html", **context, verdict=_verdict(key_id))
     with transaction() as session:
         key = rotation.retire(session, actor(), keyring(), key_id)
-    message = f"“{key.name}” (…{key.last_four}) is retired. Requests are refused from now."
-    focus = [f"key-{key.successor_id}-link", "keys-h"]
-    return fragment_or_redirect(None, list_url(), message=message, focus=focus, close=True, reload=True)
+    told = f"The old “{key.name}” (…{key.last_four}) is retired. Requests are refused from now."
+    return stopped(key, told, focus=f"key-{key.successor_id}-link")
 
 
 @pages.route("/keys/<public_id:key_id>/extend", methods=["GET", "POST"])
@@ -106,10 +107,13 @@ def retire(key_id: str) -> Response:
 def extend(key_id: str) -> Response:
     """Let the old key of a rotation work a day longer."""
     if request.method != "POST":
-        return page_or_fragment("keys/extend.html", "keys/_extend.html", key=_check_retiring(_look_at_mine(key_id)))
+        key = _check_retiring(_look_at_mine(key_id))
+        return page_or_fragment("keys/extend.html", "keys/_extend.html", key=key)
     with transaction() as session:
         key = rotation.extend(session, actor(), keyring(), key_id)
-    return row_changed(key, f"“{key.name}” (…{key.last_four}) works a day longer.", focus=f"key-{key.id}-retire")
+    end = absolute(key.retires_at) if key.retires_at else ""
+    told = f"The old “{key.name}” (…{key.last_four}) works longer: until {end}."
+    return row_changed(key, told, focus=f"key-{key.id}-retire")
 
 
 def _look_at_mine(key_id: str) -> KeyView:
@@ -122,15 +126,15 @@ def _look_at_mine(key_id: str) -> KeyView:
 
 def _check_retiring(key: KeyView) -> KeyView:
     if not key.is_retiring:
-        raise Conflict(f"“{key.name}” is not being replaced, or has stopped already.")
+        raise Conflict(f"“{key.name}” (…{key.last_four}) is not being replaced, or has stopped already.")
     return key
 
 
-def _evidence(key_id: str) -> dict[str, Any]:
-    """Say how a rotation stands: when the old key was last used, and what the new one has done since."""
-    with reading() as session:
-        old = key_views.row_of(session, seat(), key_id)
-        impact = activity.impact_of(session, old, actor().at)
-        new = rotation.successor_of(session, old)
-        new_count = activity.accepted_since(session, new, new.created_at) if new else 0
-    return {"old_last_at": impact.last_at, "new_count": new_count}
+def _verdict(key_id: str) -> rotation.Verdict | None:
+    """Say how a rotation stands; None when usage cannot be read, which the impact tells."""
+    try:
+        with reading() as session:
+            old = key_views.row_of(session, seat(), key_id)
+            return rotation.verdict_on(session, old, rotation.successor_of(session, old), actor().at)
+    except TROUBLE:
+        return None

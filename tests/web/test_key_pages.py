@@ -179,18 +179,85 @@ def test_the_pair_shows_who_still_uses_the_old_key_and_when_it_is_safe_to_retire
     flush(cast)
     for key in (old, new):
         page = words(cast.rio.get(f"keys/{key.id}").text)
-        assert "The old key is still used" in page
-        assert "cron/1" in page
+        assert re.search(
+            r"Still used: 127.0.0.1 , cron/1 \(last call just now .*, 1 since the rotation\) ?\. Safe once", page
+        )
         assert "Safe to retire" not in page
+    assert "Still used:" in words(cast.rio.get(f"keys/{old.id}/retire").text)
     with later(hours=2):
         cast.rio.sign_in()
         cast.call("GET", "/me", new)
         flush(cast)
         for key in (old, new):
-            assert "Safe to retire" in cast.rio.get(f"keys/{key.id}").text
+            assert "Safe to retire: last used 2 h ago" in words(cast.rio.get(f"keys/{key.id}").text)
+        retire = words(cast.rio.get(f"keys/{old.id}/retire").text)
+        assert "Safe to retire: last used 2 h ago" in retire
+        assert "in the last 24 hours" not in retire
     with later(days=8):
         cast.rio.sign_in()
         assert 'aria-labelledby="pair-h"' not in cast.rio.get(f"keys/{new.id}").text
+
+
+def test_a_caller_that_has_moved_to_the_new_key_is_told_so_and_counts_begin_at_the_rotation(cast: Cast) -> None:
+    old = cast.rio.generate(name="CRM sync")
+    for _ in range(2):
+        cast.call("GET", "/me", old, headers={"User-Agent": "stays/1"})
+    new = cast.rio.rotate(old, overlap="7d")
+    for agent, key in (("stays/1", old), ("moves/1", old), ("moves/1", new)):
+        cast.call("GET", "/me", key, headers={"User-Agent": agent})
+    flush(cast)
+    page = words(cast.rio.get(f"keys/{new.id}").text)
+    assert re.search(r"Still used: 127.0.0.1 , stays/1 \(last call just now [^,]*, [^,]*\) ?\.", page)  # and no count
+    assert re.search(r"127.0.0.1 , moves/1 has moved: last old request just now .* first new request just now", page)
+
+
+def test_an_old_key_that_nothing_used_since_its_rotation_is_safe_to_retire(cast: Cast) -> None:
+    never, busy = cast.rio.generate(name="Never"), cast.rio.generate(name="Busy")
+    cast.call("GET", "/me", busy)
+    flush(cast)
+    cast.rio.rotate(never, overlap="7d")
+    new = cast.rio.rotate(busy, overlap="7d")
+    safe = "Not used since the rotation: safe to retire."
+    assert safe in words(cast.rio.get(f"keys/{never.id}").text)
+    assert safe not in words(cast.rio.get(f"keys/{busy.id}").text)  # nothing has had the time to use either key
+    cast.call("GET", "/me", new)
+    flush(cast)
+    for page in (f"keys/{busy.id}", f"keys/{new.id}", f"keys/{busy.id}/retire"):
+        assert safe in words(cast.rio.get(page).text)
+
+
+def test_an_old_key_that_is_quiet_before_its_successor_is_used_is_not_safe_to_retire(cast: Cast) -> None:
+    old = cast.rio.generate()
+    cast.rio.rotate(old, overlap="7d")
+    cast.call("GET", "/me", old)
+    flush(cast)
+    with later(hours=2):
+        cast.rio.sign_in()
+        page = words(cast.rio.get(f"keys/{old.id}").text)
+    assert "Nothing uses the new key yet." in page
+    assert "afe to retire" not in page
+
+
+def test_the_page_of_a_retired_key_leads_to_its_successor(cast: Cast) -> None:
+    old = cast.rio.generate(name="CRM sync", expires="1y")
+    new = cast.rio.rotate(old, overlap="7d")
+    assert re.search(r"Stops in 7 days .*\(its own expiry would be ", words(cast.rio.get(f"keys/{old.id}").text))
+    cast.rio.post(f"keys/{old.id}/retire")
+    page = cast.rio.get(f"keys/{old.id}").text
+    told = words(page)
+    assert "CRM sync (old)" in told
+    assert re.search(rf"Retired just now .*; replaced by CRM sync \(…{new.text[47:51]}\)", told)
+    assert f'href="/w/acme/api/keys/{new.id}"' in page
+    assert "No: retired" in told
+    assert "to go on" not in told
+    assert "expiry would be" not in told
+
+
+@pytest.mark.parametrize(("stop", "said"), [("deactivate", "No: deactivated"), ("delete", "No: deleted")])
+def test_no_scope_of_a_stopped_key_is_effective(cast: Cast, stop: str, said: str) -> None:
+    key = cast.rio.generate()
+    cast.rio.post(f"keys/{key.id}/{stop}")
+    assert said in words(cast.rio.get(f"keys/{key.id}").text)
 
 
 @pytest.mark.parametrize("part", ["", "/requests", "/history", "/impact", "/first-request", "/edit", "/receipt"])

@@ -194,12 +194,26 @@ def test_an_overlap_is_extended_and_ended_from_the_list(
     assert later > ends
     retired = cast.rio.post(f"keys/{old.id}/retire", headers=headers)
     assert retired.status_code == (200 if headers else 303)
+    receipt = retired.text if headers else cast.rio.get(retired.headers["Location"]).text
+    assert f'id="key-{old.id}-receipt"' in receipt
+    assert re.search(r"The old “.*” was retired", receipt)
     assert cast.call("GET", STATUS, old).status_code == 401
     assert old.id not in cast.rio.get("keys").text
     for action in ("retire", "extend"):
         late = cast.rio.post(f"keys/{old.id}/{action}", headers=headers)
         assert late.status_code == 409
         assert cast.rio.get(f"keys/{old.id}/{action}", headers=headers).status_code in (404, 409)
+
+
+def test_an_extension_names_the_moment_that_it_leads_to(cast: Cast) -> None:
+    old = cast.rio.generate()
+    cast.rio.rotate(old, overlap="1h")
+    asked = cast.rio.get(f"keys/{old.id}/extend").text
+    (then,) = re.findall(r"Extended, it stops on <strong>.*?>([^<]+)</time>", asked)
+    cast.rio.post(f"keys/{old.id}/extend")
+    told = unescape(cast.rio.get("keys").text)
+    assert "The old “" in told
+    assert f"works longer: until {then}." in told
 
 
 def test_a_key_that_is_not_being_replaced_has_no_overlap_to_end(cast: Cast) -> None:
@@ -222,6 +236,7 @@ def test_the_overlap_ends_by_itself(cast: Cast) -> None:
 def test_an_extension_ends_after_thirty_days(cast: Cast) -> None:
     old = cast.rio.generate()
     cast.rio.rotate(old, overlap="until")
+    assert f"{old.id}/extend" not in cast.rio.get("keys").text + cast.rio.get(f"keys/{old.id}").text
     page = cast.rio.post(f"keys/{old.id}/extend")
     assert page.status_code == 409
     assert "cannot be extended further" in page.text
