@@ -125,10 +125,20 @@ class NewPage:
             self._complaints.append(f"request to {request.url}")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+# What a page looks like and how it behaves does not depend on the database; whole jobs run on both.
+ON_BOTH_DATABASES = ("test_walk.py", "test_scenarios.py")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    elsewhere = []
     for item in items:
         if "browser" in getattr(item, "fixturenames", ()):
             item.add_marker("browser")
+            if config.getoption("--database") != "sqlite" and item.path.name not in ON_BOTH_DATABASES:
+                elsewhere.append(item)
+    if elsewhere:
+        config.hook.pytest_deselected(items=elsewhere)
+        items[:] = [item for item in items if item not in elsewhere]
 
 
 @pytest.fixture(scope="session")
