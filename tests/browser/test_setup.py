@@ -1,0 +1,84 @@
+"""Review, policy, solutions, apps and one's own account on the screen: for everybody, with and without scripts."""
+
+from datetime import timedelta
+from typing import Literal
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.browser import looking
+from tests.browser.backstage import Backstage
+from tests.browser.conftest import NewPage
+
+LOOKS: tuple[tuple[Literal["light", "dark"], int], ...] = (("light", 1280), ("dark", 320))
+WIDE = (looking.axe, looking.outline, looking.targets, looking.clocks)
+NARROW = (looking.axe, looking.contrast, looking.overflow, looking.spacing)
+SIGNED_OUT = {"forgotten": "/reset", "used up": f"/reset/{'x' * 43}"}
+
+
+@pytest.fixture(scope="module")
+def addresses(backstage: Backstage) -> dict[str, str]:
+    """Some findings of every look; the addresses of all pages."""
+    endless = backstage.key("max", "W" * 60, scopes=["leads:read", "leads:write"], expires="never", note="N" * 140)
+    backstage.key("ana", "Of an administrator", scopes=["leads:read"], age=timedelta(days=80))
+    backstage.key("rio", "Old and unused", age=timedelta(days=20))
+    return {
+        "review": "/w/acme/review",
+        "review, one finding": "/w/acme/review?finding=never_expires",
+        "review, none": "/w/acme/review?finding=stale",
+        "looks fine": f"/w/acme/review/{endless}/reviewed?finding=never_expires",
+        "stop many": f"/w/acme/review/deactivate?key={endless}",
+        "stop none": "/w/acme/review/deactivate",
+        "workspace": "/w/acme/workspace",
+        "solution": "/w/acme/solutions/sales/edit",
+        "new solution": "/w/acme/solutions/new",
+        "app": "/w/acme/apps/leads/edit",
+        "policy": "/w/acme/policy?max_key_days=30&admins_own_live=no",
+        "account": "/account",
+        "sessions": "/account/sessions",
+        "password": "/account/password",
+    }
+
+
+@pytest.mark.parametrize(("theme", "width"), LOOKS)
+def test_every_page_is_for_everybody(
+    new_page: NewPage, addresses: dict[str, str], theme: Literal["light", "dark"], width: int
+) -> None:
+    faults = []
+    for person, paths in (("ana", addresses), ("", SIGNED_OUT)):
+        page = new_page(person, theme=theme, width=width)
+        for name, address in paths.items():
+            page.goto(address)
+            faults += [f"{name}: {fault}" for check in (NARROW if width == 320 else WIDE) for fault in check(page)]
+    assert faults == []
+
+
+def test_nothing_is_dead_without_scripts(new_page: NewPage, addresses: dict[str, str]) -> None:
+    page = new_page("ana", scripts=False)
+    for address in addresses.values():
+        page.goto(address)
+        assert looking.inert_controls(page) == []
+        assert looking.plain_twins(page) == []
+
+
+@pytest.mark.parametrize("scripts", [True, False])
+def test_a_finding_is_marked_and_a_key_is_stopped_from_the_review(
+    scripts: bool, new_page: NewPage, backstage: Backstage
+) -> None:
+    name = f"Endless {'with' if scripts else 'without'} scripts"
+    key = backstage.key("lea", name, expires="never")
+    page = new_page("lea", scripts=scripts)
+    page.goto("/w/acme/review?finding=never_expires")
+    page.get_by_role("row").filter(has_text=name).get_by_role("checkbox").check()
+    page.get_by_role("button", name="Deactivate chosen keys").click()
+    expect(page.get_by_role("heading", name="Deactivate 1 key?")).to_be_visible()
+    page.get_by_role("button", name="Deactivate ticked keys").click()
+    expect(page.locator("#status")).to_have_text("1 key is deactivated. Requests are refused from now.")
+    assert backstage.row(key).deactivated_at
+    other = backstage.key("lea", f"{name}, yearly", expires="never")
+    page.goto(f"/w/acme/review/{other}/reviewed?finding=never_expires")
+    page.get_by_role("button", name="Looks fine").click()
+    expect(page.locator(".error-summary")).to_be_focused()
+    page.get_by_label("Why is this fine?").fill("runs every January")
+    page.get_by_role("button", name="Looks fine").click()
+    expect(page.get_by_role("row").filter(has_text=f"{name}, yearly")).to_have_count(0)
