@@ -78,7 +78,7 @@ def told_of(page: str) -> str:
     """Read off a pair's page who still uses the old key, with the moments that its times stand for."""
     page = _MOMENT.sub(r"at \1", page)
     words = re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]+>", "", page)))
-    found = re.search(r"Still used: .*?\)\.", words)
+    found = re.search(r"Still used: .*?(?= Safe once)", words)
     return found[0] if found else ""
 
 

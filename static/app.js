@@ -142,11 +142,11 @@ const portal = {};
       return;
     }
     // A row always replaces its own row, whoever asked for it: its strip, the dialog, or a password prompt in between.
-    const row = tasks[0]?.fragment?.firstElementChild;
-    const old = row?.tagName === "TBODY" && byId(row.id);
+    const task = tasks.find(({ fragment }) => fragment?.firstElementChild?.tagName === "TBODY");
+    const old = task && byId(task.fragment.firstElementChild.id);
     if (old) {
-      tasks[0].target = old;
-      tasks[0].swapSpec = { ...tasks[0].swapSpec, style: "outerHTML" };
+      task.target = old;
+      task.swapSpec = { ...task.swapSpec, style: "outerHTML" };
       portal.dialog.close();
     }
   });

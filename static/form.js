@@ -37,6 +37,7 @@
     const bar = scopes.querySelector(".scope-bar");
     if (!bar || scopes.dataset.ready) return;
     scopes.dataset.ready = "1";
+    bar.hidden = false; // its count is kept by this script alone
     const apps = [...scopes.querySelectorAll(".app")];
     if (apps.length > 8) {
       const filter = el("input", { type: "search", placeholder: "Filter apps", autocomplete: "off" });

@@ -27,7 +27,10 @@
 
   const copied = (root) => {
     const kind = root.dataset.env === "live" ? "Live" : "Sandbox";
-    const at = new Date().toTimeString().slice(0, 8);
+    // In the person's own zone, as the server writes times, and not in the browser's.
+    const { offset, zone, hours } = root.dataset;
+    const there = new Date(Date.now() + offset * 60000);
+    const at = `${there.toLocaleTimeString(hours === "12" ? "en-US" : "en-GB", { timeZone: "UTC" })} ${zone}`;
     save(root, `${kind} key copied at ${at}. Paste it into your secret store now.`);
   };
 

@@ -27,6 +27,8 @@ KEY_SHAPED = re.compile(
     r"[A-Za-z][A-Za-z0-9]{0,9}(?:_(?:live|test)_[0-9A-Za-z]{8,}(?:_(?!(?:live|test)_)[0-9A-Za-z]*)?)+"
 )
 
+# The end of a key with its checksum ("abcd_123456"), or what the portal shows of one ("sk_live_…abcd").
+_END = re.compile(r"([0-9A-Za-z]{4})_[0-9A-Za-z]{6}(?![0-9A-Za-z_])|(?:…|\.\.\.)([0-9A-Za-z]{4})(?![0-9A-Za-z])")
 _RANDOM_PART = re.compile(r"_(?:live|test)_([0-9A-Za-z]{8,})")
 
 KeyDigest = NewType("KeyDigest", bytes)
@@ -36,6 +38,12 @@ def last_four_of(text: str) -> str:
     """Reduce what holds something key-shaped, good or mistyped, to the last four of its random characters."""
     found = _RANDOM_PART.search(text)
     return found[1][:SECRET_LENGTH][-4:] if found else ""
+
+
+def last_four_in_part(text: str) -> str:
+    """Find the last four random characters in what holds the end of a key and no key; '' where it does not."""
+    found = None if KEY_SHAPED.search(text) else _END.search(text)
+    return (found[1] or found[2]) if found else ""
 
 
 def base62(number: int, width: int) -> str:

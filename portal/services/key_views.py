@@ -10,7 +10,7 @@ from sqlalchemy.orm import aliased, contains_eager, joinedload
 
 from portal.rules import text
 from portal.rules.access import AccessLevel, Action, Role, Scope, effective_scopes, level_of
-from portal.rules.credentials import Keyring
+from portal.rules.credentials import Keyring, last_four_in_part
 from portal.rules.errors import NotFound
 from portal.rules.lifetimes import extended
 from portal.services import activity, members
@@ -158,9 +158,29 @@ def list_for(
             for each in (row.ApiKey, row.predecessor)
             if each and each.member_id == row.ApiKey.member_id and _is_standing(each, actor.at)
         ]
+    else:
+        found = _old_after_new(found)
     pairs = _as_pairs(key for row in rows for key in (row.ApiKey, row.successor, row.predecessor) if key)
     views = of(session, seat, keyring, found, actor.at, with_days=True, pairs=pairs)
     return Page(views, number, rows[0].total if rows else 0, size)
+
+
+def _old_after_new(found: Sequence[ApiKey]) -> list[ApiKey]:
+    """Put each key that another one of the same owner took over from behind that one."""
+    by_id = {key.id: key for key in found}
+
+    def before(key: ApiKey) -> ApiKey | None:
+        old = by_id.get(key.replaces_id or 0)
+        return old if old and old.member_id == key.member_id else None
+
+    taken_over = {old.id for key in found if (old := before(key))}
+    in_order: list[ApiKey] = []
+    for key in found:
+        each = None if key.id in taken_over else key
+        while each:
+            in_order.append(each)
+            each = before(each)
+    return in_order
 
 
 def _read_page(
@@ -200,7 +220,8 @@ def _matching(session: Session, seat: Seat, filters: Filters, now: datetime) -> 
     if filters.q:
         named = ApiKey.name_folded.contains(text.fold(filters.q), autoescape=True)
         noted = ApiKey.note.icontains(filters.q, autoescape=True)
-        conditions.append(or_(named, noted, ApiKey.last_four == filters.q))
+        ends = ApiKey.last_four.in_({filters.q, last_four_in_part(filters.q)})
+        conditions.append(or_(named, noted, ends))
     if filters.env:
         conditions.append(ApiKey.environment == filters.env)
     conditions += _in_state(filters.state, now)

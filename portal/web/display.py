@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime, timedelta, tzinfo
 from functools import lru_cache
+from typing import Any
 from zoneinfo import ZoneInfo
 
 from flask import Flask, g
@@ -30,6 +31,13 @@ def time_of_day(moment: datetime) -> str:
     """Write the time of day alone, such as "14:05"; its zone stands beside it or in the page."""
     local = moment.astimezone(_zone())
     return local.strftime("%I:%M %p").lstrip("0") if _has_12_hours() else local.strftime("%H:%M")
+
+
+def clock(moment: datetime) -> dict[str, Any]:
+    """Give what a script needs to write times as `seconds` does: minutes from UTC, the zone's name, 12 or 24 hours."""
+    local = moment.astimezone(_zone())
+    offset = int((local.utcoffset() or timedelta()).total_seconds()) // 60
+    return {"offset": offset, "zone": _offset(local), "hours": 12 if _has_12_hours() else 24}
 
 
 def relative(moment: datetime, now: datetime | None = None) -> str:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from flask import Response, make_response, render_template, request, url_for
+from flask import Response, flash, make_response, render_template, request, url_for
 
 from portal.rules.access import AccessLevel, Action, Environment, Scope
 from portal.rules.credentials import PlainKey
@@ -15,7 +15,7 @@ from portal.services import key_views, keys, members, policy, rotation
 from portal.services.key_views import KeyView
 from portal.services.keys import Draft, Plan
 from portal.store.database import Session
-from portal.web.display import absolute
+from portal.web.display import absolute, clock
 from portal.web.guards import actor, in_workspace, recently_proved, seat
 from portal.web.home import LEVELS
 from portal.web.http import answer, is_fragment, page_or_fragment, portal, public_id, reading, transaction, without_keys
@@ -28,7 +28,7 @@ LIFETIMES = {
     Lifetime.NEVER: "Never",
 }
 OVERLAPS = {
-    Overlap.NONE: "Stop it now",
+    Overlap.NONE: "Not at all: stop it now",
     Overlap.HOUR: "1 hour",
     Overlap.DAY: "24 hours",
     Overlap.WEEK: "7 days",
@@ -104,14 +104,14 @@ def generate() -> Response:
         with transaction() as session:
             make = rotation.generate if draft.replaces else keys.create
             key, plain = make(session, actor(), keyring(), draft)
-            told = told_of_rotation(session, key) if draft.replaces else f"“{key.name}” was generated."
+            old = replaced_by(session, key) if draft.replaces else None
     except Invalid as error:
         with reading() as session:
             planned = keys.plan(session, actor(), draft)
         return _form(planned, errors=error.problems)
     except AlreadyShown as error:
         return already_shown(error.key_id)
-    return reveal(key, plain, told)
+    return reveal(key, plain, told_of_rotation(key, old) if old else f"“{key.name}” was generated.", old)
 
 
 def already_shown(key_id: str) -> Response:
@@ -121,9 +121,9 @@ def already_shown(key_id: str) -> Response:
     return page_or_fragment("keys/shown.html", "keys/_shown.html", 410, key=made)
 
 
-def reveal(key: KeyView, plain: PlainKey, told: str) -> Response:
+def reveal(key: KeyView, plain: PlainKey, told: str, old: KeyView | None = None) -> Response:
     """Show a new key's text: in this one answer, and nowhere else; `told` is what the list says afterwards."""
-    return page_or_fragment(
+    shown = page_or_fragment(
         "keys/reveal.html",
         "keys/_reveal.html",
         key=key,
@@ -133,12 +133,21 @@ def reveal(key: KeyView, plain: PlainKey, told: str) -> Response:
         call=first_call(key),
         first={"state": "waiting"},
         poll=3,
+        old=old,
+        clock=clock(actor().at),
     )
+    if old and not is_fragment():
+        flash(told)  # after this page is written: the next one says it
+    return shown
 
 
-def told_of_rotation(session: Session, key: KeyView) -> str:
+def replaced_by(session: Session, key: KeyView) -> KeyView:
+    """Find the key that a new one replaces."""
+    return key_views.get(session, actor(), seat(), keyring(), key.predecessor_id or "")
+
+
+def told_of_rotation(key: KeyView, old: KeyView) -> str:
     """Say which key a new one replaces, and when that one stops."""
-    old = key_views.get(session, actor(), seat(), keyring(), key.predecessor_id or "")
     end = f"stops on {absolute(old.retires_at)}" if old.is_retiring and old.retires_at else "has stopped"
     return f"“{key.name}” was replaced. The old key (…{old.last_four}) {end}."
 
@@ -166,12 +175,15 @@ def _form(
 def _choices(planned: Plan, add: str = "") -> dict[str, Any]:
     """Lay out what the form and the check page need: the answers, and the choices; `add` is to be pointed out."""
     draft, owner = planned.draft, planned.owner
+    if not add and Scope.parse(answer("add")):
+        add = answer("add")
     kept = {str(scope) for scope in planned.scopes}
     listed = [shelf for shelf in planned.shelves if any(_offered(planned, app.slug) for app in shelf.apps)]
     with reading() as session:
         admins = members.admin_names(session, planned.seat.workspace.id)
         cannot_add = _cannot_add(session, planned, add) if add in planned.beyond else None
         replaced = _replaced(session, planned)
+        rotating = _rotating(session, planned) if add and not replaced else None
         copyable = key_views.copyable(session, actor(), seat())
         standing = keys.standing_count(session, owner.member.id, actor().at) if owner else 0
     told = kept | ({cannot_add["scope"]} if cannot_add else set())
@@ -194,10 +206,12 @@ def _choices(planned: Plan, add: str = "") -> dict[str, Any]:
         "lost": [_lost(planned, scope) for scope in lost],
         "cannot_add": cannot_add,
         "replaces": replaced,
+        "rotating": rotating,
+        "fix": {"name": replaced["name"], "scope": add} if replaced and add in kept else None,
         "presets": _presets(planned, listed, copyable),
         "at_limit": _at_limit(standing, planned, replaced),
         "other_scopes": _other_scopes(planned),
-        "review": _review(planned),
+        "review": _review(planned, replaced),
     }
 
 
@@ -226,6 +240,16 @@ def _replaced(session: Session, planned: Plan) -> dict[str, Any] | None:
         "overlap": draft.overlap,
         "overlaps": [(str(each), label, each.ends_at(actor().at, old.expires_at)) for each, label in OVERLAPS.items()],
     }
+
+
+def _rotating(session: Session, planned: Plan) -> KeyView | None:
+    """Find the old key of the rotation that goes on with the key that the form was opened from."""
+    try:
+        key = key_views.get(session, actor(), seat(), keyring(), planned.draft.similar_to)
+        old = key if key.is_retiring else key_views.get(session, actor(), seat(), keyring(), key.predecessor_id or "")
+    except NotFound:
+        return None
+    return old if old.is_retiring else None
 
 
 def _cannot_add(session: Session, planned: Plan, add: str) -> dict[str, Any] | None:
@@ -354,9 +378,14 @@ def _other_scopes(planned: Plan) -> int:
     return len(planned.grantable) - len(planned.scopes)
 
 
-def _review(planned: Plan) -> dict[str, Any] | None:
+def _review(planned: Plan, replaced: dict[str, Any] | None) -> dict[str, Any] | None:
     if not planned.scopes or planned.owner is None or planned.draft.environment not in list(Environment):
         return None
+    old = None
+    if replaced and replaced["checked"]:
+        overlap = replaced["overlap"]
+        ends_at = next((when for value, _, when in replaced["overlaps"] if value == overlap != Overlap.NONE), None)
+        old = {"last_four": replaced["last_four"], "ends_at": ends_at, "is_until": overlap == Overlap.UNTIL}
     names = {app.slug: app.name for shelf in planned.shelves for app in shelf.apps}
     return {
         "name": without_keys(planned.draft.name).strip()[:60],
@@ -367,4 +396,5 @@ def _review(planned: Plan) -> dict[str, Any] | None:
         "owner_is_me": planned.owner.is_me,
         "expires_at": planned.expires_at,
         "others": _other_scopes(planned),
+        "old": old,
     }

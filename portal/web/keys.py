@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 from flask import Blueprint, Response, flash, make_response, redirect, render_template, request, url_for
 from flask_login import current_user
 from itsdangerous import BadSignature, Signer
 
 from portal.rules.access import Action, Environment, Scope
-from portal.rules.credentials import KEY_SHAPED, Keyring, last_four_of
+from portal.rules.credentials import KEY_SHAPED, Keyring, last_four_in_part, last_four_of
 from portal.rules.errors import Forbidden, Invalid, NotFound, TooManyAttempts
 from portal.rules.text import clean_line
 from portal.services import activity, identify, key_views, keys, members
@@ -72,6 +73,7 @@ def index() -> Response:
         apps = members.apps_of(session, here)
         admins = [] if may_generate else members.admin_names(session, here.workspace.id)
     first = (page.number - 1) * page.size + 1
+    last = min(first + page.size - 1, page.total)
     return page_or_fragment(
         "keys/index.html",
         "keys/_panel.html",
@@ -86,7 +88,8 @@ def index() -> Response:
         pages=page.count,
         total=page.total,
         first=first if page.keys else 0,
-        last=min(first + page.size - 1, page.total),
+        last=last,
+        old_rows=max(0, len(page.keys) - (last - first + 1)),
         may_generate=may_generate,
         admins=admins,
         is_lead=here.is_lead,
@@ -105,16 +108,20 @@ def _tabs() -> list[tuple[str, str]]:
 def _filters() -> Filters:
     """Read the list's filters from the address; what is none is no filter."""
     given = request.args
-    owner, env, state = given.get("owner", "me"), given.get("env", ""), given.get("state", "")
+    env, state = given.get("env", ""), given.get("state", "")
     scope, sort = given.get("scope", ""), given.get("sort", "")
     return Filters(
-        owner=owner if owner in dict(_tabs()) or (seat().is_lead and public_id(owner)) else "me",
+        owner=_whose(given.get("owner", "me")),
         q=clean_line(given.get("q", "")[:100]) or "",
         env=env if env in list(Environment) else "",
         state=state if state in key_views.STATES else "",
         scope=scope if Scope.parse(scope) else "",
         sort=sort if sort in key_views.SORTS else "attention",
     )
+
+
+def _whose(owner: str) -> str:
+    return owner if owner in dict(_tabs()) or (seat().is_lead and public_id(owner)) else "me"
 
 
 def _cards(counts: key_views.Counts, owner: str) -> list[tuple[str, int, str]]:
@@ -163,7 +170,8 @@ def find_out() -> Response:
             key = identify.identify(session, actor(), seat(), keyring(), answer("text"))
         context |= {"result": "found" if key else "unknown", "key": key}
     except Invalid:
-        context["result"] = "malformed"
+        last_four = last_four_in_part(answer("text"))
+        context |= {"result": "part" if last_four else "malformed", "last_four": last_four}
     except TooManyAttempts as limit:
         context["errors"] = {"text": f"Too many look-ups. Try again at {absolute(limit.retry_at)}."}
         status = 429
@@ -225,8 +233,12 @@ def reactivate(key_id: str) -> Response:
 def row_changed(key: KeyView, message: str, *, focus: str, receipt: dict[str, Any] | None = None) -> Response:
     """Swap the key's row, with its `receipt` below it; or reload the list where the answer would land in the dialog."""
     in_dialog = is_from_dialog()
+    cards = None
     if not in_dialog and is_fragment():
+        shown = parse_qs(urlsplit(request.headers.get("HX-Current-URL", "")).query)
+        owner = _whose(shown.get("owner", ["me"])[-1])
         with reading() as session:
+            cards = _cards(key_views.count_for(session, actor(), seat(), owner), owner)
             row = key_views.row_of(session, seat(), key.id)
             key = key_views.of(session, seat(), keyring(), [row], actor().at, with_days=True)[0]
     return fragment_or_redirect(
@@ -238,6 +250,7 @@ def row_changed(key: KeyView, message: str, *, focus: str, receipt: dict[str, An
         reload=in_dialog,
         key=key,
         receipt=receipt,
+        new_cards=cards,
     )
 
 

@@ -10,7 +10,7 @@ from portal.services.key_views import KeyView
 from portal.services.keys import Draft
 from portal.store.database import TROUBLE
 from portal.web.display import absolute
-from portal.web.generate import OVERLAPS, already_shown, expiries, reveal, told_of_rotation
+from portal.web.generate import OVERLAPS, already_shown, expiries, replaced_by, reveal, told_of_rotation
 from portal.web.guards import actor, in_workspace, recently_proved, seat
 from portal.web.http import answer, page_or_fragment, portal, reading, transaction
 from portal.web.keys import keyring, look, pages, row_changed, stopped, with_impact
@@ -35,12 +35,12 @@ def rotate(key_id: str) -> Response:
     try:
         with transaction() as session:
             key, plain = rotation.rotate(session, actor(), keyring(), draft)
-            told = told_of_rotation(session, key)
+            old = replaced_by(session, key)
     except Invalid as error:
         return _rotate_form(key_id, draft, error.problems)
     except AlreadyShown as error:
         return already_shown(error.key_id)
-    return reveal(key, plain, told)
+    return reveal(key, plain, told_of_rotation(key, old), old)
 
 
 def _rotate_form(key_id: str, draft: Draft, errors: Mapping[str, str] | None = None) -> Response:

@@ -9,7 +9,7 @@ from axe_playwright_python.base import AXE_SCRIPT
 from playwright.sync_api import Page
 
 TAGS = ("wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice")
-CLOCK = re.compile(r"(?<![\d:+−])\d?\d:\d\d(?![\d:])(?: [AaPp][Mm])?+(?! UTC)")
+CLOCK = re.compile(r"(?<![\d:+−])\d?\d:\d\d(?![\d:])(?: [AaPp][Mm])?+(?!\sUTC)")
 LOOKS: tuple[tuple[Literal["light", "dark"], int], ...] = (
     ("light", 1280),
     ("dark", 1280),

@@ -114,11 +114,11 @@ def dialogs(page: Page, scene: Scene) -> Iterator[str]:
     expect(page.locator(".error-summary")).to_be_focused()
     yield "rotate in the dialog, wrong"
     page.keyboard.press("Escape")
-    press(page, "Replace it Text was lost")
+    press(page, "I lost its text Text was lost")
     expect(page.get_by_role("heading", name="Replace “Text was lost”")).to_be_focused()
     yield "replace in the dialog"
     page.keyboard.press("Escape")
-    press(page, "Which key is this?")
+    press(page, "Found a key in a log?")
     expect(page.get_by_label("Paste a key")).to_be_focused()
     yield "identify in the dialog"
     page.get_by_label("Paste a key").fill("no key at all")
@@ -184,7 +184,7 @@ def one_key(page: Page, scene: Scene) -> Iterator[str]:
 
 def answers(page: Page, scene: Scene) -> Iterator[str]:
     page.goto(f"{KEYS}/{scene.refused}/rotate?leaked=1")
-    expect(page.get_by_role("radio", name="Stop it now")).to_be_checked()
+    expect(page.get_by_role("radio", name="Not at all: stop it now")).to_be_checked()
     scope(page, "leads:read").uncheck()
     press(page, "Rotate live key", "button")
     expect(page.locator(".error-summary")).to_be_focused()

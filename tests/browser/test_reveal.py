@@ -50,7 +50,7 @@ def test_copy_says_so_only_when_the_browser_has_done_it(page: Page, clipboard: C
     expect(page.locator("#reveal-msg")).to_have_text("Not saved yet")
     page.evaluate("letGo()")
     expect(page.locator("#reveal-msg")).to_have_text(
-        re.compile(r"Live key copied at \d\d:\d\d:\d\d\. Paste it into your secret store now\.")
+        re.compile(r"Live key copied at \d\d:\d\d:\d\d UTC\. Paste it into your secret store now\.")
     )
     assert clipboard() == key
     page.get_by_role("link", name="Done").click()

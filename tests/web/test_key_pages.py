@@ -180,7 +180,7 @@ def test_the_pair_shows_who_still_uses_the_old_key_and_when_it_is_safe_to_retire
     for key in (old, new):
         page = words(cast.rio.get(f"keys/{key.id}").text)
         assert re.search(
-            r"Still used: 127.0.0.1 , cron/1 \(last call just now .*, 1 since the rotation\) ?\. Safe once", page
+            r"Still used: 127.0.0.1 , cron/1 – last call just now .*, 1 since the rotation ?\. Safe once", page
         )
         assert "Safe to retire" not in page
     assert "Still used:" in words(cast.rio.get(f"keys/{old.id}/retire").text)
@@ -207,7 +207,9 @@ def test_a_caller_that_has_moved_to_the_new_key_is_told_so_and_counts_begin_at_t
         cast.call("GET", "/me", key, headers={"User-Agent": agent})
     flush(cast)
     page = words(cast.rio.get(f"keys/{new.id}").text)
-    assert re.search(r"Still used: 127.0.0.1 , stays/1 \(last call just now [^,]*, [^,]*\) ?\.", page)  # and no count
+    assert re.search(
+        r"Still used: 127.0.0.1 , stays/1 – last call just now [^,]*, \d\d:\d\d UTC ?\.", page
+    )  # and no count
     assert re.search(r"127.0.0.1 , moves/1 has moved: last old request just now .* first new request just now", page)
 
 
@@ -478,6 +480,48 @@ def test_an_odd_search_finds_nothing_and_breaks_nothing(shared_cast: Cast, q: st
 )
 def test_what_is_no_filter_is_none(shared_cast: Cast, filters: str) -> None:
     assert shared_cast.rio.get(f"keys?{filters}").status_code == 200
+
+
+@pytest.mark.parametrize("part", ["{}_123456", "sk_live_…{}", "…{}", "...{}", "wxyz{}_123456"])
+def test_a_part_of_a_key_is_found_by_its_last_four(cast: Cast, part: str) -> None:
+    key = cast.rio.generate(name="CRM sync")
+    cast.rio.generate(name="Billing")
+    last_four = key.text[47:51]
+    found = cast.rio.get("keys", query_string={"q": part.format(last_four)}).text
+    assert ("CRM sync" in found, "Billing" in found) == (True, False)
+    asked = words(cast.rio.post("keys/identify", {"text": part.format(last_four)}).text)
+    assert f"This is only a part of a key. Search the list for its last four: …{last_four}" in asked
+
+
+def test_a_name_that_looks_like_the_end_of_a_key_is_still_found(cast: Cast) -> None:
+    cast.rio.generate(name="nightly_backup")
+    assert "nightly_backup" in cast.rio.get("keys?q=nightly_backup").text
+
+
+def test_the_old_key_of_a_pair_stands_below_the_new_one_in_a_search_too(cast: Cast) -> None:
+    old = cast.rio.generate(name="CRM sync")
+    new = cast.rio.rotate(old, overlap="7d")
+    cast.call("GET", "/me", old)  # last used, so sorted first
+    flush(cast)
+    for query in ("", "?q=crm", "?env=live&sort=used"):
+        page = cast.rio.get(f"keys{query}").text
+        assert re.findall(r'<tbody[^>]*id="key-(key_\w+)"', page) == [new.id, old.id]
+    assert "Showing 1–1 of 1 key and 1 old key" in words(cast.rio.get("keys").text)
+    assert "Showing 1–2 of 2 " in words(cast.rio.get("keys?q=crm").text)
+
+
+def test_a_swapped_row_brings_the_counts_of_the_list_that_is_shown(cast: Cast) -> None:
+    key = cast.rio.generate()
+    cast.ana.generate(name="Of ana")
+    for person, owner, left in ((cast.rio, "me", 0), (cast.ana, "all", 1)):
+        headers = HTMX | {"HX-Current-URL": f"http://localhost/w/acme/api/keys?owner={owner}"}
+        swapped = person.post(f"keys/{key.id}/deactivate", headers=headers).text
+        cards = swapped[swapped.index('<ul id="cards" hx-swap-oob="innerHTML">') :]
+        assert f"{left} Active" in words(cards)
+        assert "1 Deactivated or expired" in words(cards)
+        assert f"owner={owner}" in cards
+        assert "hx-swap-oob" not in person.get("keys").text
+        cast.rio.post(f"keys/{key.id}/reactivate")
 
 
 def test_a_search_without_a_match_says_so_and_leads_back(cast: Cast) -> None:

@@ -323,6 +323,18 @@ def test_a_lead_rotates_the_key_of_her_api_member(cast: Cast, database: Database
     assert cast.call("GET", STATUS, old).status_code == 401
 
 
+def test_the_reveal_names_the_key_that_goes_and_the_next_page_says_so(cast: Cast) -> None:
+    old = cast.rio.generate(name="CRM sync")
+    shown = cast.rio.post(f"keys/{old.id}/rotate", answers(cast.rio, old))
+    four = old.text[47:51]
+    assert re.search(rf'<p id="replaces">Replaces …{four}, which\s+stops on <time', shown.text)
+    new = made(shown.text)
+    assert re.search(rf'href="/w/acme/api/keys/{new.id}"\s+data-leave>See who still uses the old key', shown.text)
+    told = f"“CRM sync” was replaced. The old key (…{four}) stops on "
+    assert told in unescape(cast.rio.get("keys").text)
+    assert told not in unescape(cast.rio.get("keys").text)
+
+
 # --- The fix-it form ------------------------------------------------------------------------------------------------
 
 
@@ -349,3 +361,28 @@ def test_the_fix_it_form_of_somebody_elses_key_is_an_ordinary_form(cast: Cast) -
     refused = cast.rio.post("keys", cast.rio.form(replaces=key.id, overlap="0"))
     assert refused.status_code == 404
     assert cast.call("GET", STATUS, key).status_code == 200
+
+
+def test_the_form_that_adds_a_scope_says_what_it_replaces_and_keeps_saying_so(cast: Cast) -> None:
+    old = cast.lea.generate(["tasks:read"], name="Report bot")
+    page = cast.lea.get(f"keys/new?from={old.id}&add=tasks:write").text
+    title = "Replace Report bot and add tasks:write"
+    assert re.search(rf"<title>\s*{title}", page)
+    assert "Scopes cannot be added to a key." in page
+    assert re.search(r"The old key \(…\w{4}\) stops\s+<strong>on <time", page)
+    form = cast.lea.form(name="", scopes=["tasks:read"], add="tasks:write", **{"from": old.id})
+    assert "and add" not in cast.lea.post("keys", form).text  # the scope was taken out
+    form = cast.lea.form(name="", scopes=["tasks:read", "tasks:write"], add="tasks:write", **{"from": old.id})
+    again = cast.lea.post("keys", form).text
+    assert title in again
+    assert "The old key (" not in again  # it is not to be replaced
+
+
+def test_the_form_that_adds_a_scope_to_half_of_a_pair_leads_to_the_pair(cast: Cast) -> None:
+    old = cast.lea.generate(["tasks:read"], name="Report bot")
+    new = cast.lea.rotate(old, overlap="7d")
+    for key in (old, new):
+        page = cast.lea.get(f"keys/new?from={key.id}&add=tasks:write").text
+        assert "is being rotated. Retire the old key first." in page
+        assert f'href="/w/acme/api/keys/{old.id}"' in page
+        assert "is being rotated" not in cast.lea.get(f"keys/new?from={key.id}").text
