@@ -212,6 +212,8 @@ def written(live_server: Server) -> Iterator[Callable[[], list[tuple[object, ...
                 overlap = key.retires_at - key.rotated_at if key.retires_at and key.rotated_at else None
                 story.append(("key", key.name, key.note, key.environment, owner, held, lives, state, overlap))
             events = select(AuditEvent).where(AuditEvent.id > before[AuditEvent]).order_by(AuditEvent.id)
+            # What a key was refused is told by the next flush of usage, in its own time.
+            events = events.where(AuditEvent.action != "key_refused")
             story += [("event", each.action, each.outcome, each.actor_name) for each in session.scalars(events)]
             sessions = select(func.count()).where(UserSession.id > before[UserSession])
             return [*story, ("sessions", session.scalar(sessions))]

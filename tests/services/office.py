@@ -20,7 +20,7 @@ from portal.services.keys import Draft
 from portal.services.members import Seat
 from portal.services.usage import Request, Usage
 from portal.store.database import Database
-from portal.store.models import Access, Account, ApiKey, AuditEvent, Member, Solution
+from portal.store.models import Access, Account, ApiKey, AuditEvent, Member, RefusalCount, Solution
 
 NOON = datetime(2026, 1, 12, 12, 0, tzinfo=UTC)
 API_MEMBER = "Nightly sync"
@@ -154,8 +154,9 @@ class Office:
             return list(session.scalars(newer.filter_by(**wanted).order_by(AuditEvent.id)))
 
     def begin(self) -> None:
-        """Let a test begin: what was told until now is not its own."""
-        with self.database.reading() as session:
+        """Let a test begin: what was told until now is not its own, nor what refusals were counted."""
+        with self.database.transaction() as session:
+            session.execute(delete(RefusalCount))
             self._told_before = session.scalar(select(func.max(AuditEvent.id))) or 0
 
     def close(self) -> None:

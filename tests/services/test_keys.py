@@ -72,6 +72,9 @@ def test_a_generated_key_is_told_of_with_its_facts_but_no_secret(office: Office)
         "environment": "live",
         "scopes": ["tasks:read"],
         "expires_at": (NOON + timedelta(days=90)).isoformat(),
+        "name": "Nightly export",
+        "note": "",
+        "replaces": None,
     }
 
 
