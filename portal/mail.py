@@ -3,6 +3,7 @@
 import os
 import smtplib
 import ssl
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from datetime import datetime
 from email.headerregistry import Address
@@ -14,7 +15,6 @@ from urllib.parse import unquote, urlsplit
 from portal.settings import Settings
 
 TIMEOUT = 10  # seconds for each step of a conversation with an SMTP server
-TROUBLE = (OSError, smtplib.SMTPException)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +28,15 @@ class Letter:
     created_at: datetime
 
 
-class Mailer:
+class Mailer(ABC):
     """Sends mails from one address."""
 
     def __init__(self, sender: str) -> None:
         self._sender = sender
 
+    @abstractmethod
     def send(self, letter: Letter) -> None:
-        """Hand one mail over; raises one of TROUBLE when it was not taken."""
-        raise NotImplementedError
+        """Hand one mail over; raises when it was not taken."""
 
     def _message(self, letter: Letter) -> EmailMessage:
         message = EmailMessage()

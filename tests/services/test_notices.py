@@ -6,6 +6,7 @@ import pytest
 from sqlalchemy import select
 
 from portal.mail import Letter, Mailer
+from portal.rules.access import AccessLevel
 from portal.rules.lifetimes import Lifetime
 from portal.services import keys, notices, outbox
 from portal.services.keys import KEYS_PER_MEMBER
@@ -167,3 +168,25 @@ def test_runs_side_by_side_tell_once(office: Office) -> None:
     assert sorted(at_once({"one": run, "other": run}).values()) == [(0, 0), (1, KEYS_PER_MEMBER)]  # type: ignore[type-var]
     with office.database.reading() as session:
         assert len(session.scalars(select(ExpiryNotice)).all()) == KEYS_PER_MEMBER
+
+
+def test_a_mail_that_cannot_even_be_written_does_not_stop_the_others(office: Office) -> None:
+    class Clumsy(Postman):
+        def send(self, letter: Letter) -> None:
+            if letter.subject == "bad":
+                raise UnicodeEncodeError("ascii", "ä", 0, 1, "unfit")
+            super().send(letter)
+
+    with office.database.transaction() as session:
+        for subject in ("bad", "good"):
+            outbox.put(session, NOON, "max@acme.test", subject, "…")
+    clumsy = Clumsy()
+    sent, failed = outbox.send_waiting(office.database, clumsy, NOON)
+    assert (sent, len(failed)) == (1, 1)
+    assert [letter.subject for letter in clumsy.letters] == ["good"]
+
+
+def test_a_manager_who_is_no_lead_any_more_does_not_hear_and_the_administrators_do(office: Office) -> None:
+    office.generate("lea", owner=API_MEMBER)
+    office.grant("lea", "operations", AccessLevel.READ)
+    assert [letter.recipient for letter in notify(office, days_before(7))] == ["ana@acme.test"]
