@@ -616,3 +616,35 @@ def test_whatever_is_done_a_chain_has_two_usable_keys_at_most_and_none_past_its_
         for key_id, _ in chain:
             with suppress(PortalError):
                 office.act("rio", keys.delete, key_id, now, typed="")
+
+
+# --- What somebody in a bad mood tries -------------------------------------------------------------------------------
+
+
+def test_a_key_that_is_sent_as_a_scope_is_kept_nowhere(office: Office) -> None:
+    old, _ = office.generate("rio")
+    _, other = office.generate("rio", name="Another")
+    refused(office, lambda: send(office, "rio", old.id, scopes=[other.reveal()]), Invalid)
+    refused(office, lambda: send(office, "rio", old.id, scopes=["x" * 15_000]), Invalid)
+    told = office.told(action="key_rotated", outcome="refused")
+    assert told
+    written = repr([event.content for event in told])
+    assert other.reveal() not in written
+    assert len(written) < 5_000
+
+
+def test_nobody_prolongs_what_they_could_not_hand_out(office: Office) -> None:
+    office.grant(API_MEMBER, "sales", AccessLevel.FULL)
+    old, _ = office.generate("ana", owner=API_MEMBER, scopes=["leads:write"])
+    rotate(office, "ana", old.id, overlap="1h")
+    refused(office, lambda: office.act("lea", rotation.extend, old.id), Forbidden)
+    assert office.row(old.id).retires_at == NOON + timedelta(hours=1)
+    office.act("ana", rotation.extend, old.id)
+
+
+def test_a_key_whose_use_was_noted_is_not_replaced_as_unused(office: Office) -> None:
+    key, plain = office.generate("rio")
+    office.use(key.id, NOON)
+    office.set_key(key.id, last_used_at=None)  # its row is written more rarely
+    refused(office, lambda: replaced(office, "rio", key.id), Conflict)
+    office.check(plain)

@@ -422,3 +422,17 @@ def test_the_first_accepted_request_is_remembered_and_no_later_one(office: Offic
     assert first
     assert (first.at, first.method, first.path, first.status) == (NOON + SECOND, "POST", "/api/v1/1", 201)
     assert first.address == "203.0.113.9"
+
+
+def test_whoever_calls_under_ever_new_names_fills_no_table(office: Office, usage: Usage, key: Used) -> None:
+    for number in range(500):
+        request = key.request(NOON + timedelta(seconds=number))
+        usage.accepted(request._replace(client=f"client/{number}"), is_first=False, new_digest=None)
+        usage.refused(request._replace(scope=f"app{number}:read"), Refusal.MISSING_SCOPE)
+        if number % 50 == 0:
+            usage.flush()
+    usage.flush()
+    with office.database.reading() as session:
+        rows = session.scalar(select(func.count()).select_from(Row).where(Row.key_id == key.pk)) or 0
+    assert rows <= 70
+    assert counted(office, key_id=key.pk) == 1_000
