@@ -41,11 +41,6 @@ class Explanation:
     ask: tuple[str, ...]  # who can hand out what is missing
     stopped_by: str
 
-    @property
-    def is_forbidden(self) -> bool:
-        """Whether the key itself was good (403, not 401)."""
-        return self.reason in _OF_THE_KEY
-
 
 def explain(session: Session, actor: Actor, seat: Seat, keyring: Keyring, request_id: str) -> Explanation | None:
     """Explain a refused request; None for one that is not known, is too old, or whose key the seat may not see."""

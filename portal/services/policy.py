@@ -82,7 +82,10 @@ def _allows(workspace: Workspace, lifetime: Lifetime) -> bool:
 def preview(session: Session, seat: Seat, wanted: Policy, now: datetime) -> tuple[int, list[Breaking]]:
     """Count the standing keys that a policy would not allow to be made, and give the first of them."""
     rows = session.execute(
-        select(ApiKey, Member.name, Member.role)
+        select(
+            *(ApiKey.public_id, ApiKey.name, ApiKey.last_four, ApiKey.environment),
+            *(ApiKey.created_at, ApiKey.expires_at, Member.name.label("owner"), Member.role),
+        )
         .join(Member, Member.id == ApiKey.member_id)
         .where(
             ApiKey.workspace_id == seat.workspace.id,
@@ -94,16 +97,16 @@ def preview(session: Session, seat: Seat, wanted: Policy, now: datetime) -> tupl
         .order_by(ApiKey.name_folded, ApiKey.id)
     )
     found = []
-    for key, owner, role in rows:
+    for key in rows:
         why = []
         limit = wanted.max_key_days
         if limit and (key.expires_at is None or key.expires_at - key.created_at > timedelta(days=limit)):
             why.append("never expires" if key.expires_at is None else f"lives longer than {limit} days")
-        if not wanted.admins_own_live and role == Role.ADMIN and key.environment == Environment.LIVE:
+        if not wanted.admins_own_live and key.role == Role.ADMIN and key.environment == Environment.LIVE:
             why.append("is a live key of an administrator")
         if why:
             words = " and ".join(why)
-            found.append(Breaking(key.public_id, key.name, key.last_four, owner, key.expires_at, words))
+            found.append(Breaking(key.public_id, key.name, key.last_four, key.owner, key.expires_at, words))
     return len(found), found[:_LISTED]
 
 

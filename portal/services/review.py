@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 from sqlalchemy import Row, Select, func, or_, select
 from sqlalchemy.orm import aliased
 
 from portal.rules import text
-from portal.rules.access import AccessLevel, Action, Role, Scope, effective_scopes, level_of
+from portal.rules.access import AccessLevel, Action, Role, level_of
 from portal.rules.credentials import KEY_SHAPED, Keyring
 from portal.rules.errors import Invalid
 from portal.services import audit, key_views, keys
@@ -105,8 +106,6 @@ class Reviewed:
     paused_scopes: int
     refusals: int
     owner_is_active: bool
-    is_busy: bool  # used in the last 24 hours
-    may_rotate: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,22 +135,32 @@ def look(
     session: Session, actor: Actor, seat: Seat, keyring: Keyring, finding: Finding | None = None, number: int = 1
 ) -> Review:
     """Review the active keys that a seat sees: live before sandbox, then the riskiest."""
-    found = _all(session, actor, seat, keyring)
+    found = _all(session, actor, seat)
     counts = Counter(each for key in found for each in key.findings)
     wanted = [key for key in found if finding in key.findings] if finding else found
     number = min(number, max(1, -(-len(wanted) // PAGE_SIZE)))
     first = (number - 1) * PAGE_SIZE
-    return Review(wanted[first : first + PAGE_SIZE], counts, number, len(wanted))
+    shown = [_show(key, seat, keyring) for key in wanted[first : first + PAGE_SIZE]]
+    return Review(shown, counts, number, len(wanted))
 
 
 def chosen(session: Session, actor: Actor, seat: Seat, keyring: Keyring, key_ids: Sequence[str]) -> list[Reviewed]:
     """Look at some keys, such as those that were ticked: of those that a seat sees, the active ones."""
-    return _all(session, actor, seat, keyring, only=key_ids)
+    return [_show(key, seat, keyring) for key in _all(session, actor, seat, only=key_ids)]
 
 
-def _all(
-    session: Session, actor: Actor, seat: Seat, keyring: Keyring, only: Sequence[str] | None = None
-) -> list[Reviewed]:
+class _Found(NamedTuple):
+    """A key's row, what it may do and does, and what is found of that: of thousands, a page shows few."""
+
+    row: Row[Any]
+    scope_count: int
+    unused: int
+    paused: int
+    refusals: int
+    findings: tuple[Finding, ...]
+
+
+def _all(session: Session, actor: Actor, seat: Seat, only: Sequence[str] | None = None) -> list[_Found]:
     now = actor.at
     rows = session.execute(_active(seat, now, only)).all()
     ids = select(_active(seat, now, only).subquery().c.id)
@@ -162,31 +171,26 @@ def _all(
     above = _above_granters(session, seat)
     found = []
     for row in rows:
-        does = _Does(scopes.get(row.id, []), exercised.get(row.id, set()), refusals.get(row.id, 0))
-        key = _judge(row, seat, keyring, now, does, above)
-        left = tuple(each for each in key.findings if each not in quiet.get(row.id, ()))
+        held = scopes.get(row.id, ())
+        used = exercised.get(row.id, ())
+        key = _Found(
+            row,
+            scope_count=len(held),
+            unused=sum(scope not in used for scope, _, _ in held),
+            paused=sum(not works for _, _, works in held),
+            refusals=refusals.get(row.id, 0),
+            findings=(),
+        )
+        is_above = bool(above) and any((row.member_id, solution_id) in above for _, solution_id, _ in held)
+        findings = _judge(key, seat, now, is_above=is_above)
+        left = tuple(each for each in findings if each not in quiet.get(row.id, ()))
         if left or only is not None:
-            found.append(_with(key, left))
-    return sorted(found, key=lambda key: (key.environment != "live", [_RISK[each] for each in key.findings], key.name))
+            found.append(key._replace(findings=left))
+    return sorted(found, key=_risk)
 
 
-def _with(key: Reviewed, findings: tuple[Finding, ...]) -> Reviewed:
-    values = {name: getattr(key, name) for name in Reviewed.__slots__}
-    advice = _ADVICE[findings[0]] if findings else Advice.LOOK
-    if advice in (Advice.ROTATE, Advice.ROTATE_NARROWER, Advice.MOVE) and not key.may_rotate:
-        advice = Advice.DEACTIVATE
-    if findings and findings[0] is Finding.OWNER_LOST and key.owner_is_active and key.may_rotate:
-        advice = Advice.ROTATE_NARROWER
-    return Reviewed(**values | {"findings": findings, "advice": advice})
-
-
-@dataclass(frozen=True, slots=True)
-class _Does:
-    """What a key may do, and does."""
-
-    scopes: Sequence[tuple[Scope, int, AccessLevel | None]]
-    exercised: set[str]
-    refusals: int
+def _risk(key: _Found) -> tuple[bool, list[int], str]:
+    return key.row.environment != "live", [_RISK[each] for each in key.findings], key.row.name
 
 
 def _active(seat: Seat, now: datetime, only: Sequence[str] | None) -> Select[*tuple[Any, ...]]:
@@ -208,19 +212,25 @@ def _active(seat: Seat, now: datetime, only: Sequence[str] | None) -> Select[*tu
     return statement if only is None else statement.where(ApiKey.public_id.in_(only))
 
 
-def _scopes(session: Session, ids: Select[*tuple[Any, ...]]) -> dict[int, list[tuple[Scope, int, AccessLevel | None]]]:
-    """Read each key's scopes with the solution that they lie in and the level that the owner was given there."""
+def _scopes(session: Session, ids: Select[*tuple[Any, ...]]) -> dict[int, list[tuple[str, int, bool]]]:
+    """Read each key's scopes, with the solution that each lies in and whether its owner may hold it now."""
     rows = session.execute(
-        select(KeyScope.key_id, App.slug, KeyScope.action, App.solution_id, Access.level)
+        select(KeyScope.key_id, App.slug, KeyScope.action, App.solution_id, Member.role, Access.level)
         .join(App, App.id == KeyScope.app_id)
         .join(ApiKey, ApiKey.id == KeyScope.key_id)
+        .join(Member, Member.id == ApiKey.member_id)
         .outerjoin(Access, (Access.solution_id == App.solution_id) & (Access.member_id == ApiKey.member_id))
         .where(KeyScope.key_id.in_(ids))
     )
-    found: defaultdict[int, list[tuple[Scope, int, AccessLevel | None]]] = defaultdict(list)
-    for key_id, slug, action, solution_id, level in rows:
-        found[key_id].append((Scope(slug, Action(action)), solution_id, AccessLevel(level) if level else None))
+    found: defaultdict[int, list[tuple[str, int, bool]]] = defaultdict(list)
+    for key_id, slug, action, solution_id, role, level in rows:
+        found[key_id].append((f"{slug}:{action}", solution_id, _works(action, role, level)))
     return found
+
+
+@cache  # a handful of combinations for thousands of rows
+def _works(action: str, role: str, level: str | None) -> bool:
+    return Action(action) in level_of(Role(role), AccessLevel(level) if level else None).actions
 
 
 def _exercised(session: Session, ids: Select[*tuple[Any, ...]], now: datetime) -> dict[int, set[str]]:
@@ -280,35 +290,35 @@ def _above_granters(session: Session, seat: Seat) -> set[tuple[int, int]]:
     return {(member_id, solution_id) for member_id, solution_id in rows}
 
 
-def _judge(
-    row: Row[Any],
-    seat: Seat,
-    keyring: Keyring,
-    now: datetime,
-    does: _Does,
-    above: set[tuple[int, int]],
-) -> Reviewed:
-    scopes, refusals = does.scopes, does.refusals
-    owner_is_active = row.owner_off is None and row.owner_gone is None and row.account_off is None
-    access = {scope.app: level_of(Role(row.role), level) for scope, _, level in scopes}
-    paused = len(scopes) - len(effective_scopes([scope for scope, _, _ in scopes], access))
-    unused = sum(str(scope) not in does.exercised for scope, _, _ in scopes)
-    is_used = row.last_used_at is not None and now - row.last_used_at <= UNUSED_SCOPES
+def _judge(key: _Found, seat: Seat, now: datetime, *, is_above: bool) -> list[Finding]:
+    """Say what there is to find about a key, the riskiest first: in the order of `Finding`."""
+    row = key.row
     limit = seat.workspace.max_key_days
+    age = now - row.created_at
+    since_use = now - row.last_used_at if row.last_used_at else None
+    left = row.expires_at - now if row.expires_at else None
     lives = row.expires_at - row.created_at if row.expires_at else None
-    holds: dict[Finding, bool] = {
-        Finding.OWNER_LOST: not owner_is_active or paused > 0,
-        Finding.ABOVE_GRANTER: any((row.member_id, solution_id) in above for _, solution_id, _ in scopes),
-        Finding.EXPIRING: row.expires_at is not None and row.expires_at - now <= key_views.EXPIRING,
-        Finding.REFUSED_OFTEN: refusals > MANY_REFUSALS,
-        Finding.ADMIN_OWNED: row.role == Role.ADMIN and row.environment == "live",
-        Finding.STALE: row.last_used_at is not None and now - row.last_used_at > STALE,
-        Finding.NEVER_USED: row.last_used_at is None and now - row.created_at > NEVER_USED_AFTER,
-        Finding.TOO_LONG: limit is not None and lives is not None and lives > timedelta(days=limit),
-        Finding.NEVER_EXPIRES: row.expires_at is None,
-        Finding.UNUSED_SCOPES: is_used and unused > 0 and now - row.created_at > UNUSED_SCOPES,
-    }
-    findings = tuple(finding for finding in Finding if holds[finding])
+    holds = (
+        (Finding.OWNER_LOST, key.paused > 0 or not _owner_is_active(row)),
+        (Finding.ABOVE_GRANTER, is_above),
+        (Finding.EXPIRING, left is not None and left <= key_views.EXPIRING),
+        (Finding.REFUSED_OFTEN, key.refusals > MANY_REFUSALS),
+        (Finding.ADMIN_OWNED, row.role == "admin" and row.environment == "live"),
+        (Finding.STALE, since_use is not None and since_use > STALE),
+        (Finding.NEVER_USED, since_use is None and age > NEVER_USED_AFTER),
+        (Finding.TOO_LONG, limit is not None and lives is not None and lives > timedelta(days=limit)),
+        (Finding.NEVER_EXPIRES, left is None),
+        (Finding.UNUSED_SCOPES, key.unused > 0 and since_use is not None and since_use <= UNUSED_SCOPES < age),
+    )
+    return [finding for finding, is_so in holds if is_so]
+
+
+def _owner_is_active(row: Row[Any]) -> bool:
+    return row.owner_off is None and row.owner_gone is None and row.account_off is None
+
+
+def _show(key: _Found, seat: Seat, keyring: Keyring) -> Reviewed:
+    row = key.row
     kind = "me" if row.member_id == seat.member.id else "api" if row.account_id is None else "human"
     return Reviewed(
         id=row.public_id,
@@ -318,19 +328,29 @@ def _judge(
         environment=row.environment,
         owner_name=row.owner_name,
         owner_kind=kind,
-        findings=findings,
-        advice=Advice.LOOK,
+        findings=key.findings,
+        advice=_advice(key, may_rotate=kind != "human"),
         created_at=row.created_at,
         expires_at=row.expires_at,
         last_used_at=row.last_used_at,
-        scope_count=len(scopes),
-        unused_scopes=unused,
-        paused_scopes=paused,
-        refusals=refusals,
-        owner_is_active=owner_is_active,
-        is_busy=row.last_used_at is not None and now - row.last_used_at < timedelta(hours=24),
-        may_rotate=kind != "human",
+        scope_count=key.scope_count,
+        unused_scopes=key.unused,
+        paused_scopes=key.paused,
+        refusals=key.refusals,
+        owner_is_active=_owner_is_active(row),
     )
+
+
+def _advice(key: _Found, *, may_rotate: bool) -> Advice:
+    """Recommend one thing for the riskiest finding: of another human's key, only what an administrator can do."""
+    if not key.findings:
+        return Advice.LOOK
+    advice = _ADVICE[key.findings[0]]
+    if advice in (Advice.ROTATE, Advice.ROTATE_NARROWER, Advice.MOVE) and not may_rotate:
+        return Advice.DEACTIVATE
+    if key.findings[0] is Finding.OWNER_LOST and may_rotate and _owner_is_active(key.row):
+        return Advice.ROTATE_NARROWER
+    return advice
 
 
 def mark_fine(session: Session, actor: Actor, key_id: str, finding: Finding, note: str) -> str:
