@@ -113,6 +113,8 @@ class Solution(Base):
     slug: Mapped[str] = mapped_column(String(40))
     name: Mapped[str] = mapped_column(String(60))
     description: Mapped[str] = mapped_column(String(140), default="")
+    # Its apps are resources for scopes only; their data lives in somebody's own product, behind /verify.
+    is_external: Mapped[bool] = mapped_column(default=False, server_default=false())
     created_at: Mapped[datetime]
 
 
@@ -203,6 +205,10 @@ class ApiKey(Base):
     replaces_id: Mapped[int | None] = mapped_column(ForeignKey("api_key.id"), unique=True)
     rotated_at: Mapped[datetime | None]  # when it was replaced: from here an overlap is counted
     retires_at: Mapped[datetime | None]
+    self_rotate: Mapped[bool] = mapped_column(default=False, server_default=false())  # may rotate itself over the API
+    # What an administrator allows instead of the usual rates: requests in any 60 s, and in any second.
+    rate_per_minute: Mapped[int | None]
+    rate_per_second: Mapped[int | None]
 
     member: Mapped[Member] = relationship(lazy="raise", foreign_keys=[member_id])
     created_by: Mapped[Member] = relationship(lazy="raise", foreign_keys=[created_by_id])
@@ -482,3 +488,41 @@ class PasswordReset(Base):
     created_at: Mapped[datetime]
     expires_at: Mapped[datetime]
     used_at: Mapped[datetime | None]
+
+
+class IdempotentRequest(Base):
+    """What a POST with an Idempotency-Key was answered, kept for 24 hours: the same request again gets it again.
+
+    Keys of one member in one environment share their Idempotency-Keys, so that a retry may come with a successor.
+    """
+
+    __tablename__ = "idempotent_request"
+    __table_args__ = (_one_of("environment", "live", "test"),)
+
+    member_id: Mapped[int] = mapped_column(ForeignKey("member.id"), primary_key=True)
+    environment: Mapped[str] = mapped_column(String(4), primary_key=True)
+    idempotency_key: Mapped[str] = mapped_column(String(255), primary_key=True)
+    at: Mapped[datetime] = mapped_column(index=True)
+    request_hash: Mapped[bytes] = mapped_column(LargeBinary(32))  # of method, path and body
+    status: Mapped[int]
+    headers: Mapped[dict[str, str]] = mapped_column(JSON)
+    body: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class Verifier(Base):
+    """By what somebody's own product asks about keys (RFC 7662). Its secret is shown once, like a key's."""
+
+    __tablename__ = "verifier"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    public_id: Mapped[str] = mapped_column(String(40), unique=True)
+    workspace_id: Mapped[int] = mapped_column(ForeignKey("workspace.id"), index=True)
+    name: Mapped[str] = mapped_column(String(60))
+    digest: Mapped[bytes] = mapped_column(LargeBinary(32), unique=True)
+    pepper_id: Mapped[str] = mapped_column(String(20))
+    last_four: Mapped[str] = mapped_column(String(4))
+    form_id: Mapped[str | None] = mapped_column(String(40), unique=True)
+    created_at: Mapped[datetime]
+    created_by_id: Mapped[int] = mapped_column(ForeignKey("member.id"))
+    revoked_at: Mapped[datetime | None]
+    revoked_by_id: Mapped[int | None] = mapped_column(ForeignKey("member.id"))
