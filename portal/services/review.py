@@ -348,7 +348,8 @@ def _advice(key: _Found, *, may_rotate: bool) -> Advice:
     advice = _ADVICE[key.findings[0]]
     if advice in (Advice.ROTATE, Advice.ROTATE_NARROWER, Advice.MOVE) and not may_rotate:
         return Advice.DEACTIVATE
-    if key.findings[0] is Finding.OWNER_LOST and may_rotate and _owner_is_active(key.row):
+    keeps_some = key.paused < key.scope_count
+    if key.findings[0] is Finding.OWNER_LOST and may_rotate and keeps_some and _owner_is_active(key.row):
         return Advice.ROTATE_NARROWER
     return advice
 
