@@ -29,6 +29,15 @@ def pytest_configure_node(node: Any) -> None:
     node.workerinput["template_url"] = template_of(node.config).url
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Run on SQLite alone what no database can change: the tests that ask for none, and those that are marked so."""
+    if config.getoption("--database") == "sqlite":
+        return
+    once = [it for it in items if it.get_closest_marker("once") or "template" not in getattr(it, "fixturenames", ())]
+    config.hook.pytest_deselected(items=once)
+    items[:] = [item for item in items if item not in set(once)]
+
+
 def template_of(config: pytest.Config) -> Template:
     """Return the run's template database; in the process that leads the run, make it at the first call."""
     if hasattr(config, "workerinput"):
