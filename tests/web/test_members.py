@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email import message_from_bytes, policy
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -352,14 +351,12 @@ def test_leaving_needs_no_password_and_coming_back_does(cast: Cast, database: Da
 # --- Invitations ----------------------------------------------------------------------------------------------------
 
 
-def test_an_invitation_is_shown_once_mailed_and_gives_what_it_says(
-    cast: Cast, database: Database, app: Flask, tmp_path: Path
-) -> None:
+def test_an_invitation_is_shown_once_mailed_and_gives_what_it_says(cast: Cast, database: Database, app: Flask) -> None:
     answers = {"email": "ida@acme.test", "role": "member", "access-sales": "full"}
     reply = cast.ana.post(f"{PEOPLE}/invite", answers)
     (link,) = set(re.findall(r"http://[^<\s]+/invite/[\w-]{43}", reply.text))
     app.extensions["portal"].errands.submit(int).result()  # whatever was sent on before is done by now
-    (mail,) = (tmp_path / "mail").iterdir()
+    (mail,) = app.extensions["portal"].settings.mail_folder.iterdir()
     letter = message_from_bytes(mail.read_bytes(), policy=policy.default)
     assert letter["To"] == "ida@acme.test"
     assert link in letter.get_content().replace("=\n", "")
@@ -432,11 +429,11 @@ def crowd(database: Database, people: int = 300, bots: int = 199, keys: int = 20
         known = {"password_hash": "none", "created_at": now}
         names = [f"X {n}" for n in range(people)]
         rows = [
-            {"public_id": f"acc_x{n}", "email": f"x{n}@acme.test", "name": name, **known}
+            {"public_id": f"acc_crowd{n}", "email": f"x{n}@acme.test", "name": name, **known}
             for n, name in enumerate(names)
         ]
         session.execute(insert(Account), rows)
-        found = session.scalars(select(Account.id).where(Account.public_id.like("acc_x%")))
+        found = session.scalars(select(Account.id).where(Account.public_id.like("acc_crowd%")))
         rows = [{"public_id": f"mem_h{n}", "name": f"X {n}", "account_id": id, **here} for n, id in enumerate(found)]
         session.execute(insert(Member), rows)
         led = {"manager_id": lea.id, "created_by_id": lea.id, "purpose": "Something", **here}
