@@ -201,20 +201,20 @@ def verify(session: Session, chain: int) -> Verdict:
     """
     end = select(AuditHead.seq, AuditHead.hash).where(AuditHead.chain == chain)
     before = session.execute(end).one_or_none()
-    columns = [column for column in AuditEvent.__table__.columns if column.key not in ("id", "hash", "seq")]
-    names = (*(column.key for column in columns), "seq")
+    table = AuditEvent.__table__.c  # bare columns: through the class, each row is dearer
+    names = [column.key for column in table if column.key not in ("id", "hash")]
+    rows = select(*(table[name] for name in names), table.hash).where(table.chain == chain).order_by(table.seq)
     previous, seq, last = BEGINNING, 0, ""
-    rows = select(*columns, AuditEvent.seq, AuditEvent.hash).where(AuditEvent.chain == chain).order_by(AuditEvent.seq)
     with session.execute(rows.execution_options(yield_per=500)) as result:
-        for *values, written in result:
+        for *values, seal in result:
             content = dict(zip(names, values, strict=True))
             number, public_id = content["seq"], content["public_id"]
             if number != seq + 1:
                 missing = f"the rows after number {seq} up to {number - 1} are missing"
                 return Verdict(seq, last or public_id, missing)
-            if link(previous, content) != written:
+            if link(previous, content) != seal:
                 return Verdict(seq, public_id, f"row {number} is not as it was written")
-            previous, seq, last = written, number, public_id
+            previous, seq, last = seal, number, public_id
             if before and seq == before.seq and previous != before.hash:
                 return Verdict(seq, last, "the end of the log is not as it was written")
     after = session.execute(end).one_or_none()

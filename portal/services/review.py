@@ -24,12 +24,11 @@ from sqlalchemy import (
     literal,
     or_,
     select,
-    tuple_,
 )
-from sqlalchemy.orm import aliased
+from sqlalchemy.orm import Mapped, aliased
 
 from portal.rules import text
-from portal.rules.access import AccessLevel, Environment, Role, level_of, may_grant
+from portal.rules.access import AccessLevel, Action, Environment, Role, level_of, may_grant
 from portal.rules.credentials import KEY_SHAPED, Keyring
 from portal.rules.errors import Invalid
 from portal.services import audit, key_views, keys, members, policy
@@ -89,16 +88,11 @@ _ADVICE = {
 # A key's findings as bits of one number, the riskiest highest: the greater it is, the riskier is the key.
 _BIT = {finding: 1 << (len(Finding) - rank) for rank, finding in enumerate(Finding, 1)}
 _ANY = sum(_BIT.values())
-# What `rules.access` allows, as rows that SQL can look in: role and level of a member, and what they may hold or grant.
+# What `rules.access` allows, as words to look for: role and level of a member, and what that one may hold or grant.
 _NONE = AccessLevel.NONE.value
-_HAVES = [(role, level, level_of(role, level)) for role in Role for level in AccessLevel]
-_HOLDABLE = [(str(role), level.value, str(action)) for role, level, has in _HAVES for action in has.actions]
-_GRANTABLE = [
-    (str(role), level.value, given.value)
-    for role, level, has in _HAVES
-    for given in AccessLevel
-    if may_grant(has, given)
-]
+_HAVES = [(f"{role}:{level.value}", level_of(role, level)) for role in Role for level in AccessLevel]
+_HOLDABLE = [f"{have}:{action}" for have, level in _HAVES for action in Action if action in level.actions]
+_GRANTABLE = [f"{have}:{given.value}" for have, level in _HAVES for given in AccessLevel if may_grant(level, given)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,29 +145,28 @@ def look(
     session: Session, actor: Actor, seat: Seat, keyring: Keyring, finding: Finding | None = None, number: int = 1
 ) -> Review:
     """Review the active keys that a seat sees: live before sandbox, then the riskiest."""
-    judged = _judged(key_views.visible_to(seat), seat, actor.at).subquery()
-    keys_at = session.execute(select(judged.c.risk, func.count()).group_by(judged.c.risk)).all()
+    visible = key_views.visible_to(seat)
+    judged = _judged(visible, seat, actor.at)
+    risks = session.execute(judged.with_only_columns(judged.selected_columns.id, judged.selected_columns.risk)).all()
     counts = Counter[Finding]()
-    for risk, count in keys_at:
+    for risk, count in Counter(risk for _, risk in risks).items():
         counts.update(dict.fromkeys(_findings(risk), count))
     bits = _BIT[finding] if finding else _ANY
-    total = sum(count for risk, count in keys_at if risk & bits)
-    number = min(number, max(1, -(-total // PAGE_SIZE)))
-    page = _riskiest_first(judged).where(judged.c.risk.bitwise_and(bits) > 0).limit(PAGE_SIZE)
-    rows = session.execute(page.offset((number - 1) * PAGE_SIZE)) if total else ()
-    return Review([_show(row, seat, keyring) for row in rows], counts, number, total)
+    wanted = [key_id for key_id, risk in risks if risk & bits]
+    number = min(number, max(1, -(-len(wanted) // PAGE_SIZE)))
+    first = (number - 1) * PAGE_SIZE
+    page = visible.where(ApiKey.id.in_(wanted[first : first + PAGE_SIZE]))
+    return Review(_read(session, actor, seat, keyring, page), counts, number, len(wanted))
 
 
 def chosen(session: Session, actor: Actor, seat: Seat, keyring: Keyring, key_ids: Sequence[str]) -> list[Reviewed]:
     """Look at some keys, such as those that were ticked: of those that a seat sees, the active ones."""
     ticked = key_views.visible_to(seat).where(ApiKey.public_id.in_(key_ids))
-    rows = session.execute(_riskiest_first(_judged(ticked, seat, actor.at).subquery()))
-    return [_show(row, seat, keyring) for row in rows]
+    return _read(session, actor, seat, keyring, ticked)
 
 
-def _riskiest_first(judged: Subquery) -> Select[*tuple[Any, ...]]:
-    key = judged.c
-    return select(judged).order_by(key.environment, key.risk.desc(), key.name_folded, key.id)  # "live" before "test"
+def _read(session: Session, actor: Actor, seat: Seat, keyring: Keyring, some: Select[ApiKey]) -> list[Reviewed]:
+    return [_show(row, seat, keyring) for row in session.execute(_judged(some, seat, actor.at))]
 
 
 def _findings(risk: int) -> tuple[Finding, ...]:
@@ -181,7 +174,10 @@ def _findings(risk: int) -> tuple[Finding, ...]:
 
 
 def _judged(visible: Select[ApiKey], seat: Seat, now: datetime) -> Select[*tuple[Any, ...]]:
-    """Select the active ones of some keys, each with its figures and with `risk`: what is found of it, as bits."""
+    """Select the active ones of some keys, each with its figures and with `risk`: what is found of it, as bits.
+
+    Nothing is left out by `risk`, because a database would compute it once more for that.
+    """
     active = visible.where(*key_views.going_on(now))
     held, refused, quiet = _held(active, now), _refused(active, now), _quiet(active, now)
     owner_is_active = and_(*members.ACTIVE, Account.deactivated_at.is_(None))
@@ -198,19 +194,20 @@ def _judged(visible: Select[ApiKey], seat: Seat, now: datetime) -> Select[*tuple
         Finding.NEVER_EXPIRES: ApiKey.expires_at.is_(None),
         Finding.UNUSED_SCOPES: held.c.unused > 0,
     }
-    risk = sum((case((holds[finding], bit), else_=0) for finding, bit in _BIT.items()), start=literal(0))
+    found = sum((case((holds[finding], bit), else_=0) for finding, bit in _BIT.items()), start=literal(0))
+    risk = found.bitwise_and(func.coalesce(quiet.c.bits, 0).bitwise_not()).label("risk")
     return (
         active.outerjoin(Account, Account.id == Member.account_id)
         .outerjoin(held, held.c.id == ApiKey.id)
         .outerjoin(refused, refused.c.id == ApiKey.id)
         .outerjoin(quiet, quiet.c.id == ApiKey.id)
         .with_only_columns(
-            ApiKey.id, ApiKey.public_id, ApiKey.name, ApiKey.name_folded, ApiKey.last_four, ApiKey.environment,
-            ApiKey.created_at, ApiKey.expires_at, ApiKey.last_used_at, ApiKey.member_id,
-            Member.name.label("owner_name"), Member.account_id, owner_is_active.label("owner_is_active"),
-            held.c.scopes, held.c.paused, held.c.unused, refused.c.count.label("refusals"),
-            risk.bitwise_and(func.coalesce(quiet.c.bits, 0).bitwise_not()).label("risk"),
+            ApiKey.id, ApiKey.public_id, ApiKey.name, ApiKey.last_four, ApiKey.environment, ApiKey.created_at,
+            ApiKey.expires_at, ApiKey.last_used_at, ApiKey.member_id, Member.name.label("owner_name"),
+            Member.account_id, owner_is_active.label("owner_is_active"), held.c.scopes, held.c.paused, held.c.unused,
+            refused.c.count.label("refusals"), risk,
         )
+        .order_by(ApiKey.environment, risk.desc(), ApiKey.name_folded, ApiKey.id)  # "live" comes before "test"
     )  # fmt: skip
 
 
@@ -220,8 +217,8 @@ def _held(active: Select[ApiKey], now: datetime) -> Subquery:
     Scopes are unused that a key of more than 60 days, which was used in the last 60, was not used with in these.
     """
     granter, granters = aliased(Member), aliased(Access)
-    works = tuple_(Member.role, func.coalesce(Access.level, _NONE), KeyScope.action).in_(_HOLDABLE)
-    granter_may = tuple_(granter.role, func.coalesce(granters.level, _NONE), Access.level).in_(_GRANTABLE)
+    works = _words(Member.role, Access.level, KeyScope.action).in_(_HOLDABLE)
+    granter_may = _words(granter.role, granters.level, Access.level).in_(_GRANTABLE)
     granter_is_active = granter.deactivated_at.is_(None) & granter.removed_at.is_(None)
     above = and_(granter.id.is_not(None), ~and_(granter_is_active, granter_may))
     since = now - UNUSED_SCOPES
@@ -244,6 +241,10 @@ def _held(active: Select[ApiKey], now: datetime) -> Subquery:
         .group_by(ApiKey.id)
         .subquery("held")
     )
+
+
+def _words(role: Mapped[str], level: Mapped[str], what: Mapped[str]) -> ColumnElement[str]:
+    return role + ":" + func.coalesce(level, _NONE) + ":" + what
 
 
 def _refused(active: Select[ApiKey], now: datetime) -> Subquery:
