@@ -180,10 +180,9 @@ def _judged(visible: Select[ApiKey], seat: Seat, now: datetime) -> Select[*tuple
     """
     active = visible.where(*key_views.going_on(now))
     held, refused, quiet = _held(active, now), _refused(active, now), _quiet(active, now)
-    owner_is_active = and_(*members.ACTIVE, Account.deactivated_at.is_(None))
     limit = seat.workspace.max_key_days
     holds: dict[Finding, ColumnElement[bool]] = {
-        Finding.OWNER_LOST: or_(held.c.paused > 0, ~owner_is_active),
+        Finding.OWNER_LOST: or_(held.c.paused > 0, ~_owner_is_active),
         Finding.ABOVE_GRANTER: held.c.above > 0,
         Finding.EXPIRING: ApiKey.expires_at <= now + key_views.EXPIRING,
         Finding.REFUSED_OFTEN: refused.c.count > MANY_REFUSALS,
@@ -204,11 +203,23 @@ def _judged(visible: Select[ApiKey], seat: Seat, now: datetime) -> Select[*tuple
         .with_only_columns(
             ApiKey.id, ApiKey.public_id, ApiKey.name, ApiKey.last_four, ApiKey.environment, ApiKey.created_at,
             ApiKey.expires_at, ApiKey.last_used_at, ApiKey.member_id, Member.name.label("owner_name"),
-            Member.account_id, owner_is_active.label("owner_is_active"), held.c.scopes, held.c.paused, held.c.unused,
+            Member.account_id, _owner_is_active.label("owner_is_active"), held.c.scopes, held.c.paused, held.c.unused,
             refused.c.count.label("refusals"), risk,
         )
         .order_by(ApiKey.environment, risk.desc(), ApiKey.name_folded, ApiKey.id)  # "live" comes before "test"
     )  # fmt: skip
+
+
+def _words(role: Mapped[str], level: Mapped[str], what: Mapped[str]) -> ColumnElement[str]:
+    return role + ":" + func.coalesce(level, _NONE) + ":" + what
+
+
+_Granter, _Granters = aliased(Member, name="granter"), aliased(Access, name="granters")
+_works = _words(Member.role, Access.level, KeyScope.action).in_(_HOLDABLE)
+_granter_may = _words(_Granter.role, _Granters.level, Access.level).in_(_GRANTABLE)
+_granter_is_active = _Granter.deactivated_at.is_(None) & _Granter.removed_at.is_(None)
+_above = and_(_Granter.id.is_not(None), ~and_(_granter_is_active, _granter_may))
+_owner_is_active = and_(*members.ACTIVE, Account.deactivated_at.is_(None))
 
 
 def _held(active: Select[ApiKey], now: datetime) -> Subquery:
@@ -216,11 +227,6 @@ def _held(active: Select[ApiKey], now: datetime) -> Subquery:
 
     Scopes are unused that a key of more than 60 days, which was used in the last 60, was not used with in these.
     """
-    granter, granters = aliased(Member), aliased(Access)
-    works = _words(Member.role, Access.level, KeyScope.action).in_(_HOLDABLE)
-    granter_may = _words(granter.role, granters.level, Access.level).in_(_GRANTABLE)
-    granter_is_active = granter.deactivated_at.is_(None) & granter.removed_at.is_(None)
-    above = and_(granter.id.is_not(None), ~and_(granter_is_active, granter_may))
     since = now - UNUSED_SCOPES
     is_called = KeyCaller.scope == App.slug + ":" + KeyScope.action
     used = exists().where(KeyCaller.key_id == ApiKey.id, KeyCaller.last_at > since, is_called)
@@ -229,22 +235,18 @@ def _held(active: Select[ApiKey], now: datetime) -> Subquery:
         active.join(KeyScope, KeyScope.key_id == ApiKey.id)
         .join(App, App.id == KeyScope.app_id)
         .outerjoin(Access, (Access.solution_id == App.solution_id) & (Access.member_id == ApiKey.member_id))
-        .outerjoin(granter, (granter.id == Access.granted_by_id) & Member.account_id.is_(None))
-        .outerjoin(granters, (granters.solution_id == App.solution_id) & (granters.member_id == granter.id))
+        .outerjoin(_Granter, (_Granter.id == Access.granted_by_id) & Member.account_id.is_(None))
+        .outerjoin(_Granters, (_Granters.solution_id == App.solution_id) & (_Granters.member_id == _Granter.id))
         .with_only_columns(
             ApiKey.id,
             func.count().label("scopes"),
-            func.count(case((~works, 1))).label("paused"),
-            func.count(case((above, 1))).label("above"),
+            func.count(case((~_works, 1))).label("paused"),
+            func.count(case((_above, 1))).label("above"),
             func.count(case((unused, 1))).label("unused"),
         )
         .group_by(ApiKey.id)
         .subquery("held")
     )
-
-
-def _words(role: Mapped[str], level: Mapped[str], what: Mapped[str]) -> ColumnElement[str]:
-    return role + ":" + func.coalesce(level, _NONE) + ":" + what
 
 
 def _refused(active: Select[ApiKey], now: datetime) -> Subquery:
