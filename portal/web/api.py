@@ -1,6 +1,7 @@
 """The REST API for integrations (contract, section 3): JSON in and out, one key a request."""
 
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import parse_qsl
@@ -8,12 +9,15 @@ from urllib.parse import parse_qsl
 from flask import Blueprint, Response, g, request, url_for
 
 from portal.rules.access import Action
+from portal.rules.credentials import KEY_SHAPED
 from portal.rules.errors import Invalid, Unreadable, UnsupportedType
 from portal.rules.payload import read_object
-from portal.services import records, workspaces
+from portal.services import idempotency, records, workspaces
 from portal.services.actor import Actor, Means
+from portal.services.idempotency import Asked, Stored
 from portal.services.key_check import Caller
 from portal.services.records import Place
+from portal.store.database import Session
 from portal.store.models import Record
 from portal.web.guards import with_key
 from portal.web.http import api_reply, portal, reading, transaction
@@ -23,6 +27,8 @@ api = Blueprint("api", __name__, url_prefix="/api/v1")
 _DIGITS = re.compile(r"[0-9]{1,10}", re.ASCII)
 _MAX_OFFSET = 2**31 - 1
 _ETAG = re.compile(r'(?:W/)?"[^",]*"')
+_IDEMPOTENCY_KEY = re.compile(r"[!-+\--~]{1,255}")  # visible ASCII but the comma, by which repeated headers are joined
+_REPEATED = ("Content-Type", "Location", "ETag", "X-Request-Id")  # headers that a stored answer is given again with
 
 
 @api.get("/me")
@@ -92,14 +98,17 @@ def list_records(caller: Caller, app: str) -> Response:
 @api.post("/apps/<app:app>/records")
 @with_key(Action.WRITE)
 def create_record(caller: Caller, app: str) -> Response:
-    """Create a record."""
+    """Create a record; once only for an `Idempotency-Key`, however often the request is repeated in 24 hours."""
     read_query()
     fields = read_fields()
-    with transaction() as session:
+
+    def create(session: Session) -> Response:
         record = records.create(session, _actor(caller), _place(caller, app), fields)
-    response = _with_etag(api_reply(_record(record), 201), record)
-    response.headers["Location"] = url_for("api.get_record", app=app, record_id=record.public_id)
-    return response
+        response = _with_etag(api_reply(_record(record), 201), record)
+        response.headers["Location"] = url_for("api.get_record", app=app, record_id=record.public_id)
+        return response
+
+    return _once(caller, create)
 
 
 @api.get("/apps/<app:app>/records/<record_id>")
@@ -173,7 +182,7 @@ def read_fields() -> dict[str, Any]:
     """Read the body `{"fields": {…}}`."""
     if request.mimetype != "application/json" or request.mimetype_params.get("charset", "utf-8").lower() != "utf-8":
         raise UnsupportedType("Send JSON, with the header Content-Type: application/json.")
-    body = read_object(request.get_data(cache=False))
+    body = read_object(request.get_data())
     if unknown := sorted(set(body) - {"fields"}):
         message = f'The body has an unknown member {unknown[0][:40]!a}; send {{"fields": {{…}}}}.'
         raise Unreadable(message, code="unknown_member")
@@ -199,7 +208,39 @@ def read_if_match() -> set[str] | None:
     return tags
 
 
+def read_idempotency_key() -> str | None:
+    """Read the header `Idempotency-Key`: 1 to 255 visible ASCII characters, no comma; None where there is none."""
+    header: str | None = request.environ.get("HTTP_IDEMPOTENCY_KEY")
+    if header is None:
+        return None
+    if not _IDEMPOTENCY_KEY.fullmatch(header) or KEY_SHAPED.search(header):  # no secret may be written down
+        message = "Idempotency-Key must be given once: 1 to 255 visible ASCII characters, no comma, and no API key."
+        raise Unreadable(message, code="invalid_idempotency_key")
+    return header
+
+
 # --- Writing answers ------------------------------------------------------------------------------------------------
+
+
+def _once(caller: Caller, do: Callable[[Session], Response]) -> Response:
+    """Do what a POST asks for in one transaction; a repeat with its `Idempotency-Key` gets the first one's answer."""
+    key = read_idempotency_key()
+    with transaction() as session:
+        if key is None:
+            return do(session)
+        asked = Asked.of(
+            *(caller.key_pk, caller.environment, key, g.now),
+            method=request.method,
+            path=request.path,
+            body=request.get_data(),
+        )
+        if before := idempotency.find(session, asked):
+            return Response(before.body, before.status, {**before.headers, "Idempotency-Replayed": "true"})
+        response = do(session)
+        response.headers["X-Request-Id"] = g.request_id
+        repeated = {name: response.headers[name] for name in _REPEATED if name in response.headers}
+        idempotency.keep(session, asked, Stored(response.status_code, response.get_data(), repeated))
+        return response
 
 
 def _record(record: Record) -> dict[str, Any]:

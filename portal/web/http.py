@@ -22,6 +22,7 @@ from werkzeug.exceptions import HTTPException
 from portal.rules.credentials import KEY_SHAPED
 from portal.rules.errors import (
     AlreadyShown,
+    BreaksRule,
     Conflict,
     DoesNotFit,
     Forbidden,
@@ -198,7 +199,7 @@ def go_to(url: str) -> Response:
 
 def _finish(response: Response) -> Response:
     headers = response.headers
-    headers["X-Request-Id"] = g.get("request_id", "")
+    headers.setdefault("X-Request-Id", g.get("request_id", ""))  # an answer that is given again has its own
     if is_api(request):
         headers["Cache-Control"] = "no-store"
         if caller := g.get("caller"):
@@ -277,12 +278,13 @@ _TABLE: dict[type[PortalError], _Row] = {
     TooLarge: _Row(413, "validation_error", "That is too long"),
     UnsupportedType: _Row(415, "validation_error", "We could not read that"),
     Invalid: _Row(422, "validation_error", "Check these answers"),
+    BreaksRule: _Row(422, "business_rule_error", "Check these answers"),
     DoesNotFit: _Row(422, "validation_error", "Check these answers"),
     TooManyAttempts: _Row(429, "rate_limit_error", "Too many tries"),
     Unavailable: _Row(503, "api_error", "Back soon"),
 }
 _BROKEN = _Row(500, "api_error", "Something broke on our side")
-_HTTP = {row.status: kind for kind, row in _TABLE.items() if kind not in (DoesNotFit, NeedsProof)}
+_HTTP = {row.status: kind for kind, row in _TABLE.items() if kind not in (BreaksRule, DoesNotFit, NeedsProof)}
 _WORDS = {
     404: "It may have been deleted, or you may not be allowed to see it.",
     405: "This address does not take that kind of request.",
