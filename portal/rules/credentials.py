@@ -84,7 +84,7 @@ class PlainKey:
         self.environment = environment
 
     def reveal(self) -> str:
-        """Give the full text. Callers: the one reveal page, the digest, and tests."""
+        """Give the full text. Callers: the reveal, the answer to a key that rotates itself, the digest, tests."""
         return self._text
 
     @property

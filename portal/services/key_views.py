@@ -89,6 +89,9 @@ class KeyView:
     is_old: bool  # of a rotation: its successor has its name
     is_busy: bool
     is_expiring: bool
+    self_rotate: bool
+    rate_per_minute: int | None  # where an administrator set one
+    rate_per_second: int | None
     may_deactivate: bool
     may_reactivate: bool
     may_delete: bool
@@ -98,6 +101,7 @@ class KeyView:
     may_extend: bool
     may_replace: bool
     may_edit: bool
+    may_set_rate: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -463,6 +467,9 @@ def _view(
         is_old=is_retiring or (state is KeyState.REVOKED and key.revoked_at is None and has_its_name),
         is_busy=key.last_used_at is not None and now - key.last_used_at < BUSY,
         is_expiring=state is KeyState.ACTIVE and key.expires_at is not None and key.expires_at - now <= EXPIRING,
+        self_rotate=key.self_rotate,
+        rate_per_minute=key.rate_per_minute,
+        rate_per_second=key.rate_per_second,
         may_deactivate=state is KeyState.ACTIVE,
         may_reactivate=state is KeyState.DEACTIVATED and may_hand_out,
         may_delete=state is not KeyState.REVOKED,
@@ -472,6 +479,7 @@ def _view(
         may_extend=extends_to is not None and may_hand_out,
         may_replace=may_hand_out and is_replaceable(key, now),
         may_edit=may_hand_out and state is not KeyState.REVOKED,
+        may_set_rate=seat.is_admin and state is not KeyState.REVOKED,
     )
 
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -12,7 +12,7 @@ from portal.rules.access import Action
 from portal.rules.credentials import KEY_SHAPED
 from portal.rules.errors import Invalid, Unreadable, UnsupportedType
 from portal.rules.payload import read_object
-from portal.services import idempotency, records, workspaces
+from portal.services import idempotency, keys, records, rotation, workspaces
 from portal.services.actor import Actor, Means
 from portal.services.idempotency import Asked, Stored
 from portal.services.key_check import Caller
@@ -26,6 +26,7 @@ api = Blueprint("api", __name__, url_prefix="/api/v1")
 
 _DIGITS = re.compile(r"[0-9]{1,10}", re.ASCII)
 _MAX_OFFSET = 2**31 - 1
+_USUAL_OVERLAP, _MAX_OVERLAP = 86_400, 7 * 86_400  # seconds
 _ETAG = re.compile(r'(?:W/)?"[^",]*"')
 _IDEMPOTENCY_KEY = re.compile(r"[!-+\--~]{1,255}")  # visible ASCII but the comma, by which repeated headers are joined
 _REPEATED = ("Content-Type", "Location", "ETag", "X-Request-Id")  # headers that a stored answer is given again with
@@ -59,6 +60,48 @@ def me(caller: Caller) -> Response:
             },
         }
     )
+
+
+@api.post("/me/rotate")
+@with_key()
+def rotate_me(caller: Caller) -> Response:
+    """Replace the key by a new one; only a key that was generated as one that may rotate itself.
+
+    The body is `{"overlap": seconds}`, 0 to 604,800 for which the old key goes on, one day without it; it may be left
+    out. The answer is the one place where the new key's text stands. It is not kept, so that an `Idempotency-Key`
+    cannot bring it back: the repeat of a rotation is a Conflict, for the key is being replaced already.
+    """
+    read_query()
+    read_idempotency_key()
+    overlap = read_overlap()
+    keyring = portal().settings.keyring
+    g.actor = _actor(caller)  # a refused try is told of too
+    with transaction() as session:
+        key, plain, old_ends_at = rotation.rotate_itself(session, g.actor, keyring, caller.key_pk, overlap)
+    return api_reply(
+        {
+            "id": key.id,
+            "name": key.name,
+            "key": plain.reveal(),
+            "hint": key.hint,
+            "environment": key.environment,
+            "scopes": sorted(scope.text for scope in key.scopes),
+            "expiresAt": _moment(key.expires_at) if key.expires_at else None,
+            "replaces": caller.key_id,
+            "previousKeyEndsAt": _moment(old_ends_at),
+        },
+        201,
+    )
+
+
+@api.delete("/me")
+@with_key()
+def end_me(caller: Caller) -> Response:
+    """End the key for ever, from the next request on."""
+    read_query()
+    with transaction() as session:
+        keys.end_itself(session, _actor(caller), caller.key_pk)
+    return Response(status=204)
 
 
 @api.get("/solutions")
@@ -180,16 +223,29 @@ def _number(query: dict[str, str], name: str, default: int, lowest: int, highest
 
 def read_fields() -> dict[str, Any]:
     """Read the body `{"fields": {…}}`."""
-    if request.mimetype != "application/json" or request.mimetype_params.get("charset", "utf-8").lower() != "utf-8":
-        raise UnsupportedType("Send JSON, with the header Content-Type: application/json.")
-    body = read_object(request.get_data())
-    if unknown := sorted(set(body) - {"fields"}):
-        message = f'The body has an unknown member {unknown[0][:40]!a}; send {{"fields": {{…}}}}.'
-        raise Unreadable(message, code="unknown_member")
-    fields = body.get("fields")
+    fields = _read_body("fields", "{…}").get("fields")
     if not isinstance(fields, dict):
         raise Invalid({"fields": 'Send an object: {"fields": {…}}.'})
     return fields
+
+
+def read_overlap() -> timedelta:
+    """Read the body `{"overlap": seconds}`, 0 to seven days; a day when it is absent or `{}`."""
+    given = _read_body("overlap", "86400").get("overlap", _USUAL_OVERLAP) if request.get_data() else _USUAL_OVERLAP
+    if not isinstance(given, int) or isinstance(given, bool) or not 0 <= given <= _MAX_OVERLAP:
+        raise Invalid({"overlap": f"Send a whole number of seconds from 0 to {_MAX_OVERLAP}."})
+    return timedelta(seconds=given)
+
+
+def _read_body(member: str, example: str) -> dict[str, Any]:
+    """Read a JSON object that has this member at most."""
+    if request.mimetype != "application/json" or request.mimetype_params.get("charset", "utf-8").lower() != "utf-8":
+        raise UnsupportedType("Send JSON, with the header Content-Type: application/json.")
+    body = read_object(request.get_data())
+    if unknown := sorted(set(body) - {member}):
+        message = f'The body has an unknown member {unknown[0][:40]!a}; send {{"{member}": {example}}}.'
+        raise Unreadable(message, code="unknown_member")
+    return body
 
 
 def read_id(record_id: str) -> str:

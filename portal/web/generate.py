@@ -36,7 +36,8 @@ OVERLAPS = {
 }
 _PRESETS = ("self", "read-all", "read-one", "write-one", "copy")
 
-# The generate form: `name`, `note`, `owner` (member id), `environment`, `scopes` (repeated), `expires`, `form_id`;
+# The generate form: `name`, `note`, `owner` (member id), `environment`, `scopes` (repeated), `expires`, `self_rotate`
+# (ticked or not sent), `form_id`;
 # `from` (the key that it was opened from), `replaces` (the same, ticked) and `overlap`; `preset` with what it names.
 
 
@@ -52,6 +53,7 @@ def _draft() -> Draft:
         similar_to=public_id(answer("from")),
         replaces=public_id(answer("replaces")),
         overlap=answer("overlap", Overlap.DAY),
+        self_rotate=bool(answer("self_rotate")),
     )
 
 

@@ -308,6 +308,8 @@ def _on_portal_error(error: PortalError) -> Response:
         response.headers["Retry-After"] = str(max(1, round((error.retry_at - g.now).total_seconds())))
     if isinstance(error, Unavailable):
         response.headers["Retry-After"] = "5"
+    if isinstance(error, Forbidden) and is_api(request):
+        response.headers["WWW-Authenticate"] = f'Bearer realm="{PRODUCT}", error="insufficient_scope"'
     return response
 
 

@@ -128,12 +128,14 @@ POST   /w/<slug:ws>/members/invite                        303 404 403 403 422 40
 GET    /w/<slug:ws>/members/invitations/<public_id:iid>/withdraw 303 404 403 403 200 404 303 303
 POST   /w/<slug:ws>/members/invitations/<public_id:iid>/withdraw 303 404 403 403 303 404 400 400
 GET    /api/v1/me                                         401 401 401 401 401 401 200 200
+POST   /api/v1/me/rotate                                  401 401 401 401 401 401 403 403
 GET    /api/v1/solutions                                  401 401 401 401 401 401 200 200
 GET    /api/v1/apps/<app:app>/records                     401 401 401 401 401 401 200 200
 POST   /api/v1/apps/<app:app>/records                     401 401 401 401 401 401 201 201
 GET    /api/v1/apps/<app:app>/records/<record_id>         401 401 401 401 401 401 200 404
 PATCH  /api/v1/apps/<app:app>/records/<record_id>         401 401 401 401 401 401 200 404
 DELETE /api/v1/apps/<app:app>/records/<record_id>         401 401 401 401 401 401 204 404
+DELETE /api/v1/me                                         401 401 401 401 401 401 204 204
 """
 STOPPED = ("reactivate", "receipt")  # asked of a deactivated key
 RETIRING = ("retire", "extend")  # asked of the old key of a rotation
@@ -284,7 +286,7 @@ def knock(person: Person, row: Row, path: str, method: str | None = None) -> int
     """Send a request as a page of ours or an integration would."""
     body: dict[str, Any] = {}
     if path.startswith("/api/"):
-        body = {"json": {"fields": {"title": "Another"}}}
+        body = {"json": {} if path.endswith("/rotate") else {"fields": {"title": "Another"}}}
     elif row.method == "POST":
         body = {"data": {"csrf_token": token_of(person)}}
     reply = person.browser.open(path, method=method or row.method, buffered=True, **body)
@@ -297,7 +299,8 @@ def test_each_route_answers_each_visitor_as_the_table_says(
     visitor: str, visit: Callable[[str], Person], address: Addresses
 ) -> None:
     person = visit(visitor)
-    last = [row for row in rows() if row.rule == "/logout"]  # it ends the visitor's session
+    ending = (("POST", "/logout"), ("DELETE", "/api/v1/me"))  # the visitor's session, or its key
+    last = [row for row in rows() if (row.method, row.rule) in ending]
     asked = [row for row in rows() if row not in last] + last
     answered = {(row.method, row.rule): knock(person, row, address(row)) for row in asked}
     assert answered == {(row.method, row.rule): row.statuses[visitor] for row in asked}
