@@ -57,6 +57,7 @@ class Event(StrEnum):
     KEY_RETIRED = "key_retired"
     KEY_OVERLAP_EXTENDED = "key_overlap_extended"
     KEY_EDITED = "key_edited"
+    KEY_RATE_CHANGED = "key_rate_changed"
     KEY_DELETED = "key_deleted"
     KEY_IDENTIFIED = "key_identified"
     KEY_REFUSED = "key_refused"

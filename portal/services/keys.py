@@ -43,6 +43,9 @@ from portal.store.models import Access, ApiKey, App, KeyScope, KeyState, Member,
 
 KEYS_PER_MEMBER = 20
 ONLY_ITS_OWNER = "Only its owner can reactivate this key."
+ADMINS_SET_RATES = "Only administrators set how many requests a key may send."
+USUAL_PER_MINUTE, USUAL_PER_SECOND = 1_000, 50  # requests of a key in any 60 s, and in any second
+MOST_PER_MINUTE, MOST_PER_SECOND = 100_000, 5_000  # that an administrator may allow
 _MAX_SCOPES = 100
 _FORM_ID = re.compile(r"[0-9A-Za-z_-]{8,40}")
 
@@ -460,6 +463,48 @@ def edit(
     tell(session, actor, Event.KEY_EDITED, key, {"before": list(was), "after": [key.name, key.note]})
     session.flush()
     return key_views.of(session, seat, keyring, [key], actor.at)[0]
+
+
+def set_rate(
+    session: Session,
+    actor: Actor,
+    keyring: Keyring,
+    key_id: str,
+    per_minute: str,
+    per_second: str,
+    *,
+    was: tuple[str, str],
+) -> KeyView:
+    """Set how many requests a key may send in any 60 seconds and in any second; '' for as many as usual.
+
+    `was` is what the form showed, Conflict if that is old. Forbidden to all but administrators.
+    """
+    seat, key = hold(session, actor, key_id, Event.KEY_RATE_CHANGED)
+    if not seat.is_admin:
+        attempt = Attempt(Event.KEY_RATE_CHANGED, key.public_id, key.name)
+        raise Forbidden(ADMINS_SET_RATES, attempt=attempt)
+    before = {"rate_per_minute": key.rate_per_minute, "rate_per_second": key.rate_per_second}
+    if tuple("" if rate is None else str(rate) for rate in before.values()) != was:
+        raise Conflict("Somebody changed these rates a moment ago. Look at them again.")
+    problems: dict[str, str] = {}
+    asked = (per_minute, MOST_PER_MINUTE), (per_second, MOST_PER_SECOND)
+    after = {
+        field: _rate(field, written.strip(), most, problems)
+        for field, (written, most) in zip(before, asked, strict=True)
+    }
+    if problems:
+        raise Invalid(problems)
+    key.rate_per_minute, key.rate_per_second = after["rate_per_minute"], after["rate_per_second"]
+    return changed(session, actor, seat, keyring, key, Event.KEY_RATE_CHANGED, before=before, after=after)
+
+
+def _rate(field: str, written: str, most: int, problems: dict[str, str]) -> int | None:
+    if not written:
+        return None
+    if not re.fullmatch("[0-9]{1,6}", written) or not 1 <= int(written) <= most:
+        problems[field] = f"Enter a whole number from 1 to {most:,}, or nothing for the usual rate."
+        return None
+    return int(written)
 
 
 def end_itself(session: Session, actor: Actor, key_pk: int) -> None:

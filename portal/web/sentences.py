@@ -91,6 +91,10 @@ _SAYS: dict[Event, tuple[str, str]] = {
         "let the old key {target} work longer",
     ),
     Event.KEY_EDITED: ("changed the name or note of the key {target}", "change the name or note of the key {target}"),
+    Event.KEY_RATE_CHANGED: (
+        "changed how many requests the {env} key {target} may send",
+        "change how many requests the key {target} may send",
+    ),
     Event.KEY_DELETED: ("deleted the {env} key {target}{because}", "delete the key {target}"),
     Event.KEY_IDENTIFIED: ("asked which key a text is: {found}", "ask which key a text is"),
     Event.KEY_REFUSED: ("Requests with the {env} key {target} were refused: {why}", "use the key {target}"),
@@ -103,7 +107,13 @@ _SAYS: dict[Event, tuple[str, str]] = {
 }
 _LEVELS = {"none": "no access", "read": "read", "full": "full", "manage": "manage"}
 _ROLES = {"admin": "administrator", "member": "member"}
-_FACTS = {"max_key_days": "Longest life of a key, in days", "admins_own_live": "Administrators may own live keys"}
+_FACTS = {
+    "max_key_days": "Longest life of a key, in days",
+    "admins_own_live": "Administrators may own live keys",
+    "rate_per_minute": "Requests in any 60 seconds (none: as usual)",
+    "rate_per_second": "Requests in any second (none: as usual)",
+    "is_external": "Its data lives in another product",
+}
 
 
 def tell(event: AuditEvent, names: Names) -> Telling:

@@ -64,6 +64,8 @@ GET    …/<public_id:key_id>/impact                        303 404 200 404 200 
 GET    …/<public_id:key_id>/first-request                 303 404 200 404 200 404 303 303
 GET    …/<public_id:key_id>/edit                          303 404 200 404 403 404 303 303
 POST   …/<public_id:key_id>/edit                          303 404 422 404 403 404 400 400
+GET    …/<public_id:key_id>/rate                          303 404 403 404 200 404 303 303
+POST   …/<public_id:key_id>/rate                          303 404 403 404 303 404 400 400
 GET    …/<public_id:key_id>/rotate                        303 404 200 404 403 404 303 303
 POST   …/<public_id:key_id>/rotate                        303 404 422 404 403 404 400 400
 GET    …/<public_id:key_id>/replace                       303 404 200 404 403 404 303 303
