@@ -40,6 +40,7 @@ class ScopeView:
     solution_name: str
     action: str
     effective: bool
+    is_external: bool = False  # the app's records are kept by another product
 
     @property
     def why_not(self) -> str:
@@ -509,7 +510,7 @@ def scopes_of(session: Session, keys: Sequence[ApiKey]) -> dict[int, list[ScopeV
     """Read the scopes of several keys at once, with what each owner has now."""
     owner = {key.id: key.member for key in keys}
     rows = session.execute(
-        select(KeyScope.key_id, KeyScope.action, App.slug, App.name, Solution.name, Access.level)
+        select(KeyScope.key_id, KeyScope.action, App.slug, App.name, Solution.name, Solution.is_external, Access.level)
         .join(App, App.id == KeyScope.app_id)
         .join(Solution, Solution.id == App.solution_id)
         .join(ApiKey, ApiKey.id == KeyScope.key_id)
@@ -518,11 +519,12 @@ def scopes_of(session: Session, keys: Sequence[ApiKey]) -> dict[int, list[ScopeV
         .order_by(Solution.name, App.name, KeyScope.action)
     )
     views: dict[int, list[ScopeView]] = {}
-    for key_id, action, slug, app_name, solution_name, level in rows:
+    for key_id, action, slug, app_name, solution_name, is_external, level in rows:
         granted = level_of(Role(owner[key_id].role), AccessLevel(level) if level else None)
         scope = Scope(slug, Action(action))
         works = bool(effective_scopes([scope], {slug: granted})) and owner[key_id].is_active
-        views.setdefault(key_id, []).append(ScopeView(str(scope), app_name, slug, solution_name, action, works))
+        view = ScopeView(str(scope), app_name, slug, solution_name, action, works, is_external)
+        views.setdefault(key_id, []).append(view)
     return views
 
 

@@ -107,7 +107,10 @@ def end_me(caller: Caller) -> Response:
 @api.get("/solutions")
 @with_key()
 def solutions(caller: Caller) -> Response:
-    """List the solutions and apps that the key can reach, with the scopes it holds there."""
+    """List the solutions and apps that the key can reach, with the scopes it holds there.
+
+    The records of an external solution are kept by another product; this API has none of them.
+    """
     limit, offset = read_page()
     held: dict[str, list[str]] = {}
     for scope in sorted(caller.reach.effective):
@@ -119,6 +122,7 @@ def solutions(caller: Caller) -> Response:
             "id": solution.public_id,
             "slug": solution.slug,
             "name": solution.name,
+            "external": solution.is_external,
             "apps": [
                 {"id": app.public_id, "slug": app.slug, "name": app.name, "scopes": held[app.slug]} for app in apps
             ],

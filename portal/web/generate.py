@@ -156,7 +156,8 @@ def told_of_rotation(key: KeyView, old: KeyView) -> str:
 
 def first_call(key: KeyView) -> str:
     """Name a call that this key is allowed to make."""
-    readable = next((scope for scope in key.scopes if scope.action == Action.READ and scope.effective), None)
+    kept_here = [scope for scope in key.scopes if scope.effective and not scope.is_external]
+    readable = next((scope for scope in kept_here if scope.action == Action.READ), None)
     return url_for("api.list_records", app=readable.app_slug) if readable else url_for("api.me")
 
 
