@@ -63,6 +63,8 @@ class Event(StrEnum):
     KEY_REFUSED = "key_refused"
     KEY_REVIEWED = "key_reviewed"
     AUDIT_EXPORTED = "audit_exported"
+    VERIFIER_MADE = "verifier_made"
+    VERIFIER_REVOKED = "verifier_revoked"
     RECORD_CREATED = "record_created"
     RECORD_CHANGED = "record_changed"
     RECORD_DELETED = "record_deleted"

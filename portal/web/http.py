@@ -97,7 +97,7 @@ def reading() -> AbstractContextManager[Session]:
 
 
 class PortalSessions(SecureCookieSessionInterface):
-    """Flask's signed cookie for pages; nothing at all under /api/, where only a key says who asks."""
+    """Flask's signed cookie for pages; nothing at all for integrations, where only a key says who asks."""
 
     def open_session(self, app: Flask, request: Request) -> SecureCookieSession | None:
         """Read the cookie of a page's request."""
@@ -113,7 +113,7 @@ def body_limit(path: str) -> int:
 
 def is_api(a_request: Request) -> bool:
     """Say whether a request is an integration's: those get JSON, keys and no cookies."""
-    return a_request.path.startswith("/api/")
+    return a_request.path.startswith(("/api/", "/oauth/"))
 
 
 def is_fragment() -> bool:

@@ -100,6 +100,8 @@ _SAYS: dict[Event, tuple[str, str]] = {
     Event.KEY_REFUSED: ("Requests with the {env} key {target} were refused: {why}", "use the key {target}"),
     Event.KEY_REVIEWED: ("reviewed the key {target}: looks fine{note}", "mark the key {target} as fine"),
     Event.AUDIT_EXPORTED: ("exported the audit log as {format}", "export the audit log"),
+    Event.VERIFIER_MADE: ("made the verifier {target}", "make the verifier {target}"),
+    Event.VERIFIER_REVOKED: ("revoked the verifier {target}", "revoke the verifier {target}"),
     Event.RECORD_CREATED: ("created a {env} record in {target}", "create a record in {target}"),
     Event.RECORD_CHANGED: ("changed a {env} record in {target}", "change a record in {target}"),
     Event.RECORD_DELETED: ("deleted a {env} record in {target}", "delete a record in {target}"),
