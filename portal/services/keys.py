@@ -44,8 +44,7 @@ from portal.store.models import Access, ApiKey, App, KeyScope, KeyState, Member,
 KEYS_PER_MEMBER = 20
 ONLY_ITS_OWNER = "Only its owner can reactivate this key."
 ADMINS_SET_RATES = "Only administrators set how many requests a key may send."
-USUAL_PER_MINUTE, USUAL_PER_SECOND = 1_000, 50  # requests of a key in any 60 s, and in any second
-MOST_PER_MINUTE, MOST_PER_SECOND = 100_000, 5_000  # that an administrator may allow
+MOST_PER_MINUTE, MOST_PER_SECOND = 100_000, 5_000  # requests that an administrator may allow a key
 _MAX_SCOPES = 100
 _FORM_ID = re.compile(r"[0-9A-Za-z_-]{8,40}")
 

@@ -19,6 +19,7 @@ from portal.services.key_check import Caller
 from portal.services.records import Place
 from portal.store.database import Session
 from portal.store.models import Record
+from portal.web.door import PASSAGE
 from portal.web.guards import with_key
 from portal.web.http import api_reply, portal, reading, transaction
 
@@ -29,7 +30,8 @@ _MAX_OFFSET = 2**31 - 1
 _USUAL_OVERLAP, _MAX_OVERLAP = 86_400, 7 * 86_400  # seconds
 _ETAG = re.compile(r'(?:W/)?"[^",]*"')
 _IDEMPOTENCY_KEY = re.compile(r"[!-+\--~]{1,255}")  # visible ASCII but the comma, by which repeated headers are joined
-_REPEATED = ("Content-Type", "Location", "ETag", "X-Request-Id")  # headers that a stored answer is given again with
+_REPEATED = ("Content-Type", "Location", "ETag")  # headers that a stored answer is given again with
+_FIRST_ID = "X-Request-Id"  # and the id that its body names
 
 
 @api.get("/me")
@@ -295,10 +297,12 @@ def _once(caller: Caller, do: Callable[[Session], Response]) -> Response:
             body=request.get_data(),
         )
         if before := idempotency.find(session, asked):
-            return Response(before.body, before.status, {**before.headers, "Idempotency-Replayed": "true"})
+            headers = {**before.headers, "Idempotency-Replayed": "true"}
+            request.environ[PASSAGE].request_id = headers.pop(_FIRST_ID)  # as the body says
+            return Response(before.body, before.status, headers)
         response = do(session)
-        response.headers["X-Request-Id"] = g.request_id
         repeated = {name: response.headers[name] for name in _REPEATED if name in response.headers}
+        repeated[_FIRST_ID] = g.request_id
         idempotency.keep(session, asked, Stored(response.status_code, response.get_data(), repeated))
         return response
 

@@ -8,8 +8,9 @@ from portal.rules.errors import KeyRefused
 from portal.services import verifiers
 from portal.services.usage import Request
 from portal.services.verifiers import Known
+from portal.web.door import client_label
 from portal.web.guards import with_verifier
-from portal.web.http import client_label, portal, reading
+from portal.web.http import portal, reading
 
 oauth = Blueprint("oauth", __name__, url_prefix="/oauth")
 

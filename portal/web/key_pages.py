@@ -12,6 +12,7 @@ from portal.services import activity, audit, key_views, keys, rotation
 from portal.services.activity import Denial
 from portal.services.audit import Event
 from portal.services.key_views import KeyView
+from portal.services.rate_limit import PER_MINUTE, PER_SECOND
 from portal.store.database import TROUBLE
 from portal.store.models import AuditEvent, FirstRequest, RefusedRequest
 from portal.web import refusals
@@ -62,7 +63,7 @@ def detail(key_id: str) -> Response:
         first=_first(key, first, refused),
         poll=None,
         by=by,
-        usual=(keys.USUAL_PER_MINUTE, keys.USUAL_PER_SECOND),
+        usual=(PER_MINUTE, PER_SECOND),
         **pair,
     )
 
@@ -259,7 +260,7 @@ def _rate_form(key: KeyView, wanted: Sequence[str], was: Sequence[str], errors: 
         "key": key,
         "wanted": [without_keys(each)[:20] for each in wanted],
         "was": [without_keys(each)[:20] for each in was],
-        "usual": (keys.USUAL_PER_MINUTE, keys.USUAL_PER_SECOND),
+        "usual": (PER_MINUTE, PER_SECOND),
         "most": (keys.MOST_PER_MINUTE, keys.MOST_PER_SECOND),
         "errors": errors or {},
     }
