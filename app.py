@@ -19,6 +19,7 @@ from portal.web import (
     account,
     api,
     api_members,
+    declared,
     display,
     guards,
     home,
@@ -53,7 +54,7 @@ class PublicId(BaseConverter):
 class AppName(BaseConverter):
     """What an integration takes for an app's name: any that is safe to repeat in a refusal."""
 
-    regex = "[0-9A-Za-z._~-]{1,64}"
+    regex = declared.APP_NAME
 
 
 class Token(BaseConverter):

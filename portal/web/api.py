@@ -1,31 +1,48 @@
 """The REST API for integrations (contract, section 3): JSON in and out, one key a request."""
 
-import re
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import parse_qsl
 
-from flask import Blueprint, Response, g, request, url_for
+from flask import Blueprint, Response, current_app, g, request, url_for
 
 from portal.rules.access import Action
-from portal.rules.errors import Invalid, Unreadable, UnsupportedType
+from portal.rules.errors import Invalid, NotFound, Unreadable, UnsupportedType
 from portal.rules.payload import read_object
 from portal.services import records, workspaces
 from portal.services.actor import Actor, Means
 from portal.services.key_check import Caller
 from portal.services.records import Place
 from portal.store.models import Record
-from portal.web.guards import with_key
+from portal.web.declared import IF_MATCH, IF_NONE_MATCH, LIMIT, OFFSET, PATHS, Answer, Parameter, declares
+from portal.web.guards import anybody, with_key
 from portal.web.http import api_reply, portal, reading, transaction
+from portal.web.openapi import document_of
+from portal.web.shapes import FIELDS, ME, RECORD, SOLUTION
 
 api = Blueprint("api", __name__, url_prefix="/api/v1")
 
-_DIGITS = re.compile(r"[0-9]{1,10}", re.ASCII)
-_MAX_OFFSET = 2**31 - 1
-_ETAG = re.compile(r'(?:W/)?"[^",]*"')
+
+@api.get("/openapi.json")
+@declares(
+    "Read this document",
+    "The document",
+    Answer(200, "This document.", whole={"type": "object"}, headers=("ETag", "Cache-Control")),
+    Answer(304, "It has not changed.", headers=("ETag", "Cache-Control")),
+    takes=(IF_NONE_MATCH,),
+)
+@anybody
+def openapi() -> Response:
+    """Give the description of this API in OpenAPI 3.1, made from the code that answers."""
+    read_query()
+    response = Response(document_of(current_app), mimetype="application/json")
+    response.add_etag()
+    response.headers["Cache-Control"] = "public, max-age=300"
+    return response.make_conditional(request)
 
 
 @api.get("/me")
+@declares("Ask who the key is", "The key", Answer(200, "Who the key is and what it can do now.", ME))
 @with_key()
 def me(caller: Caller) -> Response:
     """Say who the key is."""
@@ -56,6 +73,12 @@ def me(caller: Caller) -> Response:
 
 
 @api.get("/solutions")
+@declares(
+    "List what the key reaches",
+    "The key",
+    Answer(200, "Solutions, each with the apps that the key can reach.", SOLUTION, is_list=True),
+    takes=(LIMIT, OFFSET),
+)
 @with_key()
 def solutions(caller: Caller) -> Response:
     """List the solutions and apps that the key can reach, with the scopes it holds there."""
@@ -80,6 +103,13 @@ def solutions(caller: Caller) -> Response:
 
 
 @api.get("/apps/<app:app>/records")
+@declares(
+    "List records",
+    "Records",
+    Answer(200, "Records, newest first.", RECORD, is_list=True),
+    takes=(LIMIT, OFFSET),
+    refuses=(NotFound,),
+)
 @with_key(Action.READ)
 def list_records(caller: Caller, app: str) -> Response:
     """List an app's records, newest first."""
@@ -90,6 +120,13 @@ def list_records(caller: Caller, app: str) -> Response:
 
 
 @api.post("/apps/<app:app>/records")
+@declares(
+    "Create a record",
+    "Records",
+    Answer(201, "The record as it is stored.", RECORD, headers=("ETag", "Location")),
+    body=FIELDS,
+    refuses=(NotFound,),
+)
 @with_key(Action.WRITE)
 def create_record(caller: Caller, app: str) -> Response:
     """Create a record."""
@@ -103,6 +140,12 @@ def create_record(caller: Caller, app: str) -> Response:
 
 
 @api.get("/apps/<app:app>/records/<record_id>")
+@declares(
+    "Read a record",
+    "Records",
+    Answer(200, "The record.", RECORD, headers=("ETag",)),
+    refuses=(NotFound,),
+)
 @with_key(Action.READ)
 def get_record(caller: Caller, app: str, record_id: str) -> Response:
     """Read a record."""
@@ -113,6 +156,14 @@ def get_record(caller: Caller, app: str, record_id: str) -> Response:
 
 
 @api.patch("/apps/<app:app>/records/<record_id>")
+@declares(
+    "Change a record",
+    "Records",
+    Answer(200, "The record as it is now.", RECORD, headers=("ETag",)),
+    takes=(IF_MATCH,),
+    body=FIELDS,
+    refuses=(NotFound,),
+)
 @with_key(Action.WRITE)
 def change_record(caller: Caller, app: str, record_id: str) -> Response:
     """Merge top-level fields into a record; null is stored as null."""
@@ -126,6 +177,13 @@ def change_record(caller: Caller, app: str, record_id: str) -> Response:
 
 
 @api.delete("/apps/<app:app>/records/<record_id>")
+@declares(
+    "Delete a record",
+    "Records",
+    Answer(204, "It is gone."),
+    takes=(IF_MATCH,),
+    refuses=(NotFound,),
+)
 @with_key(Action.WRITE)
 def delete_record(caller: Caller, app: str, record_id: str) -> Response:
     """Delete a record for good."""
@@ -154,17 +212,19 @@ def read_query() -> dict[str, str]:
 
 
 def read_page() -> tuple[int, int]:
-    """Read `limit` (1 to 100, default 20) and `offset` (0 to 2³¹−1)."""
+    """Read `limit` and `offset`."""
     query = read_query()
-    return _number(query, "limit", 20, 1, 100), _number(query, "offset", 0, 0, _MAX_OFFSET)
+    return _number(query, LIMIT), _number(query, OFFSET)
 
 
-def _number(query: dict[str, str], name: str, default: int, lowest: int, highest: int) -> int:
-    text = query.get(name)
+def _number(query: dict[str, str], parameter: Parameter) -> int:
+    text, schema = query.get(parameter.name), parameter.schema
     if text is None:
-        return default
-    if not _DIGITS.fullmatch(text) or not lowest <= int(text) <= highest:
-        message = f"{name} must be a whole number from {lowest} to {highest}."
+        return int(schema["default"])
+    if not (
+        text.isascii() and text.isdigit() and len(text) <= 10 and schema["minimum"] <= int(text) <= schema["maximum"]
+    ):
+        message = f"{parameter.name} must be a whole number from {schema['minimum']} to {schema['maximum']}."
         raise Unreadable(message, code="invalid_parameter")
     return int(text)
 
@@ -174,7 +234,7 @@ def read_fields() -> dict[str, Any]:
     if request.mimetype != "application/json" or request.mimetype_params.get("charset", "utf-8").lower() != "utf-8":
         raise UnsupportedType("Send JSON, with the header Content-Type: application/json.")
     body = read_object(request.get_data(cache=False))
-    if unknown := sorted(set(body) - {"fields"}):
+    if unknown := sorted(set(body) - set(FIELDS.schema["properties"])):
         message = f'The body has an unknown member {unknown[0][:40]!a}; send {{"fields": {{…}}}}.'
         raise Unreadable(message, code="unknown_member")
     fields = body.get("fields")
@@ -185,7 +245,7 @@ def read_fields() -> dict[str, Any]:
 
 def read_id(record_id: str) -> str:
     """Take a record's id from the path; what cannot be one is looked up as one that does not exist."""
-    return record_id if record_id.isascii() and record_id.replace("_", "").isalnum() else "-"
+    return record_id if PATHS["record_id"].fits(record_id) else "-"
 
 
 def read_if_match() -> set[str] | None:
@@ -193,10 +253,9 @@ def read_if_match() -> set[str] | None:
     header = request.headers.get("If-Match")
     if header is None:
         return None
-    tags = {tag.strip() for tag in header.split(",")}
-    if tags != {"*"} and not all(_ETAG.fullmatch(tag) for tag in tags):
+    if not IF_MATCH.fits(header.strip()):
         raise Unreadable("If-Match must be * or a list of entity tags in double quotes.", code="invalid_if_match")
-    return tags
+    return {tag.strip() for tag in header.split(",")}
 
 
 # --- Writing answers ------------------------------------------------------------------------------------------------

@@ -163,6 +163,7 @@ def with_key(action: Action | None = None) -> Callable[[View], View]:
                 caller.require(g.scope)
             return view(caller, **values)
 
+        guarded.action = action  # type: ignore[attr-defined]
         return _declare(guarded, Audience.KEY)
 
     return decorate

@@ -200,7 +200,7 @@ def _finish(response: Response) -> Response:
     headers = response.headers
     headers["X-Request-Id"] = g.get("request_id", "")
     if is_api(request):
-        headers["Cache-Control"] = "no-store"
+        headers.setdefault("Cache-Control", "no-store")
         if caller := g.get("caller"):
             headers["X-Environment"] = caller.environment
             if caller.ends_at:
@@ -282,11 +282,27 @@ _TABLE: dict[type[PortalError], _Row] = {
     Unavailable: _Row(503, "api_error", "Back soon"),
 }
 _BROKEN = _Row(500, "api_error", "Something broke on our side")
+_REFUSED_KEY = {401: "authentication_error", 403: "authorization_error"}
 _HTTP = {row.status: kind for kind, row in _TABLE.items() if kind not in (DoesNotFit, NeedsProof)}
 _WORDS = {
     404: "It may have been deleted, or you may not be allowed to see it.",
     405: "This address does not take that kind of request.",
 }
+
+
+def status_of(kind: type[PortalError]) -> int:
+    """Say which status a class of error is answered with."""
+    return _TABLE[kind].status
+
+
+def error_types() -> dict[int, set[str]]:
+    """List each status that an error may have, with the types that stand in its answer."""
+    found: dict[int, set[str]] = {_BROKEN.status: {_BROKEN.type}, 405: {_TABLE[Unreadable].type}}
+    for row in _TABLE.values():
+        found.setdefault(row.status, set()).add(row.type)
+    for status, kind in _REFUSED_KEY.items():
+        found.setdefault(status, set()).add(kind)
+    return found
 
 
 def _on_portal_error(error: PortalError) -> Response:
@@ -396,7 +412,7 @@ def api_error(status: int, kind: str, code: str, message: str, **extra: Any) -> 
     return Response(_to_json(body), status, mimetype="application/json")
 
 
-_KEY_WORDS = {
+KEY_WORDS = {
     "missing_key": "Send your key as: Authorization: Bearer <key>.",
     "malformed_key": "The Authorization header does not hold one key of our format.",
     "invalid_key": "This key cannot be used.",
@@ -419,14 +435,14 @@ def _refuse_key(error: KeyRefused) -> Response:
     if error.required is None:
         if error.refusal is not Refusal.MISSING:
             challenge += ', error="invalid_token"'
-        response = api_error(401, "authentication_error", error.code, _KEY_WORDS[error.code])
+        response = api_error(401, _REFUSED_KEY[401], error.code, KEY_WORDS[error.code])
     else:
         challenge += f', error="insufficient_scope", scope="{error.required}"'
         extra: dict[str, Any] = {"requiredScope": error.required, "heldScopes": error.held}
         if error.refusal is Refusal.MISSING_SCOPE:
             query = urlencode({"from": error.key_id, "add": error.required}, safe=":")
             extra["fixUrl"] = f"{portal().settings.base_url}/w/{error.workspace}/api/keys/new?{query}"
-        response = api_error(403, "authorization_error", error.code, _KEY_WORDS[error.code], **extra)
+        response = api_error(403, _REFUSED_KEY[403], error.code, KEY_WORDS[error.code], **extra)
     response.headers["WWW-Authenticate"] = challenge
     return response
 

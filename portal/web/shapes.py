@@ -1,0 +1,81 @@
+"""What bodies of the REST API hold, as JSON Schema: strict, so that a test or the fuzzer notices what is not told."""
+
+from portal.rules.payload import MAX_DEPTH, MAX_ITEMS, MAX_MEMBERS
+from portal.web.declared import (
+    ENVIRONMENT,
+    MOMENT,
+    SCOPE,
+    Body,
+    Schema,
+    Shape,
+    a_list,
+    an_object,
+    or_null,
+    public_id_of,
+)
+from portal.web.http import JSON_LIMIT
+
+_SCOPES = a_list(SCOPE)
+_NAME: Schema = {"type": "string", "minLength": 1}
+ME = Shape(
+    "Me",
+    an_object(
+        workspace=an_object(id=public_id_of("ws"), slug=_NAME, name=_NAME),
+        member=an_object(id=public_id_of("mem"), name=_NAME, type={"enum": ["human", "api"]}),
+        key=an_object(
+            id=public_id_of("key"),
+            name=_NAME,
+            hint=_NAME,
+            environment=ENVIRONMENT,
+            scopes=_SCOPES,
+            effectiveScopes=_SCOPES,
+            expiresAt=or_null(MOMENT),
+        ),
+    ),
+    {
+        "workspace": {"id": "ws_4Yp0cT2mXb7LwQ9d", "slug": "acme", "name": "Acme"},
+        "member": {"id": "mem_9sD3fG5hJ7kL1zX4", "name": "Max Brandt", "type": "human"},
+        "key": {
+            "id": "key_2bN8vC6xZ1aS5dF3",
+            "name": "CRM sync",
+            "hint": "sk_live_…abcd",
+            "environment": "live",
+            "scopes": ["leads:read", "tasks:write"],
+            "effectiveScopes": ["leads:read"],
+            "expiresAt": "2026-02-10T13:05:00.000Z",
+        },
+    },
+)
+SOLUTION = Shape(
+    "Solution",
+    an_object(
+        id=public_id_of("sol"),
+        slug=_NAME,
+        name=_NAME,
+        apps=a_list(an_object(id=public_id_of("app"), slug=_NAME, name=_NAME, scopes=_SCOPES)),
+    ),
+    {
+        "id": "sol_6gH4jK2lP8oI0uY7",
+        "slug": "sales",
+        "name": "Sales",
+        "apps": [{"id": "app_3eR5tY7uI9oP1aS2", "slug": "leads", "name": "Leads", "scopes": ["leads:read"]}],
+    },
+)
+_FIELDS: Schema = {"type": "object", "description": "As the app’s JSON Schema says.", "maxProperties": MAX_MEMBERS}
+RECORD = Shape(
+    "Record",
+    an_object(id=public_id_of("rec"), fields=_FIELDS, createdAt=MOMENT, updatedAt=MOMENT),
+    {
+        "id": "rec_5tG7hJ9kL1qW3eR4",
+        "fields": {"title": "Count the chairs", "status": "open"},
+        "createdAt": "2025-11-12T13:05:00.000Z",
+        "updatedAt": "2025-11-12T13:05:00.000Z",
+    },
+)
+FIELDS = Body(
+    an_object(fields=_FIELDS),
+    f"At most {JSON_LIMIT:,} bytes of JSON, {MAX_DEPTH} levels deep, {MAX_ITEMS} items in a list, {MAX_MEMBERS:,} "
+    "members in an object. Whole numbers lie within ±(2⁵³−1); texts hold no U+0000 and no lone surrogates; no member "
+    "is named twice.",
+    {"fields": {"title": "Count the chairs"}},
+)
