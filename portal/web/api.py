@@ -38,7 +38,8 @@ def openapi() -> Response:
     response = Response(document_of(current_app), mimetype="application/json")
     response.add_etag()
     response.headers["Cache-Control"] = "public, max-age=300"
-    return response.make_conditional(request)
+    response.make_conditional(request)
+    return response
 
 
 @api.get("/me")
@@ -221,9 +222,8 @@ def _number(query: dict[str, str], parameter: Parameter) -> int:
     text, schema = query.get(parameter.name), parameter.schema
     if text is None:
         return int(schema["default"])
-    if not (
-        text.isascii() and text.isdigit() and len(text) <= 10 and schema["minimum"] <= int(text) <= schema["maximum"]
-    ):
+    is_number = text.isascii() and text.isdigit() and len(text) <= 10
+    if not is_number or not schema["minimum"] <= int(text) <= schema["maximum"]:
         message = f"{parameter.name} must be a whole number from {schema['minimum']} to {schema['maximum']}."
         raise Unreadable(message, code="invalid_parameter")
     return int(text)
