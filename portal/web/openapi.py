@@ -22,7 +22,7 @@ from portal.web.declared import (
     declared_calls,
     refusals_of,
 )
-from portal.web.http import KEY_WORDS, PRODUCT, Portal, error_types
+from portal.web.http import KEYWORDS, PRODUCT, Portal, error_types
 
 BASE = "/api/v1"
 _SCHEME = "key"
@@ -51,7 +51,7 @@ HEADERS: dict[str, tuple[Schema, str]] = {
 _OF_KEY = ("X-Environment",)
 _OF_SOME_KEYS = ("X-Key-Expires-At", "Sunset")
 _MAY_COME_BEFORE_THE_KEY = frozenset({400, 500, 503})  # then headers that speak of the key may lack
-_WORDS = {
+WORDS = {
     400: "The request cannot be read: its address, a header, or a body that is not strict JSON.",
     401: "The key is missing, malformed or cannot be used.",
     403: "The key is good and lacks the scope, or its member no longer has the access.",
@@ -215,7 +215,7 @@ def _refusal(status: int, *, needs_key: bool) -> dict[str, Any]:
     waits = ("Retry-After",) if status in (429, 503) else ()
     names = ("X-Request-Id", *own.get(status, ()), *waits)
     return {
-        "description": _WORDS[status],
+        "description": WORDS[status],
         "headers": _headers(names, status, needs_key=needs_key and status != 401),
         "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/Error{status}"}}},
     }
@@ -261,5 +261,5 @@ def error_schema(status: int) -> Schema:
 
 def _code(status: int) -> Schema:
     if status in (401, 403):
-        return {"enum": [code for code in KEY_WORDS if code.endswith("_key") == (status == 401)]}
+        return {"enum": [code for code in KEYWORDS if code.endswith("_key") == (status == 401)]}
     return {"type": "string", "pattern": "^[a-z][a-z0-9_]*$"}
