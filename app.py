@@ -29,6 +29,7 @@ from portal.web import (
     members,
     oversight,
     people,
+    reference,
     review,
     rotation,
     sign_in,
@@ -106,7 +107,7 @@ def create_app(environ: Mapping[str, str] | None = None) -> Flask:
     csrf.exempt(api.api)  # no cookie counts there
     assert key_pages and rotation  # noqa: S101 - imported for the views that they add to keys.pages
     assert people and api_members  # noqa: S101 - and these to members.pages
-    rooms = (sign_in, account, home, keys, members, review, oversight, workspace)
+    rooms = (sign_in, account, home, keys, members, review, oversight, workspace, reference)
     for blueprint in (*(room.pages for room in rooms), api.api):
         app.register_blueprint(blueprint)
     app.add_url_rule("/healthz", "healthz", guards.anybody(_healthz))

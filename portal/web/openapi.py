@@ -22,7 +22,7 @@ from portal.web.declared import (
     declared_calls,
     refusals_of,
 )
-from portal.web.http import KEYWORDS, PRODUCT, Portal, error_types
+from portal.web.http import KEY_WORDS, PRODUCT, Portal, error_types
 
 BASE = "/api/v1"
 _SCHEME = "key"
@@ -261,5 +261,5 @@ def error_schema(status: int) -> Schema:
 
 def _code(status: int) -> Schema:
     if status in (401, 403):
-        return {"enum": [code for code in KEYWORDS if code.endswith("_key") == (status == 401)]}
+        return {"enum": [code for code in KEY_WORDS if code.endswith("_key") == (status == 401)]}
     return {"type": "string", "pattern": "^[a-z][a-z0-9_]*$"}

@@ -1,8 +1,10 @@
 """The reference of the REST API for people: made from the declared calls, and about one's own keys where known."""
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlencode
 
 from flask import Blueprint, Response, current_app, g, make_response, render_template, request, url_for
 
@@ -74,7 +76,10 @@ def index() -> Response:
 def errors() -> Response:
     """Show every cause of a 401 and a 403, with what to do about it."""
     causes = [_cause(refusal) for refusal in _CAUSES]
-    return _page("docs/errors.html", refused=[(status, [each for each in causes if each["status"] == status]) for status in (401, 403)])
+    return _page(
+        "docs/errors.html",
+        refused=[(status, [each for each in causes if each["status"] == status]) for status in (401, 403)],
+    )
 
 
 def _page(template: str, **context: Any) -> Response:
@@ -109,7 +114,8 @@ def _described(
     """Lay out what the page says of one call."""
     call = declared.call
     fields = example_fields(chosen[1].schema) if chosen else None
-    scope = declared.scope.format(app=chosen[1].slug) if declared.scope and chosen else declared.scope
+    slug = chosen[1].slug if chosen else None
+    scope = declared.scope.format(app=slug) if declared.scope and slug else declared.scope
     answers = []
     for answer in call.answers:
         example = example_of(answer)
@@ -130,7 +136,7 @@ def _described(
         "body": call.body,
         "answers": answers,
         "refusals": refusals_of(declared),
-        "sample": sample(language, request_of(declared, portal().settings.base_url, chosen[1].slug if chosen else None, fields)),
+        "sample": sample(language, request_of(declared, portal().settings.base_url, slug, fields)),
         "mine": _mine(declared, reader, chosen) if reader and declared.needs_key else None,
     }
 
@@ -140,14 +146,15 @@ def request_of(declared: Declared, base_url: str, app: str | None = None, fields
     values = {each.name: each.example or f"{{{each.name.upper()}}}" for each in declared.in_path}
     if app and "app" in values:
         values["app"] = app
-    query = "&".join(f"{each.name}={each.example}" for each in declared.call.takes if each.place == "query" and each.example)
+    asked = [(each.name, each.example) for each in declared.call.takes if each.place == "query" and each.example]
+    query = f"?{urlencode(asked)}" if asked else ""
     body = declared.call.body
     sent = body.example if body else None
     if fields is not None and isinstance(sent, dict) and "fields" in sent:
         sent = {"fields": fields}
     return Request(
         declared.method,
-        base_url + declared.path.format(**values) + (f"?{query}" if query else ""),
+        base_url + declared.path.format(**values) + query,
         sent,
         has_key=declared.needs_key,
         is_answered=declared.call.answers[0].status != 204,
@@ -174,20 +181,19 @@ def _mine(declared: Declared, reader: Reader, chosen: tuple[Shelf, App] | None) 
 
 def _scopes(reader: Reader) -> list[dict[str, Any]]:
     """List the scopes of a workspace that there are for the reader, and how many of their keys have each."""
+    held = Counter(each.text for key in reader.keys for each in key.scopes if each.effective)
     return [
         {
-            "text": str(Scope(app.slug, action)),
-            "action": action,
+            "text": str(scope),
+            "action": scope.action,
             "app": app,
             "solution": shelf.solution.name,
-            "may": action in shelf.level.actions,
-            "keys": sum(
-                each.text == str(Scope(app.slug, action)) and each.effective for key in reader.keys for each in key.scopes
-            ),
+            "may": scope.action in shelf.level.actions,
+            "keys": held[str(scope)],
         }
         for shelf in reader.shelves
         for app in shelf.apps
-        for action in Action
+        for scope in (Scope(app.slug, Action.READ), Scope(app.slug, Action.WRITE))
     ]
 
 

@@ -40,7 +40,10 @@ def _curl(request: Request) -> str:
     if request.has_key:
         parts.append('-H "Authorization: Bearer $API_KEY"')
     if request.body is not None:
-        parts += ["-H 'Content-Type: application/json'", f"-d {shlex.quote(json.dumps(request.body, ensure_ascii=False))}"]
+        parts += [
+            "-H 'Content-Type: application/json'",
+            f"-d {shlex.quote(json.dumps(request.body, ensure_ascii=False))}",
+        ]
     return " \\\n  ".join(parts)
 
 
@@ -92,7 +95,11 @@ def _javascript(request: Request) -> str:
         options.append(f"headers: {{ {', '.join(headers)} }}")
     if request.body is not None:
         options.append(f"body: JSON.stringify({json.dumps(request.body, ensure_ascii=False)})")
-    call = f"fetch({quoted}, {{\n" + "".join(f"  {option},\n" for option in options) + "})" if options else f"fetch({quoted})"
+    call = (
+        f"fetch({quoted}, {{\n" + "".join(f"  {option},\n" for option in options) + "})"
+        if options
+        else f"fetch({quoted})"
+    )
     result = "await reply.json()" if request.is_answered else "reply.status"
     return "\n".join(
         [
@@ -104,7 +111,7 @@ def _javascript(request: Request) -> str:
 
 
 def example_fields(schema: Any, depth: int = 0) -> Any:
-    """Make up a value that a simple JSON Schema takes: what it requires and a little more. It need not fit a hard one."""
+    """Make up a value for a simple JSON Schema: what it requires and a little more. It may not fit a hard one."""
     if not isinstance(schema, dict) or depth > 4:
         return {}
     for word in ("const", "default"):
@@ -118,7 +125,9 @@ def example_fields(schema: Any, depth: int = 0) -> Any:
     if kind == "object":
         return _example_object(schema, depth)
     if kind == "array":
-        return [example_fields(schema.get("items"), depth + 1) for _ in range(min(_MOST, int(schema.get("minItems", 0))))]
+        return [
+            example_fields(schema.get("items"), depth + 1) for _ in range(min(_MOST, int(schema.get("minItems", 0))))
+        ]
     simple = {"boolean": True, "null": None, "integer": 1, "number": 1}
     if kind in ("integer", "number"):
         return max(simple[kind] or 0, schema.get("minimum", 1))
