@@ -23,25 +23,6 @@ from portal.web.shapes import FIELDS, ME, RECORD, SOLUTION
 api = Blueprint("api", __name__, url_prefix="/api/v1")
 
 
-@api.get("/openapi.json")
-@declares(
-    "Read this document",
-    "The document",
-    Answer(200, "This document.", whole={"type": "object"}, headers=("ETag", "Cache-Control")),
-    Answer(304, "It has not changed.", headers=("ETag", "Cache-Control")),
-    takes=(IF_NONE_MATCH,),
-)
-@anybody
-def openapi() -> Response:
-    """Give the description of this API in OpenAPI 3.1, made from the code that answers."""
-    read_query()
-    response = Response(document_of(current_app), mimetype="application/json")
-    response.add_etag()
-    response.headers["Cache-Control"] = "public, max-age=300"
-    response.make_conditional(request)
-    return response
-
-
 @api.get("/me")
 @declares("Ask who the key is", "The key", Answer(200, "Who the key is and what it can do now.", ME))
 @with_key()
@@ -192,6 +173,25 @@ def delete_record(caller: Caller, app: str, record_id: str) -> Response:
     with transaction() as session:
         records.remove(session, _actor(caller), _place(caller, app), read_id(record_id), if_match=read_if_match())
     return Response(status=204)
+
+
+@api.get("/openapi.json")
+@declares(
+    "Read this document",
+    "The document",
+    Answer(200, "This document.", whole={"type": "object"}, headers=("ETag", "Cache-Control")),
+    Answer(304, "It has not changed.", headers=("ETag", "Cache-Control")),
+    takes=(IF_NONE_MATCH,),
+)
+@anybody
+def openapi() -> Response:
+    """Give the description of this API in OpenAPI 3.1, made from the code that answers."""
+    read_query()
+    response = Response(document_of(current_app), mimetype="application/json")
+    response.add_etag()
+    response.headers["Cache-Control"] = "public, max-age=300"
+    response.make_conditional(request)
+    return response
 
 
 # --- Reading requests -----------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from portal.services import key_views, members
 from portal.services.key_views import Filters, KeyView
 from portal.services.members import Seat, Shelf
 from portal.store.models import App
-from portal.web.declared import LIMIT, Declared, declared_calls, refusals_of
+from portal.web.declared import ACCOUNT_ID, LIMIT, Declared, declared_calls, refusals_of
 from portal.web.guards import anybody_known
 from portal.web.home import LEVELS
 from portal.web.http import KEY_WORDS, PRODUCT, error_types, portal, reading
@@ -68,6 +68,7 @@ def index() -> Response:
         per_minute=1000,
         per_second=50,
         limit=LIMIT.schema,
+        account_id=ACCOUNT_ID,
     )
 
 
@@ -132,7 +133,7 @@ def _described(
         "words": declared.words,
         "needs_key": declared.needs_key,
         "scope": scope,
-        "takes": declared.takes,
+        "takes": (*declared.in_path, *call.takes),
         "body": call.body,
         "answers": answers,
         "refusals": refusals_of(declared),
@@ -316,5 +317,13 @@ def _key_types(status: int) -> set[str]:
     return error_types()[status]
 
 
-def _written(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=2)
+def _written(value: Any, room: int = 56) -> str:
+    """Write JSON for reading: what fits in a line of so many characters stands in one."""
+    line = json.dumps(value, ensure_ascii=False)
+    if len(line) <= room or not isinstance(value, dict | list):
+        return line
+    parts = [_written(each, room - 2) for each in (value.values() if isinstance(value, dict) else value)]
+    if isinstance(value, dict):
+        parts = [f"{json.dumps(name)}: {part}" for name, part in zip(value, parts, strict=True)]
+    inner = ",\n".join(parts).replace("\n", "\n  ")
+    return f"{{\n  {inner}\n}}" if isinstance(value, dict) else f"[\n  {inner}\n]"
