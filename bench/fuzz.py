@@ -39,6 +39,7 @@ _SHOWN = 20  # faults that are printed
 _ROOMY = {"rate_per_minute": 100_000_000, "rate_per_second": 1_000_000}
 _ANY_APP = "notes"  # whose records may be any object
 _APPS = (_ANY_APP, "tasks", "leads")
+_ADDRESSES = 50
 _AT_ONCE = 300  # records that are kept in mind
 
 
@@ -129,7 +130,8 @@ class Document:
         if operation:
             told = operation["responses"].get(str(status))
         else:
-            told = self.found["components"]["responses"]["Refused405WithoutKey"] if status == 405 else None
+            other = {405: "Refused405WithoutKey", 401: "Refused401", 429: "Refused429"}.get(status)
+            told = self.found["components"]["responses"][other] if other else None
         if told is None:
             return f"status {status} is not told"
         told = self._look_up(told)
@@ -194,7 +196,7 @@ class Maker:
         headers = self._credential(kind, operation)
         path, query = self._address(template, operation, headers)
         body = self._body(operation, path, headers)
-        if chance.random() < 0.02:
+        if chance.random() < 0.02 and "servers" not in self.document.found["paths"][template]:
             method = chance.choice(METHODS)
         return Asked(method, path + query, template, headers, body, kind)
 
@@ -368,12 +370,16 @@ class Report:
 def run(url: str, wallet: Wallet, requests: int, seed: int) -> Report:
     """Ask a served portal so many times, one after the other."""
     host = urlsplit(url)
-    connection = http.client.HTTPConnection(host.hostname or "", host.port, timeout=30)
-    connection.request("GET", "/api/v1/openapi.json")
-    document = Document(json.loads(connection.getresponse().read()))
+    # From many addresses: bad keys are counted by where they come from.
+    connections = [
+        http.client.HTTPConnection(host.hostname or "", host.port, timeout=30, source_address=(f"127.0.2.{n}", 0))
+        for n in range(1, _ADDRESSES + 1)
+    ]
+    connections[0].request("GET", "/api/v1/openapi.json")
+    document = Document(json.loads(connections[0].getresponse().read()))
     maker, report = Maker(document, wallet, seed), Report()
-    for _ in range(requests):
-        asked = maker.request()
+    for n in range(requests):
+        asked, connection = maker.request(), connections[n % _ADDRESSES]
         try:
             status, answered, body = _ask(connection, asked)
         except (OSError, http.client.HTTPException) as error:
@@ -387,7 +393,8 @@ def run(url: str, wallet: Wallet, requests: int, seed: int) -> Report:
         maker.seen(asked, status, body)
         if fault := document.fault(asked, status, headers, body):
             report.faults.append(f"{asked}: {fault}")
-    connection.close()
+    for connection in connections:
+        connection.close()
     return report
 
 

@@ -6,7 +6,6 @@ verifies the password, then `sign_in` or `prove` takes the failure back, or `fai
 """
 
 import hashlib
-import ipaddress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cache
@@ -17,7 +16,7 @@ from sqlalchemy.orm import Session, joinedload
 
 from portal.rules import credentials
 from portal.rules.errors import Invalid, TooManyAttempts
-from portal.rules.text import clean_email
+from portal.rules.text import clean_email, network_of
 from portal.services import audit
 from portal.services.actor import Actor
 from portal.services.audit import Event
@@ -54,7 +53,7 @@ def begin_attempt(session: Session, actor: Actor, email: str) -> Attempt:
     """Count a try at an account's password; TooManyAttempts while a limit holds, whether or not the account exists."""
     address = clean_email(email)
     email_hash = hashlib.sha256((address or email[:254]).encode("utf-8", "surrogatepass")).digest()
-    prefix = _prefix(actor.address)
+    prefix = network_of(actor.address)
     _take_turns(session)
     session.execute(delete(SignInFailure).where(SignInFailure.at <= actor.at - _LONG_WINDOW))
     tries_left = _check_limits(session, email_hash, prefix, actor.at)
@@ -68,7 +67,7 @@ def begin_attempt(session: Session, actor: Actor, email: str) -> Attempt:
 def count_request(session: Session, actor: Actor, email: str) -> None:
     """Count somebody asking for a reset of an address, by the limits of sign-in; TooManyAttempts while one holds."""
     email_hash = hashlib.sha256(b"reset:" + email[:254].encode("utf-8", "surrogatepass")).digest()
-    prefix = _prefix(actor.address)
+    prefix = network_of(actor.address)
     _take_turns(session)
     _check_limits(session, email_hash, prefix, actor.at)
     session.add(SignInFailure(email_hash=email_hash, prefix=prefix, at=actor.at))
@@ -126,19 +125,6 @@ def _forgive(session: Session, attempt: Attempt, now: datetime) -> None:
         .where(SignInFailure.email_hash == attempt.email_hash, SignInFailure.prefix == attempt.prefix)
         .values(forgiven_at=now)
     )
-
-
-def _prefix(address: str | None) -> str:
-    """Group addresses as one guesser would have them: an IPv4 address, or an IPv6 network of 64 bits."""
-    try:
-        parsed = ipaddress.ip_address(address or "")
-    except ValueError:
-        return "unknown"
-    if isinstance(parsed, ipaddress.IPv6Address):
-        if not parsed.ipv4_mapped:
-            return str(ipaddress.ip_network((parsed, 64), strict=False))
-        parsed = parsed.ipv4_mapped
-    return str(parsed)
 
 
 def verify_account(account: Account, password: str) -> bool:

@@ -46,6 +46,8 @@ class Caller(NamedTuple):
     workspace_id: str
     workspace_slug: str
     workspace_name: str
+    rate_per_minute: int | None  # where an administrator set one
+    rate_per_second: int | None
     new_digest: tuple[KeyDigest, str] | None  # under the newest pepper, where the stored one is under an older
 
     def require(self, scope: Scope) -> None:
@@ -116,7 +118,7 @@ class KeyCheck:
     ) -> Caller:
         (
             key_pk, key_id, key_name, last_four, kept_environment, expires, retires, deactivated, revoked, pepper_id,
-            last_used,
+            last_used, per_minute, per_second,
             member_id, member_name, role, member_off, member_gone, account_pk, account_off,
             workspace_pk, workspace_id, workspace_slug, workspace_name, scope_levels,
         ) = row  # fmt: skip
@@ -143,7 +145,7 @@ class KeyCheck:
             key_pk, key_id, key_name, last_four, kept_environment, _earlier(expires_at, retires_at), last_used is None,
             reach(scope_levels or "", role),
             member_id, member_name, account_pk is None,
-            workspace_pk, workspace_id, workspace_slug, workspace_name,
+            workspace_pk, workspace_id, workspace_slug, workspace_name, per_minute, per_second,
             None if pepper_id == newest else (digests[0], newest),
         )  # fmt: skip
 
@@ -215,6 +217,8 @@ def _statement(database: Database, peppers: int) -> str:
             ApiKey.revoked_at,
             ApiKey.pepper_id,
             ApiKey.last_used_at,
+            ApiKey.rate_per_minute,
+            ApiKey.rate_per_second,
             Member.public_id.label("member_id"),
             Member.name.label("member_name"),
             Member.role,

@@ -15,6 +15,7 @@ from flask import Flask
 
 from portal.rules.access import SLUG, Action
 from portal.rules.errors import (
+    Forbidden,
     Invalid,
     PortalError,
     PreconditionFailed,
@@ -23,6 +24,7 @@ from portal.rules.errors import (
     Unreadable,
     UnsupportedType,
 )
+from portal.web.door import MAX_SCOPES, VERIFY
 from portal.web.guards import Audience, View, audience_of
 from portal.web.http import PUBLIC_ID, status_of
 
@@ -77,6 +79,11 @@ class Answer:
     is_list: bool = False
     whole: Schema | None = None
     headers: tuple[str, ...] = ()
+
+    @property
+    def has_body(self) -> bool:
+        """Whether there is anything but headers."""
+        return self.data is not None or self.whole is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +163,10 @@ def declared_calls(app: Flask) -> list[Declared]:
             action: Action | None = getattr(view, "action", None)
             path = _PLACE.sub(r"{\1}", rule.rule)
             found.append(Declared(call, name, method, path, words, audience, action, in_path))
-    return found
+    return found + [
+        Declared(VERIFICATION, "verify", method, VERIFY, _VERIFY_WORDS, Audience.KEY, None)
+        for method in ("GET", "POST")
+    ]
 
 
 def refusals_of(declared: Declared) -> list[int]:
@@ -242,3 +252,32 @@ PATHS = {
         "A record’s id, such as `rec_8fK2…`. What cannot be one is 404.",
     ),
 }
+
+# --- What is answered before there is a view ------------------------------------------------------------------------
+
+_VERIFY_WORDS = (
+    "Ask whose key came with a request, before a product of your own answers it. A reverse proxy asks with the "
+    "request’s Authorization header (nginx auth_request, Caddy and Traefik forward_auth); the answer’s headers say who "
+    "it is. It counts as a request of the key."
+)
+VERIFICATION = Call(
+    "Verify a key",
+    "For services of your own",
+    (
+        Answer(
+            200,
+            "The key is good, and has every scope asked for.",
+            headers=("X-Auth-Workspace", "X-Auth-Member", "X-Auth-Key", "X-Auth-Scopes", "X-Auth-Environment"),
+        ),
+    ),
+    takes=(
+        Parameter(
+            "scope",
+            "query",
+            a_list(SCOPE) | {"maxItems": MAX_SCOPES},
+            "A scope that the key must have; can be given several times.",
+            "tasks:read",
+        ),
+    ),
+    refuses=(Forbidden,),
+)

@@ -8,6 +8,7 @@ from typing import Any
 from flask import Flask
 
 from portal.rules.credentials import CHECKSUM_LENGTH, SECRET_LENGTH
+from portal.web.answers import KEY_WORDS, PRODUCT
 from portal.web.declared import (
     APP_NAME,
     MOMENT,
@@ -20,9 +21,10 @@ from portal.web.declared import (
     a_list,
     an_object,
     declared_calls,
+    public_id_of,
     refusals_of,
 )
-from portal.web.http import KEY_WORDS, PRODUCT, Portal, error_types
+from portal.web.http import Portal, error_types
 
 BASE = "/api/v1"
 _SCHEME = "key"
@@ -47,10 +49,15 @@ HEADERS: dict[str, tuple[Schema, str]] = {
     "ETag": ({"type": "string", "pattern": '^"[^"]+"$'}, "The version, for `If-Match` or `If-None-Match`."),
     "Location": (TEXT, "The address of what was made."),
     "Cache-Control": (TEXT, "How long the answer may be kept."),
+    "X-Auth-Workspace": (public_id_of("ws"), "The workspace’s id."),
+    "X-Auth-Member": (public_id_of("mem"), "The id of the member that the key acts as."),
+    "X-Auth-Key": (public_id_of("key"), "The key’s id."),
+    "X-Auth-Scopes": (TEXT, "The scopes that work now, with spaces between them."),
+    "X-Auth-Environment": ({"enum": ["live", "test"]}, "Which data the key works on."),
 }
-_OF_KEY = ("X-Environment",)
+_OF_KEY = ("X-Environment", "X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset")
 _OF_SOME_KEYS = ("X-Key-Expires-At", "Sunset")
-_MAY_COME_BEFORE_THE_KEY = frozenset({400, 500, 503})  # then headers that speak of the key may lack
+_MAY_COME_BEFORE_THE_KEY = frozenset({400, 429, 500, 503})  # then headers that speak of the key may lack
 WORDS = {
     400: "The request cannot be read: its address, a header, or a body that is not strict JSON.",
     401: "The key is missing, malformed or cannot be used.",
@@ -62,7 +69,7 @@ WORDS = {
     413: "The body, or the record that would come of it, is too large.",
     415: "The body is not `application/json` in UTF-8.",
     422: "The body can be read and cannot be accepted; `details` says where and why.",
-    429: "Too many requests with this key. Wait for `Retry-After`.",
+    429: "Too many requests with this key, or too many bad keys from your network. Wait for `Retry-After`.",
     500: "Something broke on our side. Nothing of the request was kept.",
     503: "We cannot answer right now; the key is unchanged. Wait for `Retry-After`.",
 }

@@ -317,6 +317,8 @@ def _why(found: Explanation) -> str:
         Refusal.RETIRED: "The key had been replaced, and its overlap was over.",
         Refusal.OWNER_INACTIVE: f"{owner}, whom the key acts as, was deactivated or removed: keys stop with it.",
         Refusal.OTHER_WORKSPACE: "The header Account-Id named another workspace than the key’s own.",
+        Refusal.RATE_LIMITED: "The key was good, but it was used more often than its limits allow. A request that is "
+        "refused so does not count.",
         Refusal.UNKNOWN: "The key’s text says another environment than what is stored of it.",
     }
     if found.reason is Refusal.MISSING_SCOPE and found.app is None:
@@ -360,6 +362,8 @@ def _mends(found: Explanation) -> Iterator[dict[str, str]]:
         yield {"text": f"{_ask(found)} to reactivate {key.owner.name}, or generate a key for another member."}
     elif found.reason is Refusal.OTHER_WORKSPACE:
         yield {"text": f"Let the program send Account-Id: {seat().workspace.public_id}, or leave the header out."}
+    elif found.reason is Refusal.RATE_LIMITED:
+        yield {"text": "Let the program wait for as long as Retry-After says, and spread its requests."}
     else:
         yield {
             "text": "Delete this key, generate another one, and tell whoever runs Latchkey: its row was tampered with."

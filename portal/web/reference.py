@@ -14,11 +14,13 @@ from portal.rules.errors import KeyRefused, Refusal
 from portal.services import key_views, members
 from portal.services.key_views import Filters, KeyView
 from portal.services.members import Seat, Shelf
+from portal.services.rate_limit import PER_MINUTE, PER_SECOND
 from portal.store.models import App
+from portal.web import answers
 from portal.web.declared import ACCOUNT_ID, LIMIT, Declared, declared_calls, refusals_of
 from portal.web.guards import anybody_known
 from portal.web.home import LEVELS
-from portal.web.http import KEY_WORDS, PRODUCT, error_types, portal, reading
+from portal.web.http import error_types, portal, reading
 from portal.web.openapi import BASE, EXAMPLE_ID, WORDS, example_of
 from portal.web.samples import LANGUAGES, Request, example_fields, sample
 
@@ -47,7 +49,10 @@ def index() -> Response:
     wanted = request.args.get("app", "")
     chosen = next((pair for pair in apps if pair[1].slug == wanted), apps[0] if apps else None)
     language = _language()
-    described = [_described(each, language, reader, chosen) for each in declared_calls(current_app)]
+    calls: dict[str, list[Declared]] = {}
+    for each in declared_calls(current_app):
+        calls.setdefault(each.call.title, []).append(each)
+    described = [_described(same, language, reader, chosen) for same in calls.values()]
     key_format = portal().settings.keyring.format
     return _page(
         "docs/index.html",
@@ -65,8 +70,8 @@ def index() -> Response:
         prefix=key_format.prefix,
         scanner=scanner(key_format),
         errors=[(status, sorted(types), WORDS[status]) for status, types in _api_errors()],
-        per_minute=1000,
-        per_second=50,
+        per_minute=PER_MINUTE,
+        per_second=PER_SECOND,
         limit=LIMIT.schema,
         account_id=ACCOUNT_ID,
     )
@@ -110,32 +115,33 @@ def _reader() -> Reader | None:
 
 
 def _described(
-    declared: Declared, language: str, reader: Reader | None, chosen: tuple[Shelf, App] | None
+    same: list[Declared], language: str, reader: Reader | None, chosen: tuple[Shelf, App] | None
 ) -> dict[str, Any]:
-    """Lay out what the page says of one call."""
+    """Lay out what the page says of one call; `same` has it once for each method that does it."""
+    declared = same[0]
     call = declared.call
     fields = example_fields(chosen[1].schema) if chosen else None
     slug = chosen[1].slug if chosen else None
     scope = declared.scope.format(app=slug) if declared.scope and slug else declared.scope
-    answers = []
+    found = []
     for answer in call.answers:
         example = example_of(answer)
         if example and fields and answer.data and answer.data.name == "Record":
             record = {**answer.data.example, "fields": fields}
             example["data"] = [record] if answer.is_list else record
-        answers.append((answer, _written(example) if example else None))
+        found.append((answer, _written(example) if example else None))
     return {
         "id": declared.endpoint.replace("_", "-"),
         "group": call.group,
         "title": call.title,
-        "method": declared.method,
+        "method": " or ".join(each.method for each in same),
         "path": declared.path,
         "words": declared.words,
         "needs_key": declared.needs_key,
         "scope": scope,
         "takes": (*declared.in_path, *call.takes),
         "body": call.body,
-        "answers": answers,
+        "answers": found,
         "refusals": refusals_of(declared),
         "sample": sample(language, request_of(declared, portal().settings.base_url, slug, fields)),
         "mine": _mine(declared, reader, chosen) if reader and declared.needs_key else None,
@@ -158,7 +164,7 @@ def request_of(declared: Declared, base_url: str, app: str | None = None, fields
         base_url + declared.path.format(**values) + query,
         sent,
         has_key=declared.needs_key,
-        is_answered=declared.call.answers[0].status != 204,
+        is_answered=declared.call.answers[0].has_body,
     )
 
 
@@ -288,33 +294,21 @@ _CAUSES: dict[Refusal, tuple[str, str, str]] = {
 def _cause(refusal: Refusal) -> dict[str, Any]:
     """Lay out what the page says of one cause."""
     title, cause, fix = _CAUSES[refusal]
-    is_scope = refusal in (Refusal.MISSING_SCOPE, Refusal.ACCESS_WITHDRAWN)
-    status = 403 if is_scope else 401
-    code = KeyRefused(refusal).code
-    error: dict[str, Any] = {"type": next(iter(_key_types(status))), "code": code, "message": KEY_WORDS[code]}
-    challenge = f'Bearer realm="{PRODUCT}"'
-    if is_scope:
-        error |= {"requiredScope": "tasks:write", "heldScopes": ["tasks:read"]}
-        challenge += ', error="insufficient_scope", scope="tasks:write"'
-    elif refusal is not Refusal.MISSING:
-        challenge += ', error="invalid_token"'
-    if refusal is Refusal.MISSING_SCOPE:
-        fix_to = "/w/acme/api/keys/new?from=key_2bN8vC6xZ1aS5dF3&add=tasks:write"
-        error["fixUrl"] = portal().settings.base_url + fix_to
+    required = "tasks:write" if refusal.status == 403 else None
+    refused = KeyRefused(
+        refusal, key_id="key_2bN8vC6xZ1aS5dF3", required=required, held=["tasks:read"], workspace="acme"
+    )
+    made = answers.refuse(refused, EXAMPLE_ID, portal().settings.base_url)
     return {
         "id": str(refusal).replace("_", "-"),
-        "status": status,
-        "code": code,
+        "status": made.status,
+        "code": refused.code,
         "title": title,
         "cause": cause,
         "fix": fix,
-        "challenge": challenge,
-        "sample": _written({"error": error, "meta": {"requestId": EXAMPLE_ID}}),
+        "headers": made.headers,
+        "sample": _written(json.loads(made.body)),
     }
-
-
-def _key_types(status: int) -> set[str]:
-    return error_types()[status]
 
 
 def _written(value: Any, room: int = 56) -> str:

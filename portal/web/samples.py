@@ -35,7 +35,7 @@ def sample(language: str, request: Request) -> str:
 
 
 def _curl(request: Request) -> str:
-    options = "" if request.method == "GET" else f"-X {request.method} "
+    options = ("" if request.is_answered else "-i ") + ("" if request.method == "GET" else f"-X {request.method} ")
     parts = [f'curl {options}"{request.url.replace("{RECORD_ID}", "$RECORD_ID")}"']
     if request.has_key:
         parts.append('-H "Authorization: Bearer $API_KEY"')

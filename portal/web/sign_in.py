@@ -11,8 +11,9 @@ from portal.rules.errors import Invalid, NotFound, TooManyAttempts
 from portal.rules.text import local_path
 from portal.services import accounts, members, sessions
 from portal.web.display import absolute
+from portal.web.door import client_label
 from portal.web.guards import anybody, prompt, prove_again, signed_in, start_browser_session, visitor
-from portal.web.http import answer, client_label, page_or_fragment, reading, transaction
+from portal.web.http import answer, page_or_fragment, reading, transaction
 
 pages = Blueprint("sign_in", __name__)
 
