@@ -163,10 +163,9 @@ def declared_calls(app: Flask) -> list[Declared]:
             action: Action | None = getattr(view, "action", None)
             path = _PLACE.sub(r"{\1}", rule.rule)
             found.append(Declared(call, name, method, path, words, audience, action, in_path))
-    return found + [
-        Declared(VERIFICATION, "verify", method, VERIFY, _VERIFY_WORDS, Audience.KEY, None)
-        for method in ("GET", "POST")
-    ]
+    for name, method in (("verify", "GET"), ("verify_by_post", "POST")):
+        found.append(Declared(VERIFICATION, name, method, VERIFY, _VERIFY_WORDS, Audience.KEY, None))
+    return found
 
 
 def refusals_of(declared: Declared) -> list[int]:

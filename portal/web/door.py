@@ -83,8 +83,8 @@ class Door:
         refusal = self._judge(environ, passage, is_verify=is_verify)
         caller = passage.caller
         if caller is None:
-            if refusal is None:
-                return self._app(environ, start_response)
+            if refusal is None:  # no credential at all: the view tells what is missing
+                return self._app(environ, _adding(_common(passage), start_response))
             return _send(refusal, _common(passage), start_response)
         headers = _common(passage) + _of_key(caller, passage)
         if refusal is not None:
@@ -235,6 +235,13 @@ def _expiry(moment: datetime) -> Sequence[tuple[str, str]]:
     """Write when a key stops, for `X-Key-Expires-At` and for `Sunset` (RFC 8594)."""
     at = moment.strftime("%Y-%m-%dT%H:%M:%SZ")
     return [("X-Key-Expires-At", at), ("Sunset", format_datetime(moment, usegmt=True))]
+
+
+def _adding(headers: Headers, start_response: StartResponse) -> StartResponse:
+    def start(status: str, own: Headers, exc_info: Any = None) -> Any:
+        return start_response(status, own + headers, exc_info)
+
+    return start
 
 
 def _send(answer: Answer, headers: Headers, start_response: StartResponse) -> list[bytes]:
