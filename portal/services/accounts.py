@@ -15,7 +15,7 @@ from sqlalchemy import case, delete, func, select, text, update
 from sqlalchemy.orm import Session, joinedload
 
 from portal.rules import credentials
-from portal.rules.errors import Invalid, TooManyAttempts
+from portal.rules.errors import Conflict, Invalid, TooManyAttempts
 from portal.rules.text import clean_email, network_of
 from portal.services import audit
 from portal.services.actor import Actor
@@ -139,7 +139,8 @@ def take_back(session: Session, attempt: Attempt, now: datetime) -> None:
 
 def sign_in(session: Session, actor: Actor, attempt: Attempt, password: str, client: str) -> tuple[UserSession, str]:
     """Start a session after a verified attempt; give it with its token, which is kept nowhere."""
-    account = _confirm(session, actor, attempt, password)
+    account = confirm(session, attempt, actor.at)
+    _rehash(session, account, password)
     token = credentials.new_token()
     started = UserSession(
         token_hash=credentials.token_digest(token),
@@ -156,23 +157,34 @@ def sign_in(session: Session, actor: Actor, attempt: Attempt, password: str, cli
     return started, token
 
 
-def _confirm(session: Session, actor: Actor, attempt: Attempt, password: str) -> Account:
+def confirm(session: Session, attempt: Attempt, now: datetime) -> Account:
+    """Take a verified attempt back and give its account, held; Conflict when its password is another one by now.
+
+    Else whoever knew the old password could begin a session just after all others had ended.
+    """
     account = attempt.account
     if account is None:
         raise ValueError("an attempt at nobody's account cannot succeed")
-    _forgive(session, attempt, actor.at)
+    standing = select(Account.password_hash).where(Account.id == account.id).with_for_update(key_share=True)
+    if session.scalar(standing) != account.password_hash:
+        raise Conflict("The password was changed a moment ago. Try again.")
+    _forgive(session, attempt, now)
+    return account
+
+
+def _rehash(session: Session, account: Account, password: str) -> None:
     if credentials.needs_rehash(account.password_hash):
         session.execute(
             update(Account)
             .where(Account.id == account.id, Account.password_hash == account.password_hash)
             .values(password_hash=credentials.hash_password(password))
         )
-    return account
 
 
 def prove(session: Session, actor: Actor, attempt: Attempt, password: str, user_session: UserSession) -> str:
     """Note that the person behind a session gave the password again; give the session's new token."""
-    account = _confirm(session, actor, attempt, password)
+    account = confirm(session, attempt, actor.at)
+    _rehash(session, account, password)
     token = credentials.new_token()
     session.execute(
         update(UserSession)

@@ -3,7 +3,7 @@
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -15,6 +15,7 @@ from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
 from flask_wtf.csrf import CSRFError
 from werkzeug.exceptions import HTTPException
 
+from portal.mail import mailer
 from portal.rules.credentials import KEY_SHAPED
 from portal.rules.errors import (
     AlreadyShown,
@@ -34,7 +35,7 @@ from portal.rules.errors import (
     Unreadable,
     UnsupportedType,
 )
-from portal.services import audit
+from portal.services import audit, outbox
 from portal.services.key_check import KeyCheck
 from portal.services.rate_limit import RateLimit
 from portal.services.usage import Usage
@@ -84,6 +85,29 @@ def portal() -> Portal:
 def transaction() -> AbstractContextManager[Session]:
     """Open the request's writing transaction; a refused change is told in the audit log after the rollback."""
     return audit.transaction(portal().database, g.get("actor"))
+
+
+def afterwards(what: Callable[..., None], *given: Any) -> None:
+    """Do something once the answer is on its way. What goes wrong is logged: the change that it follows stands."""
+    here = portal()
+
+    def careful() -> None:
+        try:
+            what(here, *given)
+        except Exception:
+            _log.exception("what was left to be done could not be done")
+
+    try:
+        here.errands.submit(careful)
+    except RuntimeError:  # no thread to be had, or shutting down
+        _log.exception("what was left to be done could not be begun")
+
+
+def send_mails(here: Portal, now: datetime) -> None:
+    """Send the mails that wait; those that are not taken are tried again with the next."""
+    _, failed = outbox.send_waiting(here.database, mailer(here.settings), now)
+    for each in failed:
+        _log.error("a mail was not taken: %s", each)
 
 
 def reading() -> AbstractContextManager[Session]:

@@ -30,7 +30,8 @@ pages = Blueprint("oversight", __name__, url_prefix="/w/<slug:ws>")
 _REQUEST_ID = re.compile(r"req_[0-9A-Za-z]{1,36}")
 _CALLED = re.compile(r"key_[0-9A-Za-z]{1,31}|(?:sk_(?:live|test)_)?(?:…|\.\.\.)?[0-9A-Za-z]{4}")
 _DAY = re.compile(r"\d{4}-\d\d-\d\d")
-_NUMBER = re.compile(r"[1-9]\d{0,17}", re.ASCII)
+_NUMBER = re.compile(r"[1-9]\d{0,9}", re.ASCII)
+_LAST_NUMBER = 2**31 - 1  # that both databases can compare an event's with
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 COLUMNS = (
     "number", "id", "at", "action", "outcome", "actor", "actor_id", "means", "address", "request_id",
@@ -125,7 +126,7 @@ def _midnight(text: str, *, later: bool) -> datetime | None:
 
 def _number(name: str) -> int | None:
     text = request.args.get(name, "")
-    return int(text) if _NUMBER.fullmatch(text) else None
+    return min(int(text), _LAST_NUMBER) if _NUMBER.fullmatch(text) else None
 
 
 def _links(page: Page) -> dict[str, Any]:
