@@ -26,6 +26,7 @@ from portal.web import (
     guards,
     home,
     http,
+    introspection,
     key_pages,
     keys,
     members,
@@ -35,6 +36,7 @@ from portal.web import (
     review,
     rotation,
     sign_in,
+    verifiers,
     workspace,
 )
 from portal.web.door import Door
@@ -112,10 +114,12 @@ def create_app(environ: Mapping[str, str] | None = None) -> Flask:
     guards.register(app)
     csrf = CSRFProtect(app)
     csrf.exempt(api.api)  # no cookie counts there
+    csrf.exempt(introspection.oauth)
     assert key_pages and rotation  # noqa: S101 - imported for the views that they add to keys.pages
+    assert verifiers  # noqa: S101 - and this to workspace.pages
     assert people and api_members  # noqa: S101 - and these to members.pages
     rooms = (sign_in, account, home, keys, members, review, oversight, workspace, reference)
-    for blueprint in (*(room.pages for room in rooms), api.api):
+    for blueprint in (*(room.pages for room in rooms), api.api, introspection.oauth):
         app.register_blueprint(blueprint)
     app.add_url_rule("/healthz", "healthz", guards.anybody(_healthz))
     app.jinja_env.globals["asset"] = _assets(app)

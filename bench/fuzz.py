@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 import click
 from jsonschema import Draft202012Validator
@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 
 from bench.stage import Stage, stage  # noqa: E402
 from portal.rules.access import Environment  # noqa: E402
-from portal.services import keys, workspaces  # noqa: E402
+from portal.services import audit, keys, verifiers, workspaces  # noqa: E402
 from portal.services.actor import operator  # noqa: E402
 from tests.databases import KINDS  # noqa: E402
 from tests.servers import serving  # noqa: E402
@@ -38,6 +38,7 @@ METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _SHOWN = 20  # faults that are printed
 _ROOMY = {"rate_per_minute": 100_000_000, "rate_per_second": 1_000_000}
 _ANY_APP = "notes"  # whose records may be any object
+_FORM = "application/x-www-form-urlencoded"
 _APPS = (_ANY_APP, "tasks", "leads")
 _ADDRESSES = 50
 _AT_ONCE = 300  # records that are kept in mind
@@ -50,6 +51,7 @@ class Wallet:
     stage: Stage
     made: dict[str, list[str]] = field(default_factory=dict)
     _count: int = 0
+    _last: str = ""  # that was thrown away
 
     def fill(self) -> None:
         """Make keys of every kind."""
@@ -61,12 +63,29 @@ class Wallet:
             "stopped": [self._stopped(scopes)],
             "unknown": [f"Bearer {self.stage.office.keyring.format.mint(Environment.LIVE).reveal()}"],
             "malformed": ["Bearer sk_live_EXAMPLE", "Bearer", "Basic YTpi", "Token x", "Bearer a b", "bearer  ", ""],
+            "verifier": [self._verifier()],
             "none": [],
         }
 
-    def throwaway(self) -> str:
-        """Make a key that the next call may end."""
-        return self._key([f"{_ANY_APP}:read"])
+    def throwaway(self, *, may_rotate: bool) -> str:
+        """Make a key that the next call may end; the one before makes room for it."""
+        office = self.stage.office
+        if self._last:
+            self.forget(self._last)
+        self._last, text = self._made([f"{_ANY_APP}:read"])
+        office.set_key(self._last, self_rotate=may_rotate)
+        return f"Bearer {text}"
+
+    def forget(self, key_id: str) -> None:
+        """End a key that a call made, for a member may have only so many."""
+        self.stage.office.set_key(key_id, revoked_at=datetime.now(UTC))
+
+    def _verifier(self) -> str:
+        office = self.stage.office
+        actor = office.actor("ana", datetime.now(UTC))
+        with audit.transaction(self.stage.database, actor) as session:
+            _, plain = verifiers.create(session, actor, office.keyring, "Fuzz", "")
+        return f"Bearer {plain.reveal()}"
 
     def _key(self, scopes: Sequence[str], **more: Any) -> str:
         return f"Bearer {self._made(scopes, **more)[1]}"
@@ -207,18 +226,22 @@ class Maker:
             found = self.records.setdefault(app, [])
             found.append(json.loads(body)["data"]["id"])
             del found[:-_AT_ONCE]
+        if asked.template == "/me/rotate" and status == 201:
+            self.wallet.forget(json.loads(body)["data"]["id"])
 
     def _kind(self, operation: dict[str, Any]) -> str:
         if not operation["security"]:
             return self.chance.choice(["none", "good"])
+        if "verifier" in operation["security"][0]:
+            return self.chance.choice(["verifier", "verifier", "good", "none", "malformed"])
         kinds = ["good", "sandbox", "narrow", "stopped", "unknown", "malformed", "none"]
         return self.chance.choices(kinds, [60, 12, 10, 4, 4, 6, 4])[0]
 
     def _credential(self, kind: str, operation: dict[str, Any]) -> dict[str, str]:
-        ends_key = operation["operationId"] in ("rotate", "rotate_me", "end", "end_me", "delete_me")
+        ends_key = operation["operationId"] in ("rotate_me", "end_me")
         if ends_key and kind in ("good", "sandbox", "narrow"):
             if self.chance.random() < 0.05:
-                return {"Authorization": self.wallet.throwaway()}
+                return {"Authorization": self.wallet.throwaway(may_rotate=operation["operationId"] == "rotate_me")}
             kind = "unknown"
         texts = self.wallet.made[kind]
         return {"Authorization": self.chance.choice(texts)} if texts else {}
@@ -275,6 +298,9 @@ class Maker:
             kind if chance.random() < 0.95 else chance.choice(["text/plain", "", f"{kind};charset=x"])
         )
         value = self._fitting(content["schema"], path)
+        if kind == _FORM:
+            everything = [text.partition(" ")[2] for texts in self.wallet.made.values() for text in texts]
+            return urlencode(value | {"token": chance.choice([*everything, value["token"]])}).encode()
         way = chance.random()
         if way < 0.75:
             return json.dumps(value).encode()

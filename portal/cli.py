@@ -82,11 +82,12 @@ def register(app: Flask, settings: Settings, database: Database) -> None:
     @click.argument("slug")
     @click.argument("name")
     @click.option("--description", default="")
-    def add_solution(workspace: str, slug: str, name: str, description: str) -> None:
+    @click.option("--external", is_flag=True, help="Its data lives in a product of your own, which asks about keys.")
+    def add_solution(workspace: str, slug: str, name: str, description: str, external: bool) -> None:
         """Add a solution to a workspace."""
         with database.transaction() as session:
             found = workspaces.get(session, workspace)
-            workspaces.add_solution(session, operator(), found, slug, name, description)
+            workspaces.add_solution(session, operator(), found, slug, name, description, is_external=external)
         click.echo(f"Solution {slug} is there.")
 
     @command("add-app")
@@ -94,12 +95,12 @@ def register(app: Flask, settings: Settings, database: Database) -> None:
     @click.argument("solution")
     @click.argument("slug")
     @click.argument("name")
-    @click.option("--schema", "schema_file", required=True, type=click.File("rb"), help="A JSON Schema (2020-12).")
+    @click.option("--schema", "schema_file", type=click.File("rb"), help="A JSON Schema (2020-12).")
     @click.option("--description", default="")
     def add_app(workspace: str, solution: str, slug: str, name: str, schema_file: Any, description: str) -> None:
-        """Add an app with the JSON Schema of its records."""
+        """Add an app with the JSON Schema of its records, which an external solution's does without."""
         try:
-            schema = json.load(schema_file)
+            schema = json.load(schema_file) if schema_file else None
         except (ValueError, RecursionError) as error:
             raise click.ClickException(f"The schema is not JSON: {error}") from None
         with database.transaction() as session:

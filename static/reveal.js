@@ -7,6 +7,7 @@
   const part = (root, name) => root.querySelector(name);
   const unsaved = () => [...document.querySelectorAll("#reveal")].find((root) => !root.dataset.saved);
   const warn = (event) => event.preventDefault();
+  const noun = (root) => root.dataset.noun ?? "key"; // what is revealed
 
   const say = (root, text, saved) => {
     const region = part(root, "#reveal-msg");
@@ -26,12 +27,12 @@
   };
 
   const copied = (root) => {
-    const kind = root.dataset.env === "live" ? "Live" : "Sandbox";
+    const kind = { live: "Live key", test: "Sandbox key" }[root.dataset.env] ?? "Verifier";
     // In the person's own zone, as the server writes times, and not in the browser's.
     const { offset, zone, hours } = root.dataset;
     const there = new Date(Date.now() + offset * 60000);
     const at = `${there.toLocaleTimeString(hours === "12" ? "en-US" : "en-GB", { timeZone: "UTC" })} ${zone}`;
-    save(root, `${kind} key copied at ${at}. Paste it into your secret store now.`);
+    save(root, `${kind} copied at ${at}. Paste it into your secret store now.`);
   };
 
   const hide = (root, hidden) => {
@@ -55,7 +56,7 @@
     try { done = ready && document.execCommand("copy"); } catch { /* stays false */ }
     if (done) return copied(root);
     hide(root, false);
-    say(root, "Your browser blocked copying. The key is selected: press Ctrl+C, or ⌘C on a Mac.", false);
+    say(root, `Your browser blocked copying. The ${noun(root)} is selected: press Ctrl+C, or ⌘C on a Mac.`, false);
   };
 
   const download = (root) => {
@@ -99,10 +100,10 @@
     let box = part(root, ".guard");
     if (!box) {
       box = el("div", { className: "guard" },
-        el("h3", { id: "guard-h", tabIndex: -1 }, "You have not saved this key"),
+        el("h3", { id: "guard-h", tabIndex: -1 }, `You have not saved this ${noun(root)}`),
         el("p", {}, "After closing it cannot be shown again."),
         el("div", { className: "actions" },
-          button("Copy key", () => copy(root), "btn btn-primary"),
+          button(`Copy ${noun(root)}`, () => copy(root), "btn btn-primary"),
           button("Close without saving", () => leave(root, box.link), "btn")));
       box.setAttribute("role", "group");
       box.setAttribute("aria-labelledby", "guard-h");
@@ -131,9 +132,9 @@
       const list = part(root, "[data-done]").href;
       part(root, "#secret").value = "";
       root.replaceWith(el("div", { className: "empty" },
-        el("h2", {}, "This key was shown once."),
+        el("h2", {}, `This ${noun(root)} was shown once.`),
         el("p", {}, "Its text was removed when you left the page."),
-        el("a", { href: list, className: "btn" }, "Go to API keys")));
+        el("a", { href: list, className: "btn" }, root.dataset.noun ? "Go to the list" : "Go to API keys")));
     }
   };
 
@@ -147,14 +148,14 @@
       return made;
     };
     part(root, ".secret-actions").append(
-      withIcon("copy", "Copy key", () => copy(root), "btn-primary"),
+      withIcon("copy", `Copy ${noun(root)}`, () => copy(root), "btn-primary"),
       withIcon("download", "Download .env", () => download(root), ""),
       withIcon("eye-off", "Hide", () => hide(root, !field.classList.contains("is-hidden")), "hide-key"));
     const stored = el("input", { type: "checkbox" });
     stored.addEventListener("change", () => {
       if (stored.checked) save(root, "Stored by you. It cannot be shown again.");
     });
-    part(root, ".secret-box").append(el("label", { className: "stored" }, stored, "I have stored this key"));
+    part(root, ".secret-box").append(el("label", { className: "stored" }, stored, `I have stored this ${noun(root)}`));
     for (const code of root.querySelectorAll(".snippet pre")) {
       const act = button("Copy example", async () => {
         try {

@@ -149,6 +149,13 @@ def test_an_app_that_was_added_holds_records_that_fit_its_schema(cast: Cast, sch
     assert "Warehouse" not in cast.rio.get("/w/acme").text  # nobody is given access by it
 
 
+def test_an_external_solutions_app_needs_no_schema(cast: Cast) -> None:
+    run(cast.app, "add-solution", "acme", "billing", "Billing", "--external")
+    run(cast.app, "add-app", "acme", "billing", "invoices", "Invoices")
+    key = cast.ana.generate(["invoices:read"])
+    assert cast.call("GET", "/apps/invoices/records", key).status_code == 404
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [

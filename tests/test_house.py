@@ -28,7 +28,9 @@ FLOORS = {
     "app": 8,
 }
 # The bottom of the services: what the others stand on.
-FLOORS |= {f"portal.services.{name}": 4 for name in ("actor", "audit", "key_check", "rate_limit", "usage")}
+FLOORS |= {
+    f"portal.services.{name}": 4 for name in ("actor", "audit", "idempotency", "key_check", "rate_limit", "usage")
+}
 
 HTTP = {"flask", "flask_login", "flask_wtf", "werkzeug", "wtforms"}
 DATABASE = {"sqlalchemy", "alembic", "psycopg", "sqlite3"}

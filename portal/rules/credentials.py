@@ -21,15 +21,17 @@ BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 SECRET_LENGTH = 43  # 43 base62 digits hold 256 bits
 CHECKSUM_LENGTH = 6  # 6 base62 digits hold the 32 bits of a CRC-32
 
-# Anything that looks like one of our keys whatever its prefix word, good or mistyped, whole or cut, and several in a
-# row: what logs redact.
-KEY_SHAPED = re.compile(
-    r"[A-Za-z][A-Za-z0-9]{0,9}(?:_(?:live|test)_[0-9A-Za-z]{8,}(?:_(?!(?:live|test)_)[0-9A-Za-z]*)?)+"
-)
+VERIFIER_WORD = "vf"  # a verifier's text begins so: no environment follows, by which it can never be taken for a key
+
+# Anything that looks like one of our keys whatever its prefix word, or like a verifier, good or mistyped, whole or cut,
+# and several in a row: what logs redact.
+_MARK = rf"(?:_(?:live|test)_|(?<={VERIFIER_WORD})_)"
+KEY_SHAPED = re.compile(rf"[A-Za-z][A-Za-z0-9]{{0,9}}(?:{_MARK}[0-9A-Za-z]{{8,}}(?:_(?!(?:live|test)_)[0-9A-Za-z]*)?)+")
 
 # The end of a key with its checksum ("abcd_123456"), or what the portal shows of one ("sk_live_…abcd").
 _END = re.compile(r"([0-9A-Za-z]{4})_[0-9A-Za-z]{6}(?![0-9A-Za-z_])|(?:…|\.\.\.)([0-9A-Za-z]{4})(?![0-9A-Za-z])")
-_RANDOM_PART = re.compile(r"_(?:live|test)_([0-9A-Za-z]{8,})")
+_RANDOM_PART = re.compile(rf"{_MARK}([0-9A-Za-z]{{8,}})")
+_VERIFIER = re.compile(rf"{VERIFIER_WORD}_[0-9A-Za-z]{{{SECRET_LENGTH}}}_[0-9A-Za-z]{{{CHECKSUM_LENGTH}}}")
 
 KeyDigest = NewType("KeyDigest", bytes)
 
@@ -74,17 +76,16 @@ def checksum(text: str) -> str:
     return base62(zlib.crc32(text.encode()), CHECKSUM_LENGTH)
 
 
-class PlainKey:
-    """The text of a key that passed the format and checksum. It cannot be printed, compared, hashed or pickled."""
+class PlainSecret:
+    """A text that passed its format and checksum. It cannot be printed, compared, hashed or pickled."""
 
-    __slots__ = ("_text", "environment")
+    __slots__ = ("_text",)
 
-    def __init__(self, text: str, environment: Environment) -> None:
+    def __init__(self, text: str) -> None:
         self._text = text
-        self.environment = environment
 
     def reveal(self) -> str:
-        """Give the full text. Callers: the one reveal page, the digest, and tests."""
+        """Give the full text. Callers: the reveal, the answer to a key that rotates itself, the digest, tests."""
         return self._text
 
     @property
@@ -93,7 +94,7 @@ class PlainKey:
         return self._text[-CHECKSUM_LENGTH - 5 : -CHECKSUM_LENGTH - 1]
 
     def __repr__(self) -> str:
-        return "PlainKey(not shown)"
+        return f"{type(self).__name__}(not shown)"
 
     __str__ = __repr__
 
@@ -101,12 +102,40 @@ class PlainKey:
         return repr(self)
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a plain key is not stored")
+        raise TypeError("a plain secret is not stored")
 
     def __eq__(self, other: object) -> NoReturn:
-        raise TypeError("plain keys are not compared; compare digests")
+        raise TypeError("plain secrets are not compared; compare digests")
 
     __hash__ = None  # type: ignore[assignment]
+
+
+class PlainKey(PlainSecret):
+    """The text of a key."""
+
+    __slots__ = ("environment",)
+
+    def __init__(self, text: str, environment: Environment) -> None:
+        super().__init__(text)
+        self.environment = environment
+
+
+class PlainVerifier(PlainSecret):
+    """The text of a verifier: `vf_<43 base62>_<6 base62 checksum>`, by which somebody's own product asks about keys."""
+
+    __slots__ = ()
+
+    @classmethod
+    def mint(cls) -> "PlainVerifier":
+        """Make a new one from 256 bits of the operating system's randomness."""
+        body = f"{VERIFIER_WORD}_{random_base62(SECRET_LENGTH)}"
+        return cls(f"{body}_{checksum(body)}")
+
+    @classmethod
+    def parse(cls, text: str) -> "PlainVerifier | None":
+        """Read a verifier's text; None when length, alphabet or checksum are off. Never asks the database."""
+        is_one = _VERIFIER.fullmatch(text) and checksum(text[: -CHECKSUM_LENGTH - 1]) == text[-CHECKSUM_LENGTH:]
+        return cls(text) if is_one else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,9 +177,9 @@ class Pepper:
     id: str
     secret: bytes = field(repr=False)
 
-    def digest(self, key: PlainKey) -> KeyDigest:
-        """Compute what is stored of a key: HMAC-SHA-256 of its whole text (RFC 2104)."""
-        return KeyDigest(hmac.digest(self.secret, key.reveal().encode(), "sha256"))
+    def digest(self, plain: PlainSecret) -> KeyDigest:
+        """Compute what is stored of a key or verifier: HMAC-SHA-256 of its whole text (RFC 2104)."""
+        return KeyDigest(hmac.digest(self.secret, plain.reveal().encode(), "sha256"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +194,8 @@ class Keyring:
         plain = self.format.mint(environment)
         return plain, self.peppers[0].digest(plain), self.peppers[0].id
 
-    def digests(self, plain: PlainKey) -> list[KeyDigest]:
-        """Compute what may be stored of a key, one digest a pepper, newest first."""
+    def digests(self, plain: PlainSecret) -> list[KeyDigest]:
+        """Compute what may be stored of a key or verifier, one digest a pepper, newest first."""
         return [pepper.digest(plain) for pepper in self.peppers]
 
 

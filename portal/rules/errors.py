@@ -104,6 +104,12 @@ class Invalid(PortalError):
         self.problems = dict(problems)
 
 
+class BreaksRule(PortalError):
+    """A request that is fine by itself and cannot be met beside an earlier one (422)."""
+
+    code = "rule_broken"
+
+
 class DoesNotFit(PortalError):
     """A record that its app's JSON Schema refuses (422); `details` is a list of path and message."""
 

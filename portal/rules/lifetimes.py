@@ -41,8 +41,12 @@ class Overlap(StrEnum):
 
     def ends_at(self, now: datetime, expires_at: datetime | None) -> datetime:
         """Give the moment at which the old key stops: never past its own expiry."""
-        end = now + timedelta(hours=_HOURS[self])
-        return min(end, expires_at) if expires_at else end
+        return overlap_end(now, timedelta(hours=_HOURS[self]), expires_at)
+
+
+def overlap_end(now: datetime, length: timedelta, expires_at: datetime | None) -> datetime:
+    """Give the moment at which the old key of a rotation stops: never past its own expiry."""
+    return min(now + length, expires_at) if expires_at else now + length
 
 
 _HOURS = {Overlap.NONE: 0, Overlap.HOUR: 1, Overlap.DAY: 24, Overlap.WEEK: 168, Overlap.UNTIL: 720}

@@ -40,6 +40,7 @@ class ScopeView:
     solution_name: str
     action: str
     effective: bool
+    is_external: bool = False  # the app's records are kept by another product
 
     @property
     def why_not(self) -> str:
@@ -89,6 +90,9 @@ class KeyView:
     is_old: bool  # of a rotation: its successor has its name
     is_busy: bool
     is_expiring: bool
+    self_rotate: bool
+    rate_per_minute: int | None  # where an administrator set one
+    rate_per_second: int | None
     may_deactivate: bool
     may_reactivate: bool
     may_delete: bool
@@ -98,6 +102,7 @@ class KeyView:
     may_extend: bool
     may_replace: bool
     may_edit: bool
+    may_set_rate: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -468,6 +473,9 @@ def _view(
         is_old=is_retiring or (state is KeyState.REVOKED and key.revoked_at is None and has_its_name),
         is_busy=key.last_used_at is not None and now - key.last_used_at < BUSY,
         is_expiring=state is KeyState.ACTIVE and key.expires_at is not None and key.expires_at - now <= EXPIRING,
+        self_rotate=key.self_rotate,
+        rate_per_minute=key.rate_per_minute,
+        rate_per_second=key.rate_per_second,
         may_deactivate=state is KeyState.ACTIVE,
         may_reactivate=state is KeyState.DEACTIVATED and may_hand_out,
         may_delete=state is not KeyState.REVOKED,
@@ -477,6 +485,7 @@ def _view(
         may_extend=extends_to is not None and may_hand_out,
         may_replace=may_hand_out and is_replaceable(key, now),
         may_edit=may_hand_out and state is not KeyState.REVOKED,
+        may_set_rate=seat.is_admin and state is not KeyState.REVOKED,
     )
 
 
@@ -506,7 +515,7 @@ def scopes_of(session: Session, keys: Sequence[ApiKey]) -> dict[int, list[ScopeV
     """Read the scopes of several keys at once, with what each owner has now."""
     owner = {key.id: key.member for key in keys}
     rows = session.execute(
-        select(KeyScope.key_id, KeyScope.action, App.slug, App.name, Solution.name, Access.level)
+        select(KeyScope.key_id, KeyScope.action, App.slug, App.name, Solution.name, Solution.is_external, Access.level)
         .join(App, App.id == KeyScope.app_id)
         .join(Solution, Solution.id == App.solution_id)
         .join(ApiKey, ApiKey.id == KeyScope.key_id)
@@ -515,11 +524,12 @@ def scopes_of(session: Session, keys: Sequence[ApiKey]) -> dict[int, list[ScopeV
         .order_by(Solution.name, App.name, KeyScope.action)
     )
     views: dict[int, list[ScopeView]] = {}
-    for key_id, action, slug, app_name, solution_name, level in rows:
+    for key_id, action, slug, app_name, solution_name, is_external, level in rows:
         granted = level_of(Role(owner[key_id].role), AccessLevel(level) if level else None)
         scope = Scope(slug, Action(action))
         works = bool(effective_scopes([scope], {slug: granted})) and owner[key_id].is_active
-        views.setdefault(key_id, []).append(ScopeView(str(scope), app_name, slug, solution_name, action, works))
+        view = ScopeView(str(scope), app_name, slug, solution_name, action, works, is_external)
+        views.setdefault(key_id, []).append(view)
     return views
 
 

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, NoReturn
 
 from sqlalchemy import and_, exists, func, or_, select
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import Session, aliased, joinedload
 
 from portal.rules import text
 from portal.rules.access import (
@@ -21,7 +21,17 @@ from portal.rules.access import (
     level_of,
 )
 from portal.rules.credentials import KEY_SHAPED, Keyring, PlainKey, new_id
-from portal.rules.errors import AlreadyShown, Attempt, Conflict, Forbidden, Invalid, NotFound, Unavailable
+from portal.rules.errors import (
+    AlreadyShown,
+    Attempt,
+    Conflict,
+    Forbidden,
+    Invalid,
+    KeyRefused,
+    NotFound,
+    Refusal,
+    Unavailable,
+)
 from portal.rules.lifetimes import Lifetime, Overlap
 from portal.services import activity, audit, key_views, members, policy
 from portal.services.actor import Actor
@@ -33,6 +43,8 @@ from portal.store.models import Access, ApiKey, App, KeyScope, KeyState, Member,
 
 KEYS_PER_MEMBER = 20
 ONLY_ITS_OWNER = "Only its owner can reactivate this key."
+ADMINS_SET_RATES = "Only administrators set how many requests a key may send."
+MOST_PER_MINUTE, MOST_PER_SECOND = 100_000, 5_000  # requests that an administrator may allow a key
 _MAX_SCOPES = 100
 _FORM_ID = re.compile(r"[0-9A-Za-z_-]{8,40}")
 
@@ -51,6 +63,7 @@ class Draft:
     similar_to: str = ""  # the id of the key that the form was opened from
     replaces: str = ""  # the id of a key that this one is to take over from
     overlap: str = Overlap.DAY
+    self_rotate: bool = False  # may it replace itself over the API?
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,15 +160,23 @@ def first_draft(
         scopes=[*scopes, *(scope for scope in draft.scopes if scope not in scopes)],
         similar_to=key.public_id,
         replaces=key.public_id if may_replace else "",
+        self_rotate=key.self_rotate,
     )
 
 
 def create(
-    session: Session, actor: Actor, keyring: Keyring, draft: Draft, *, replaced: ApiKey | None = None
+    session: Session,
+    actor: Actor,
+    keyring: Keyring,
+    draft: Draft,
+    *,
+    replaced: ApiKey | None = None,
+    rates_of: ApiKey | None = None,
 ) -> tuple[KeyView, PlainKey]:
     """Generate the key of a draft; give it with its text, which is nowhere else.
 
     `replaced` is the key that it takes over from: one that counts no more and whose name is free (see `rotation`).
+    It may send as many requests as `rates_of`, usually the same key, where an administrator set that.
     Raises Invalid with every answer to mend, AlreadyShown when this form made its key before, Conflict at the limit.
     """
     planned = plan(session, actor, draft, lock=True)
@@ -169,6 +190,7 @@ def create(
         _check_limit(session, owner, actor.at)
     plain, digest, pepper_id = keyring.mint(Environment(draft.environment))
     name = text.clean_line(draft.name) or ""
+    rates_of = rates_of or replaced
     key = ApiKey(
         public_id=new_id("key"),
         workspace_id=planned.seat.workspace.id,
@@ -185,6 +207,9 @@ def create(
         created_by_id=planned.seat.member.id,
         expires_at=planned.expires_at,
         replaces_id=replaced.id if replaced else None,
+        self_rotate=draft.self_rotate,
+        rate_per_minute=rates_of.rate_per_minute if rates_of else None,
+        rate_per_second=rates_of.rate_per_second if rates_of else None,
     )
     key.member, key.created_by = owner.member, planned.seat.member
     _insert(session, actor, key, is_mine=owner.is_me)
@@ -208,6 +233,9 @@ def _facts(key: ApiKey, owner: Owner, scopes: Iterable[Scope], replaced: ApiKey 
         "environment": key.environment,
         "scopes": [str(scope) for scope in scopes],
         "expires_at": key.expires_at.isoformat() if key.expires_at else None,
+        "self_rotate": key.self_rotate,
+        "rate_per_minute": key.rate_per_minute,
+        "rate_per_second": key.rate_per_second,
     }
 
 
@@ -434,6 +462,81 @@ def edit(
     tell(session, actor, Event.KEY_EDITED, key, {"before": list(was), "after": [key.name, key.note]})
     session.flush()
     return key_views.of(session, seat, keyring, [key], actor.at)[0]
+
+
+def set_rate(
+    session: Session,
+    actor: Actor,
+    keyring: Keyring,
+    key_id: str,
+    per_minute: str,
+    per_second: str,
+    *,
+    was: tuple[str, str],
+) -> KeyView:
+    """Set how many requests a key may send in any 60 seconds and in any second; '' for as many as usual.
+
+    `was` is what the form showed, Conflict if that is old. Forbidden to all but administrators.
+    """
+    seat, key = hold(session, actor, key_id, Event.KEY_RATE_CHANGED)
+    if not seat.is_admin:
+        attempt = Attempt(Event.KEY_RATE_CHANGED, key.public_id, key.name)
+        raise Forbidden(ADMINS_SET_RATES, attempt=attempt)
+    before = {"rate_per_minute": key.rate_per_minute, "rate_per_second": key.rate_per_second}
+    if tuple("" if rate is None else str(rate) for rate in before.values()) != was:
+        raise Conflict("Somebody changed these rates a moment ago. Look at them again.")
+    problems: dict[str, str] = {}
+    asked = (per_minute, MOST_PER_MINUTE), (per_second, MOST_PER_SECOND)
+    after = {
+        field: _rate(field, written.strip(), most, problems)
+        for field, (written, most) in zip(before, asked, strict=True)
+    }
+    if problems:
+        raise Invalid(problems)
+    key.rate_per_minute, key.rate_per_second = after["rate_per_minute"], after["rate_per_second"]
+    return changed(session, actor, seat, keyring, key, Event.KEY_RATE_CHANGED, before=before, after=after)
+
+
+def _rate(field: str, written: str, most: int, problems: dict[str, str]) -> int | None:
+    if not written:
+        return None
+    if not re.fullmatch("[0-9]{1,6}", written) or not 1 <= int(written) <= most:
+        problems[field] = f"Enter a whole number from 1 to {most:,}, or nothing for the usual rate."
+        return None
+    return int(written)
+
+
+def end_itself(session: Session, actor: Actor, key_pk: int) -> None:
+    """Let a key end itself for ever: whoever holds its text may always stop it."""
+    _, key = hold_itself(session, actor, key_pk)
+    key.revoked_at = actor.at
+    key.revoked_by_id = key.member_id
+    tell(session, actor, Event.KEY_DELETED, key, {"reason": "the key ended itself"})
+
+
+def hold_itself(session: Session, actor: Actor, key_pk: int) -> tuple[Actor, ApiKey]:
+    """Lock a key by which its own request acts, after its member; give its member as the actor, by means of the key.
+
+    Raises KeyRefused when it was stopped since it was checked.
+    """
+    member_id = session.scalar(select(ApiKey.member_id).where(ApiKey.id == key_pk))
+    actor = replace(actor, member_id=member_id)
+    try:
+        members.seat_of(session, actor, lock=True)
+    except Forbidden:
+        raise KeyRefused(Refusal.OWNER_INACTIVE, key_id=actor.public_id, key_pk=key_pk) from None
+    statement = select(ApiKey).options(joinedload(ApiKey.member, innerjoin=True)).where(ApiKey.id == key_pk)
+    key = session.scalars(statement.with_for_update(of=ApiKey, key_share=True)).one()
+    if (state := key.state_at(actor.at)) is not KeyState.ACTIVE:
+        raise KeyRefused(_STOPPED[state], key_id=key.public_id, key_pk=key_pk)
+    return actor, key
+
+
+_STOPPED = {
+    KeyState.REVOKED: Refusal.REVOKED,
+    KeyState.EXPIRED: Refusal.EXPIRED,
+    KeyState.DEACTIVATED: Refusal.DEACTIVATED,
+}
 
 
 def revoke(session: Session, actor: Actor, key_id: str) -> str:

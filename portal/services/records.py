@@ -18,7 +18,7 @@ from portal.services import audit, members
 from portal.services.actor import Actor
 from portal.services.audit import Event
 from portal.store.database import Moment
-from portal.store.models import App, Record
+from portal.store.models import App, Record, Solution
 
 MAX_RECORD = 1024 * 1024  # characters of JSON
 _MAX_PROBLEMS = 20
@@ -34,9 +34,11 @@ class Place:
 
 
 def list_for(session: Session, place: Place, *, limit: int, offset: int) -> tuple[list[Record], int]:
-    """List records, newest first, and count them all."""
+    """List records, newest first, and count them all; NotFound where they are kept by another product."""
     here = _in(place)
     total = session.scalar(select(func.count()).select_from(Record).join(App, App.id == Record.app_id).where(*here))
+    if not total:
+        _check_kept_here(session, get_app(session, place.workspace_id, place.app))
     page = select(Record).join(App, App.id == Record.app_id).where(*here).order_by(Record.id.desc())
     return list(session.scalars(page.limit(limit).offset(offset))), total or 0
 
@@ -51,8 +53,9 @@ def get(session: Session, place: Place, record_id: str, *, lock: bool = False) -
 
 
 def create(session: Session, actor: Actor, place: Place, fields: dict[str, Any]) -> Record:
-    """Add a record; DoesNotFit when the app's schema refuses it."""
-    app = get_app(session, place.workspace_id, place.app)
+    """Add a record; DoesNotFit when the app's schema refuses it, NotFound where another product keeps its records."""
+    app = get_app(session, place.workspace_id, place.app, hold=True)
+    _check_kept_here(session, app)
     _check(app, fields)
     record = Record(
         public_id=new_id("rec"),
@@ -106,12 +109,18 @@ def check_match(record: Record, if_match: set[str] | None) -> None:
         raise PreconditionFailed("The record has changed since you read it. Read it again, then repeat your change.")
 
 
-def get_app(session: Session, workspace_id: int, slug: str) -> App:
-    """Find an app of a workspace; NotFound."""
-    app = session.scalar(select(App).where(App.workspace_id == workspace_id, App.slug == slug))
+def get_app(session: Session, workspace_id: int, slug: str, *, hold: bool = False) -> App:
+    """Find an app of a workspace; NotFound. With `hold` its solution stays as external as it is until the end."""
+    statement = select(App).where(App.workspace_id == workspace_id, App.slug == slug)
+    app = session.scalar(statement.with_for_update(read=True, key_share=True) if hold else statement)
     if app is None:
         raise NotFound("There is no such app.")
     return app
+
+
+def _check_kept_here(session: Session, app: App) -> None:
+    if session.scalar(select(Solution.is_external).where(Solution.id == app.solution_id)):
+        raise NotFound(f"The records of {app.name} are kept by another product. Ask that product for them.")
 
 
 def counts(session: Session, workspace_id: int) -> dict[tuple[int, str], int]:
@@ -175,6 +184,7 @@ def sandbox_of(session: Session, actor: Actor, slug: str) -> Sandbox:
     app = get_app(session, seat.workspace.id, slug)
     if seat.level_in(app.solution_id) is AccessLevel.NONE:
         raise NotFound("There is no such app.")
+    _check_kept_here(session, app)
     if seat.level_in(app.solution_id) is not AccessLevel.MANAGE:
         attempt = Attempt(Event.SANDBOX_FILLED, app.public_id, app.name)
         raise Forbidden(f"Only those who manage this solution can fill the sandbox of {app.name}.", attempt=attempt)

@@ -7,8 +7,8 @@ from sqlalchemy import or_, select
 
 from portal.rules.access import Scope
 from portal.rules.credentials import Keyring, PlainKey, new_id
-from portal.rules.errors import AlreadyShown, Attempt, Conflict, Forbidden, Invalid, NotFound
-from portal.rules.lifetimes import Lifetime, Overlap, extended
+from portal.rules.errors import AlreadyShown, Attempt, Conflict, Forbidden, Invalid, KeyRefused, NotFound, Refusal
+from portal.rules.lifetimes import Lifetime, Overlap, extended, overlap_end
 from portal.services import activity, key_views, keys, members, policy
 from portal.services.activity import CallerSeen
 from portal.services.actor import Actor
@@ -73,18 +73,59 @@ def rotate(session: Session, actor: Actor, keyring: Keyring, draft: Draft) -> tu
         )
         problem = f"{keys.quoted(wider[0])} is not a scope of the key that you rotate. Rotating never adds any."
         raise Invalid({"scopes": problem}, attempt=attempt)
-    kept = replace(draft, name=old.name, note=old.note, owner=old.member.public_id, environment=old.environment)
-    return generate(session, actor, keyring, kept)
+    return generate(session, actor, keyring, _taking_over(draft, old))
 
 
-def generate(session: Session, actor: Actor, keyring: Keyring, draft: Draft) -> tuple[KeyView, PlainKey]:
-    """Generate the key of a draft in place of the one that it names, which goes on for the draft's overlap.
+def _taking_over(draft: Draft, old: ApiKey) -> Draft:
+    """Give a draft all that a rotation leaves as it was."""
+    return replace(
+        draft,
+        name=old.name,
+        note=old.note,
+        owner=old.member.public_id,
+        environment=old.environment,
+        self_rotate=old.self_rotate,
+    )
+
+
+def rotate_itself(
+    session: Session, actor: Actor, keyring: Keyring, key_pk: int, overlap: timedelta
+) -> tuple[KeyView, PlainKey, datetime]:
+    """Let a key that was generated so replace itself: same scopes, and the same life again as far as policy allows.
+
+    Gives the new key, its text, and when the old one stops. Raises Forbidden for a key that may not, KeyRefused where
+    its member may no longer hold one of its scopes, Conflict as a rotation by hand does.
+    """
+    actor, old = keys.hold_itself(session, actor, key_pk)
+    if not old.self_rotate:
+        attempt = Attempt(Event.KEY_ROTATED, old.public_id, f"{old.name} (…{old.last_four})")
+        message = "This key was not generated as one that may rotate itself. Rotate it in the portal."
+        raise Forbidden(message, code="rotation_not_allowed", attempt=attempt)
+    scopes = key_views.scopes_of(session, [old]).get(old.id, [])
+    if lost := [scope.text for scope in scopes if not scope.effective]:
+        held = [scope.text for scope in scopes if scope.effective]
+        raise KeyRefused(Refusal.ACCESS_WITHDRAWN, key_id=old.public_id, key_pk=key_pk, required=lost[0], held=held)
+    workspace = members.seat_of(session, actor).workspace
+    lifetime = policy.nearest(workspace, Lifetime.like(old.created_at, old.expires_at))
+    draft = Draft(scopes=[scope.text for scope in scopes], expires=lifetime, replaces=old.public_id)
+    try:
+        key, plain = generate(session, actor, keyring, _taking_over(draft, old), overlap=overlap)
+    except Invalid as error:  # nothing was asked that could be mended: it is the policy that is against it
+        raise Conflict(error.message, attempt=error.attempt) from None
+    return key, plain, old.retires_at or actor.at
+
+
+def generate(
+    session: Session, actor: Actor, keyring: Keyring, draft: Draft, *, overlap: timedelta | None = None
+) -> tuple[KeyView, PlainKey]:
+    """Generate the key of a draft in place of the one that it names, which goes on for `overlap`, or for the draft's.
 
     Unlike a rotation it may have other scopes: it is a new key, and its creator chooses what it can do. It may also
     act as an API member that the creator manages, so that a program outlives the person whose key it used.
     """
     old = _hold_replaced(session, actor, draft)
-    _begin_overlap(actor, old, draft, moved=_is_moved(session, members.seat_of(session, actor), old, draft))
+    moved = _is_moved(session, members.seat_of(session, actor), old, draft)
+    _begin_overlap(actor, old, draft, moved=moved, overlap=overlap)
     session.flush()
     key, plain = keys.create(session, actor, keyring, draft, replaced=old)
     end = {"successor": key.id, "retires_at": old.retires_at.isoformat() if old.retires_at else None}
@@ -107,6 +148,7 @@ def draft_rotation(session: Session, actor: Actor, seat: Seat, key_id: str) -> D
         expires=policy.nearest(seat.workspace, Lifetime.like(key.created_at, key.expires_at)),
         form_id=new_id("form"),
         replaces=key.public_id,
+        self_rotate=key.self_rotate,
     )
 
 
@@ -131,8 +173,8 @@ def replace_unused(
     old.revoked_by_id = seat.member.id
     keys.tell(session, actor, Event.KEY_DELETED, old, {"reason": "replaced before it was used", "replaces": None})
     session.flush()
-    draft = Draft(old.name, old.note, old.member.public_id, old.environment, scopes, lifetime, form_id)
-    return keys.create(session, actor, keyring, draft, replaced=before)
+    draft = _taking_over(Draft(scopes=scopes, expires=lifetime, form_id=form_id), old)
+    return keys.create(session, actor, keyring, draft, replaced=before, rates_of=old)
 
 
 def successor_of(session: Session, key: ApiKey) -> ApiKey | None:
@@ -236,7 +278,7 @@ def _check_rotatable(session: Session, seat: Seat, key: ApiKey, now: datetime, *
         raise Conflict(message)
 
 
-def _begin_overlap(actor: Actor, old: ApiKey, draft: Draft, *, moved: bool) -> None:
+def _begin_overlap(actor: Actor, old: ApiKey, draft: Draft, *, moved: bool, overlap: timedelta | None) -> None:
     """Let the old key run out, which also frees its name for the successor."""
     if draft.overlap not in list(Overlap):
         raise Invalid({"overlap": "Choose how long the old key keeps working."})
@@ -245,4 +287,7 @@ def _begin_overlap(actor: Actor, old: ApiKey, draft: Draft, *, moved: bool) -> N
     if draft.owner != old.member.public_id and not moved:
         raise Invalid({"owner": "A replacement acts as the same member, or as an API member that you manage."})
     old.rotated_at = actor.at
-    old.retires_at = Overlap(draft.overlap).ends_at(actor.at, old.expires_at)
+    if overlap is None:
+        old.retires_at = Overlap(draft.overlap).ends_at(actor.at, old.expires_at)
+    else:
+        old.retires_at = overlap_end(actor.at, overlap, old.expires_at)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import bindparam, delete, select, text, update
 
 from portal.rules.credentials import KEY_SHAPED, KeyDigest, new_id
-from portal.services import audit
+from portal.services import audit, idempotency
 from portal.services.actor import Actor, Means
 from portal.services.audit import Event
 from portal.services.key_check import reach
@@ -289,6 +289,7 @@ class Usage:
             session.execute(delete(UsageBatch).where(UsageBatch.at < now - _KEEP_BATCHES))
             session.execute(delete(Counted).where(Counted.hour < int(now.timestamp()) // 3600 - KEEP_HOURS))
             session.execute(delete(KeyCaller).where(KeyCaller.last_at < now - KEEP_CALLERS))
+            idempotency.prune(session, now)
             audit.sum_up(session, now)
 
     def _start(self) -> None:

@@ -9,7 +9,7 @@ from jsonschema.exceptions import SchemaError
 from referencing import Registry
 from referencing.exceptions import NoSuchAnchor, Unresolvable
 from referencing.jsonschema import DRAFT202012
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session, contains_eager
 
 from portal.rules import text
@@ -24,6 +24,7 @@ from portal.store.database import IntegrityError
 from portal.store.models import App, Record, Solution, Workspace
 
 _NAMED_MISFITS = 3
+_ANY_OBJECT = {"type": "object"}
 
 
 def get(session: Session, slug: str) -> Workspace:
@@ -55,15 +56,26 @@ def create(session: Session, actor: Actor, slug: str, name: str) -> Workspace:
 
 
 def add_solution(
-    session: Session, actor: Actor, workspace: Workspace, slug: str, name: str, description: str = ""
+    session: Session,
+    actor: Actor,
+    workspace: Workspace,
+    slug: str,
+    name: str,
+    description: str = "",
+    *,
+    is_external: bool = False,
 ) -> Solution:
-    """Add a solution to a workspace; Conflict when the slug is taken there."""
+    """Add a solution to a workspace; Conflict when the slug is taken there.
+
+    The apps of an external one are for scopes only: their data lives in somebody's own product, which asks about keys.
+    """
     solution = Solution(
         public_id=new_id("sol"),
         workspace_id=workspace.id,
         slug=_slug(slug),
         name=_name(name),
         description=_description(description),
+        is_external=is_external,
         created_at=actor.at,
     )
     _add(session, solution, f"{workspace.name} has a solution {slug} already.")
@@ -74,6 +86,7 @@ def add_solution(
         workspace_id=workspace.id,
         target_id=solution.public_id,
         target_name=solution.name,
+        details={"is_external": is_external},
     )
     return solution
 
@@ -107,10 +120,13 @@ def add_app(
     solution: Solution,
     slug: str,
     name: str,
-    schema: dict[str, Any],
+    schema: dict[str, Any] | None,
     description: str = "",
 ) -> App:
-    """Add an app with the JSON Schema of its records; app slugs are unique in the workspace."""
+    """Add an app with the JSON Schema of its records; app slugs are unique in the workspace.
+
+    An external solution's needs none; should its records ever be kept here, they may then be any objects.
+    """
     app = App(
         public_id=new_id("app"),
         workspace_id=solution.workspace_id,
@@ -118,7 +134,7 @@ def add_app(
         slug=_slug(slug),
         name=_name(name),
         description=_description(description),
-        schema=_schema(schema),
+        schema=_ANY_OBJECT if schema is None and solution.is_external else _schema(schema),
         created_at=actor.at,
     )
     _add(session, app, f"The workspace has an app {slug} already.")
@@ -133,13 +149,21 @@ def add_app(
     return app
 
 
-def edit_solution(session: Session, actor: Actor, slug: str, name: str, description: str) -> Solution:
-    """Rename and describe a solution; its slug stays, for it stands in addresses."""
+def edit_solution(
+    session: Session, actor: Actor, slug: str, name: str, description: str, *, is_external: bool = False
+) -> Solution:
+    """Rename and describe a solution; its slug stays, for it stands in addresses.
+
+    Raises Invalid when it is to become external while it holds records.
+    """
     seat = admin_seat(session, actor, Event.SOLUTION_CHANGED)
     solution = get_solution(session, seat.workspace, slug)
-    before = {"name": solution.name, "description": solution.description}
+    before = {"name": solution.name, "description": solution.description, "is_external": solution.is_external}
     solution.name, solution.description = _name(name), _description(description)
-    after = {"name": solution.name, "description": solution.description}
+    if is_external and not solution.is_external:
+        _check_empty(session, solution)
+    solution.is_external = is_external
+    after = {"name": solution.name, "description": solution.description, "is_external": is_external}
     audit.record(
         session,
         actor,
@@ -151,16 +175,23 @@ def edit_solution(session: Session, actor: Actor, slug: str, name: str, descript
     return solution
 
 
-def edit_app(session: Session, actor: Actor, slug: str, name: str, description: str, schema: dict[str, Any]) -> App:
-    """Rename and describe an app and change its schema; Invalid when records that stand would not fit it."""
+def edit_app(
+    session: Session, actor: Actor, slug: str, name: str, description: str, schema: dict[str, Any] | None
+) -> App:
+    """Rename and describe an app and change its schema; Invalid when records that stand would not fit it.
+
+    Without a schema an external solution's app keeps the one it has.
+    """
     seat = admin_seat(session, actor, Event.APP_CHANGED)
     app = session.scalar(select(App).where(App.workspace_id == seat.workspace.id, App.slug == slug).with_for_update())
     if app is None:
         raise NotFound("There is no such app.")
     before = {"name": app.name, "description": app.description}
     app.name, app.description = _name(name), _description(description)
+    if schema is None and solution_of(session, app).is_external:
+        schema = app.schema
     is_new = _schema(schema) != app.schema
-    if is_new:
+    if is_new and schema is not None:
         _check_records(session, app, schema)
         app.schema = schema
     after = {"name": app.name, "description": app.description, "new_schema": is_new}
@@ -186,6 +217,15 @@ def admin_seat(session: Session, actor: Actor, event: Event) -> Seat:
     if not seat.is_admin:
         raise Forbidden("Only administrators set up the workspace.", attempt=Attempt(event))
     return seat
+
+
+def _check_empty(session: Session, solution: Solution) -> None:
+    """Hold a solution's apps, so that `records.create` waits, and refuse it while they hold records."""
+    apps = session.scalars(select(App.id).where(App.solution_id == solution.id).order_by(App.id).with_for_update())
+    held = select(func.count()).select_from(Record).where(Record.app_id.in_(apps.all()))
+    if count := session.scalar(held):
+        message = f"{solution.name} holds {count:,} {'record' if count == 1 else 'records'} here. Delete them first."
+        raise Invalid({"is_external": message})
 
 
 def _check_records(session: Session, app: App, schema: dict[str, Any]) -> None:

@@ -1,26 +1,45 @@
 """The REST API for integrations (contract, section 3): JSON in and out, one key a request."""
 
-from datetime import UTC, datetime
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qsl
 
 from flask import Blueprint, Response, current_app, g, request, url_for
 
 from portal.rules.access import Action
-from portal.rules.errors import Invalid, NotFound, Unreadable, UnsupportedType
+from portal.rules.credentials import KEY_SHAPED
+from portal.rules.errors import BreaksRule, Conflict, Forbidden, Invalid, NotFound, Unreadable, UnsupportedType
 from portal.rules.payload import read_object
-from portal.services import records, workspaces
+from portal.services import idempotency, keys, records, rotation, workspaces
 from portal.services.actor import Actor, Means
+from portal.services.idempotency import Asked, Stored
 from portal.services.key_check import Caller
 from portal.services.records import Place
+from portal.store.database import Session
 from portal.store.models import Record
-from portal.web.declared import IF_MATCH, IF_NONE_MATCH, LIMIT, OFFSET, PATHS, Answer, Parameter, declares
+from portal.web.declared import (
+    IDEMPOTENCY_KEY,
+    IF_MATCH,
+    IF_NONE_MATCH,
+    LIMIT,
+    OFFSET,
+    PATHS,
+    Answer,
+    Body,
+    Parameter,
+    declares,
+)
+from portal.web.door import PASSAGE
 from portal.web.guards import anybody, with_key
 from portal.web.http import api_reply, portal, reading, transaction
 from portal.web.openapi import document_of
-from portal.web.shapes import FIELDS, ME, RECORD, SOLUTION
+from portal.web.shapes import FIELDS, ME, OVERLAP, RECORD, ROTATED, SOLUTION
 
 api = Blueprint("api", __name__, url_prefix="/api/v1")
+
+_REPEATED = ("Content-Type", "Location", "ETag")  # headers that a stored answer is given again with
+_FIRST_ID = "X-Request-Id"  # and the id that its body names
 
 
 @api.get("/me")
@@ -54,6 +73,57 @@ def me(caller: Caller) -> Response:
     )
 
 
+@api.post("/me/rotate")
+@declares(
+    "Rotate the key",
+    "The key",
+    Answer(201, "The new key. Its text is in this answer and nowhere else.", ROTATED),
+    takes=(IDEMPOTENCY_KEY,),
+    body=OVERLAP,
+    refuses=(Forbidden, Conflict),
+)
+@with_key()
+def rotate_me(caller: Caller) -> Response:
+    """Replace the key by a new one; only a key that was generated as one that may rotate itself.
+
+    The body is `{"overlap": seconds}`, 0 to 604,800 for which the old key goes on, one day without it; it may be left
+    out. The answer is the one place where the new key's text stands. It is not kept, so that an `Idempotency-Key`
+    cannot bring it back: the repeat of a rotation is a Conflict, for the key is being replaced already.
+    """
+    read_query()
+    read_idempotency_key()
+    overlap = read_overlap()
+    keyring = portal().settings.keyring
+    g.actor = _actor(caller)  # a refused try is told of too
+    with transaction() as session:
+        key, plain, old_ends_at = rotation.rotate_itself(session, g.actor, keyring, caller.key_pk, overlap)
+    return api_reply(
+        {
+            "id": key.id,
+            "name": key.name,
+            "key": plain.reveal(),
+            "hint": key.hint,
+            "environment": key.environment,
+            "scopes": sorted(scope.text for scope in key.scopes),
+            "expiresAt": _moment(key.expires_at) if key.expires_at else None,
+            "replaces": caller.key_id,
+            "previousKeyEndsAt": _moment(old_ends_at),
+        },
+        201,
+    )
+
+
+@api.delete("/me")
+@declares("End the key", "The key", Answer(204, "It is ended, from the next request on."))
+@with_key()
+def end_me(caller: Caller) -> Response:
+    """End the key for ever, from the next request on."""
+    read_query()
+    with transaction() as session:
+        keys.end_itself(session, _actor(caller), caller.key_pk)
+    return Response(status=204)
+
+
 @api.get("/solutions")
 @declares(
     "List what the key reaches",
@@ -63,7 +133,10 @@ def me(caller: Caller) -> Response:
 )
 @with_key()
 def solutions(caller: Caller) -> Response:
-    """List the solutions and apps that the key can reach, with the scopes it holds there."""
+    """List the solutions and apps that the key can reach, with the scopes it holds there.
+
+    The records of an external solution are kept by another product; this API has none of them.
+    """
     limit, offset = read_page()
     held: dict[str, list[str]] = {}
     for scope in sorted(caller.reach.effective):
@@ -75,6 +148,7 @@ def solutions(caller: Caller) -> Response:
             "id": solution.public_id,
             "slug": solution.slug,
             "name": solution.name,
+            "external": solution.is_external,
             "apps": [
                 {"id": app.public_id, "slug": app.slug, "name": app.name, "scopes": held[app.slug]} for app in apps
             ],
@@ -105,20 +179,30 @@ def list_records(caller: Caller, app: str) -> Response:
 @declares(
     "Create a record",
     "Records",
-    Answer(201, "The record as it is stored.", RECORD, headers=("ETag", "Location")),
+    Answer(
+        201,
+        "The record as it is stored.",
+        RECORD,
+        headers=("ETag", "Location"),
+        may_have=("Idempotency-Replayed",),
+    ),
+    takes=(IDEMPOTENCY_KEY,),
     body=FIELDS,
-    refuses=(NotFound,),
+    refuses=(NotFound, Conflict, BreaksRule),
 )
 @with_key(Action.WRITE)
 def create_record(caller: Caller, app: str) -> Response:
-    """Create a record."""
+    """Create a record; once only for an `Idempotency-Key`, however often the request is repeated in 24 hours."""
     read_query()
     fields = read_fields()
-    with transaction() as session:
+
+    def create(session: Session) -> Response:
         record = records.create(session, _actor(caller), _place(caller, app), fields)
-    response = _with_etag(api_reply(_record(record), 201), record)
-    response.headers["Location"] = url_for("api.get_record", app=app, record_id=record.public_id)
-    return response
+        response = _with_etag(api_reply(_record(record), 201), record)
+        response.headers["Location"] = url_for("api.get_record", app=app, record_id=record.public_id)
+        return response
+
+    return _once(caller, create)
 
 
 @api.get("/apps/<app:app>/records/<record_id>")
@@ -231,16 +315,33 @@ def _number(query: dict[str, str], parameter: Parameter) -> int:
 
 def read_fields() -> dict[str, Any]:
     """Read the body `{"fields": {…}}`."""
-    if request.mimetype != "application/json" or request.mimetype_params.get("charset", "utf-8").lower() != "utf-8":
-        raise UnsupportedType("Send JSON, with the header Content-Type: application/json.")
-    body = read_object(request.get_data(cache=False))
-    if unknown := sorted(set(body) - set(FIELDS.schema["properties"])):
-        message = f'The body has an unknown member {unknown[0][:40]!a}; send {{"fields": {{…}}}}.'
-        raise Unreadable(message, code="unknown_member")
-    fields = body.get("fields")
+    fields = _read_body(FIELDS, "{…}").get("fields")
     if not isinstance(fields, dict):
         raise Invalid({"fields": 'Send an object: {"fields": {…}}.'})
     return fields
+
+
+def read_overlap() -> timedelta:
+    """Read the body `{"overlap": seconds}`, which may be left out, as may its one member."""
+    schema = OVERLAP.schema["properties"]["overlap"]
+    given = _read_body(OVERLAP, "86400").get("overlap", schema["default"]) if request.get_data() else schema["default"]
+    is_number = isinstance(given, int) and not isinstance(given, bool)
+    if not is_number or not schema["minimum"] <= given <= schema["maximum"]:
+        message = f"Send a whole number of seconds from {schema['minimum']} to {schema['maximum']}."
+        raise Invalid({"overlap": message})
+    return timedelta(seconds=given)
+
+
+def _read_body(expected: Body, example: str) -> dict[str, Any]:
+    """Read a JSON object that has the one member of a declared body at most."""
+    (member,) = expected.schema["properties"]
+    if request.mimetype != "application/json" or request.mimetype_params.get("charset", "utf-8").lower() != "utf-8":
+        raise UnsupportedType("Send JSON, with the header Content-Type: application/json.")
+    body = read_object(request.get_data())
+    if unknown := sorted(set(body) - {member}):
+        message = f'The body has an unknown member {unknown[0][:40]!a}; send {{"{member}": {example}}}.'
+        raise Unreadable(message, code="unknown_member")
+    return body
 
 
 def read_id(record_id: str) -> str:
@@ -258,7 +359,41 @@ def read_if_match() -> set[str] | None:
     return {tag.strip() for tag in header.split(",")}
 
 
+def read_idempotency_key() -> str | None:
+    """Read the header `Idempotency-Key`: 1 to 255 visible ASCII characters, no comma; None where there is none."""
+    header: str | None = request.environ.get("HTTP_IDEMPOTENCY_KEY")
+    if header is None:
+        return None
+    if not IDEMPOTENCY_KEY.fits(header) or KEY_SHAPED.search(header):  # no secret may be written down
+        message = "Idempotency-Key must be given once: 1 to 255 visible ASCII characters, no comma, and no API key."
+        raise Unreadable(message, code="invalid_idempotency_key")
+    return header
+
+
 # --- Writing answers ------------------------------------------------------------------------------------------------
+
+
+def _once(caller: Caller, do: Callable[[Session], Response]) -> Response:
+    """Do what a POST asks for in one transaction; a repeat with its `Idempotency-Key` gets the first one's answer."""
+    key = read_idempotency_key()
+    with transaction() as session:
+        if key is None:
+            return do(session)
+        asked = Asked.of(
+            *(caller.key_pk, caller.environment, key, g.now),
+            method=request.method,
+            path=request.path,
+            body=request.get_data(),
+        )
+        if before := idempotency.find(session, asked):
+            headers = {**before.headers, "Idempotency-Replayed": "true"}
+            request.environ[PASSAGE].request_id = headers.pop(_FIRST_ID)  # as the body says
+            return Response(before.body, before.status, headers)
+        response = do(session)
+        repeated = {name: response.headers[name] for name in _REPEATED if name in response.headers}
+        repeated[_FIRST_ID] = g.request_id
+        idempotency.keep(session, asked, Stored(response.status_code, response.get_data(), repeated))
+        return response
 
 
 def _record(record: Record) -> dict[str, Any]:

@@ -61,12 +61,13 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """The JSON object that a call sends."""
+    """What a call sends: a JSON object, or a form."""
 
     schema: Schema
     words: str
     example: Any
     is_required: bool = True
+    kind: str = "application/json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,7 @@ class Answer:
     is_list: bool = False
     whole: Schema | None = None
     headers: tuple[str, ...] = ()
+    may_have: tuple[str, ...] = ()  # headers that only some answers carry
 
     @property
     def has_body(self) -> bool:
@@ -173,7 +175,7 @@ def refusals_of(declared: Declared) -> list[int]:
     call = declared.call
     kinds: set[type[PortalError]] = {Unreadable, Unavailable, *call.refuses}
     if call.body:
-        kinds |= {TooLarge, UnsupportedType, Invalid}
+        kinds |= {TooLarge, UnsupportedType, Invalid} if call.body.kind == "application/json" else {TooLarge}
     if IF_MATCH in call.takes:
         kinds.add(PreconditionFailed)
     statuses = {status_of(kind) for kind in kinds} | {500}
@@ -230,6 +232,13 @@ IF_MATCH = Parameter(
     "Act only on the version with this `ETag`, or one of several; `*` is any. Without it the last one to write wins.",
 )
 IF_NONE_MATCH = Parameter("If-None-Match", "header", TEXT, "Answer 304 where the document still has this `ETag`.")
+IDEMPOTENCY_KEY = Parameter(
+    "Idempotency-Key",
+    "header",
+    # Visible ASCII but the comma, by which repeated headers are joined.
+    {"type": "string", "pattern": r"^[!-+\--~]{1,255}$"},
+    "A name of your own for this request, such as a UUID: when you send the request again, send the same one.",
+)
 ACCOUNT_ID = Parameter(
     "Account-Id",
     "header",

@@ -86,16 +86,16 @@ class Door:
             if refusal is None:  # no credential at all: the view tells what is missing
                 return self._app(environ, _adding(_common(passage), start_response))
             return _send(refusal, _common(passage), start_response)
-        headers = _common(passage) + _of_key(caller, passage)
+        of_key = _of_key(caller, passage)
         if refusal is not None:
-            return _send(refusal, headers, start_response)
+            return _send(refusal, _common(passage) + of_key, start_response)
         if is_verify:
-            return _send(self._verify(environ, passage, caller), headers, start_response)
+            return _send(self._verify(environ, passage, caller), _common(passage) + of_key, start_response)
 
         def start(status: str, own: Headers, exc_info: Any = None) -> Any:
             if not passage.refused:
                 self._note(environ, passage, caller, int(status[:3]))
-            return start_response(status, own + headers, exc_info)
+            return start_response(status, own + _common(passage) + of_key, exc_info)
 
         return self._app(environ, start)
 

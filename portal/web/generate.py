@@ -36,7 +36,8 @@ OVERLAPS = {
 }
 _PRESETS = ("self", "read-all", "read-one", "write-one", "copy")
 
-# The generate form: `name`, `note`, `owner` (member id), `environment`, `scopes` (repeated), `expires`, `form_id`;
+# The generate form: `name`, `note`, `owner` (member id), `environment`, `scopes` (repeated), `expires`, `self_rotate`
+# (ticked or not sent), `form_id`;
 # `from` (the key that it was opened from), `replaces` (the same, ticked) and `overlap`; `preset` with what it names.
 
 
@@ -52,6 +53,7 @@ def _draft() -> Draft:
         similar_to=public_id(answer("from")),
         replaces=public_id(answer("replaces")),
         overlap=answer("overlap", Overlap.DAY),
+        self_rotate=bool(answer("self_rotate")),
     )
 
 
@@ -154,7 +156,8 @@ def told_of_rotation(key: KeyView, old: KeyView) -> str:
 
 def first_call(key: KeyView) -> str:
     """Name a call that this key is allowed to make."""
-    readable = next((scope for scope in key.scopes if scope.action == Action.READ and scope.effective), None)
+    kept_here = [scope for scope in key.scopes if scope.effective and not scope.is_external]
+    readable = next((scope for scope in kept_here if scope.action == Action.READ), None)
     return url_for("api.list_records", app=readable.app_slug) if readable else url_for("api.me")
 
 

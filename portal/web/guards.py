@@ -12,11 +12,12 @@ from flask_login import LoginManager, UserMixin, current_user, login_user
 
 from portal.rules.access import Action, Scope
 from portal.rules.errors import KeyRefused, NotFound, Refusal
-from portal.services import accounts, members
+from portal.services import accounts, members, verifiers
 from portal.services.actor import Actor, Means
 from portal.services.members import Seat
 from portal.store.database import TROUBLE
 from portal.store.models import Account, UserSession
+from portal.web.answers import PRODUCT
 from portal.web.door import PASSAGE, Passage
 from portal.web.http import (
     answer,
@@ -41,6 +42,7 @@ class Audience(StrEnum):
     SIGNED_IN = "signed in"
     MEMBER = "member"
     KEY = "key"
+    VERIFIER = "verifier"
 
 
 class SignedIn(UserMixin):
@@ -192,6 +194,33 @@ def with_key(action: Action | None = None) -> Callable[[View], View]:
         return _declare(guarded, Audience.KEY)
 
     return decorate
+
+
+def with_verifier(view: View) -> View:
+    """Open a view to products that prove themselves with a verifier (RFC 7662, section 2.1); others get 401."""
+
+    @wraps(view)
+    def guarded(**values: Any) -> Any:
+        header, keyring = request.environ.get("HTTP_AUTHORIZATION"), portal().settings.keyring
+        with reading() as session:
+            found = verifiers.find(session, keyring, header)
+        if found is None:
+            return _refuse_client(header or "")
+        if found.is_old:
+            # An answer must not wait for those who write, nor fail because they do; the next request tries again.
+            with suppress(*TROUBLE), portal().database.transaction(patience=50) as session:
+                verifiers.renew(session, keyring, header)
+        return view(found, **values)
+
+    return _declare(guarded, Audience.VERIFIER)
+
+
+def _refuse_client(header: str) -> Response:
+    """Answer as RFC 6749, section 5.2, and to a Bearer token as RFC 6750, section 3, say."""
+    is_bearer = header[:6].lower() == "bearer"
+    challenge = f'Bearer realm="{PRODUCT}", error="invalid_token"' if is_bearer else f'Basic realm="{PRODUCT}"'
+    body = {"error": "invalid_client", "error_description": "Send a verifier that is not revoked."}
+    return make_response(body, 401, {"WWW-Authenticate": challenge})
 
 
 def recently_proved(why: str) -> Callable[[View], View]:

@@ -38,7 +38,7 @@ def index() -> Response:
         found: list[Record] = []
         total = 0
         count, first = key_views.expiring_soon(session, actor(), here, portal().settings.keyring)
-        if chosen:
+        if chosen and not chosen.shelf.solution.is_external:
             place = records.Place(here.workspace.id, chosen.app.slug, env)
             found, total = records.list_for(session, place, limit=PAGE_SIZE, offset=(number - 1) * PAGE_SIZE)
     return page_or_fragment(
@@ -46,7 +46,7 @@ def index() -> Response:
         "home/_records.html",
         solutions=[_solution(each) for each in shelves],
         expiring=_expiring(count, first),
-        app={"slug": chosen.app.slug, "name": chosen.app.name, "may_read": True} if chosen else None,
+        app=_app(chosen) if chosen else None,
         may_manage=chosen is not None and chosen.shelf.level is AccessLevel.MANAGE,
         env=env,
         columns=list(chosen.app.schema.get("properties", {})) if chosen else [],
@@ -66,6 +66,16 @@ def _expiring(count: int, first: list[KeyView]) -> dict[str, Any] | None:
     owner = "me" if first[0].owner.kind == "me" else "api"
     url = url_for("keys.index", ws=seat().workspace.slug, owner=owner, state="expiring", sort="expires")
     return {"count": count, "url": url, "first": first}
+
+
+def _app(chosen: "_Chosen") -> dict[str, Any]:
+    solution = chosen.shelf.solution
+    return {
+        "slug": chosen.app.slug,
+        "name": chosen.app.name,
+        "may_read": True,
+        "kept_by": solution.name if solution.is_external else None,
+    }
 
 
 class _Chosen(NamedTuple):
@@ -90,6 +100,7 @@ def _solution(shelf: Shelf) -> dict[str, object]:
         "slug": shelf.solution.slug,
         "level_text": LEVELS[shelf.level],
         "may_manage": shelf.level is AccessLevel.MANAGE,
+        "is_external": shelf.solution.is_external,
         "apps": shelf.apps,
     }
 

@@ -19,6 +19,7 @@ from portal.mail import mailer
 from portal.rules.credentials import KEY_SHAPED
 from portal.rules.errors import (
     AlreadyShown,
+    BreaksRule,
     Conflict,
     DoesNotFit,
     Forbidden,
@@ -119,7 +120,7 @@ def reading() -> AbstractContextManager[Session]:
 
 
 class PortalSessions(SecureCookieSessionInterface):
-    """Flask's signed cookie for pages; nothing at all under /api/, where only a key says who asks."""
+    """Flask's signed cookie for pages; nothing at all for integrations, where only a key says who asks."""
 
     def open_session(self, app: Flask, request: Request) -> SecureCookieSession | None:
         """Read the cookie of a page's request."""
@@ -135,7 +136,7 @@ def body_limit(path: str) -> int:
 
 def is_api(a_request: Request) -> bool:
     """Say whether a request is an integration's: those get JSON, keys and no cookies."""
-    return a_request.path.startswith("/api/")
+    return a_request.path.startswith(("/api/", "/oauth/"))
 
 
 def is_fragment() -> bool:
@@ -268,12 +269,13 @@ _TABLE: dict[type[PortalError], _Row] = {
     TooLarge: _Row(413, "validation_error", "That is too long"),
     UnsupportedType: _Row(415, "validation_error", "We could not read that"),
     Invalid: _Row(422, "validation_error", "Check these answers"),
+    BreaksRule: _Row(422, "business_rule_error", "Check these answers"),
     DoesNotFit: _Row(422, "validation_error", "Check these answers"),
     TooManyAttempts: _Row(429, "rate_limit_error", "Too many tries"),
     Unavailable: _Row(503, "api_error", "Back soon"),
 }
 _BROKEN = _Row(500, "api_error", "Something broke on our side")
-_HTTP = {row.status: kind for kind, row in _TABLE.items() if kind not in (DoesNotFit, NeedsProof)}
+_HTTP = {row.status: kind for kind, row in _TABLE.items() if kind not in (BreaksRule, DoesNotFit, NeedsProof)}
 _WORDS = {
     404: "It may have been deleted, or you may not be allowed to see it.",
     405: "This address does not take that kind of request.",
@@ -313,6 +315,8 @@ def _on_portal_error(error: PortalError) -> Response:
         response.headers["Retry-After"] = str(max(1, round((error.retry_at - g.now).total_seconds())))
     if isinstance(error, Unavailable):
         response.headers["Retry-After"] = "5"
+    if isinstance(error, Forbidden) and is_api(request):
+        response.headers["WWW-Authenticate"] = f'Bearer realm="{answers.PRODUCT}", error="insufficient_scope"'
     return response
 
 

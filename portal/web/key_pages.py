@@ -1,9 +1,10 @@
 """The pages of one key: what it is, what it did, what was done with it; its name; its first request."""
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from flask import Response, request
+from flask import Response, flash, make_response, redirect, render_template, request, url_for
 
 from portal.rules.access import Scope
 from portal.rules.errors import Forbidden, Invalid, Refusal
@@ -11,12 +12,13 @@ from portal.services import activity, audit, key_views, keys, rotation
 from portal.services.activity import Denial
 from portal.services.audit import Event
 from portal.services.key_views import KeyView
+from portal.services.rate_limit import PER_MINUTE, PER_SECOND
 from portal.store.database import TROUBLE
 from portal.store.models import AuditEvent, FirstRequest, RefusedRequest
 from portal.web import refusals
 from portal.web.display import absolute
 from portal.web.generate import first_call
-from portal.web.guards import actor, in_workspace, seat
+from portal.web.guards import actor, in_workspace, recently_proved, seat
 from portal.web.http import answer, page_or_fragment, portal, reading, transaction, without_keys
 from portal.web.keys import keyring, look, pages, row_changed, with_impact
 
@@ -31,6 +33,7 @@ _SENTENCES = {
     Event.KEY_REACTIVATED: "reactivated this key",
     Event.KEY_DELETED: "deleted this key",
     Event.KEY_EDITED: "changed its name or note",
+    Event.KEY_RATE_CHANGED: "changed how many requests it may send",
     Event.KEY_IDENTIFIED: "looked up which key this is",
 }
 
@@ -60,6 +63,7 @@ def detail(key_id: str) -> Response:
         first=_first(key, first, refused),
         poll=None,
         by=by,
+        usual=(PER_MINUTE, PER_SECOND),
         **pair,
     )
 
@@ -227,6 +231,40 @@ def edit(key_id: str) -> Response:
     except Invalid as error:
         return _edit_form(key, name, note, error.problems)
     return row_changed(key, f"“{key.name}” is saved.", focus=f"key-{key.id}-edit")
+
+
+@pages.route("/keys/<public_id:key_id>/rate", methods=["GET", "POST"])
+@in_workspace
+@recently_proved("to change how many requests a key may send")
+def rate(key_id: str) -> Response:
+    """Set how many requests a key may send, or let it have the usual rates again; administrators only."""
+    key = look(key_id)
+    if not key.may_set_rate:
+        raise Forbidden(keys.ADMINS_SET_RATES)
+    stands = tuple("" if each is None else str(each) for each in (key.rate_per_minute, key.rate_per_second))
+    if request.method != "POST":  # HEAD is a GET
+        return _rate_form(key, stands, stands)
+    wanted = answer("rate_per_minute"), answer("rate_per_second")
+    was = answer("was_minute", stands[0]), answer("was_second", stands[1])
+    try:
+        with transaction() as session:
+            key = keys.set_rate(session, actor(), keyring(), key_id, *wanted, was=was)
+    except Invalid as error:
+        return _rate_form(key, wanted, was, error.problems)
+    flash(f"“{key.name}” may send as many requests as you set, from the next one on.")
+    return make_response(redirect(url_for("keys.detail", ws=seat().workspace.slug, key_id=key.id), 303))
+
+
+def _rate_form(key: KeyView, wanted: Sequence[str], was: Sequence[str], errors: Any = None) -> Response:
+    context = {
+        "key": key,
+        "wanted": [without_keys(each)[:20] for each in wanted],
+        "was": [without_keys(each)[:20] for each in was],
+        "usual": (PER_MINUTE, PER_SECOND),
+        "most": (keys.MOST_PER_MINUTE, keys.MOST_PER_SECOND),
+        "errors": errors or {},
+    }
+    return make_response(render_template("keys/rate.html", **context), 422 if errors else 200)
 
 
 def _edit_form(key: KeyView, name: str, note: str, errors: Any = None) -> Response:

@@ -24,6 +24,7 @@ from portal.web.declared import (
     public_id_of,
     refusals_of,
 )
+from portal.web.guards import Audience
 from portal.web.http import Portal, error_types
 
 BASE = "/api/v1"
@@ -44,7 +45,8 @@ HEADERS: dict[str, tuple[Schema, str]] = {
     "X-RateLimit-Remaining": (_NUMBER, "How many are left of them."),
     "X-RateLimit-Reset": (_NUMBER, "When `X-RateLimit-Remaining` next grows, in Unix seconds."),
     "Retry-After": (_SECONDS, "How many seconds to wait before the next try."),
-    "WWW-Authenticate": ({"type": "string", "pattern": "^Bearer "}, "The challenge of RFC 6750, section 3."),
+    "WWW-Authenticate": ({"type": "string", "pattern": "^(?:Bearer|Basic) "}, "The challenge of RFC 6750, section 3."),
+    "Idempotency-Replayed": ({"const": "true"}, "This is the answer of the first request with this Idempotency-Key."),
     "Allow": (TEXT, "The methods that this address takes."),
     "ETag": ({"type": "string", "pattern": '^"[^"]+"$'}, "The version, for `If-Match` or `If-None-Match`."),
     "Location": (TEXT, "The address of what was made."),
@@ -116,7 +118,9 @@ def build(app: Flask) -> dict[str, Any]:
                     "description": f"The last {CHECKSUM_LENGTH} characters are a checksum: the CRC-32 of everything "
                     f"before the last `_`, in base 62. The {SECRET_LENGTH} before it are random. In examples, "
                     f"`{key_format.prefix}_live_EXAMPLE…` stands for a key.",
-                }
+                },
+                "verifier": {"type": "http", "scheme": "basic", "description": "A verifier’s id and secret."},
+                "verifierToken": {"type": "http", "scheme": "bearer", "description": "A verifier’s secret."},
             },
             "schemas": {
                 **{name: {**shapes[name].schema, "examples": [shapes[name].example]} for name in sorted(shapes)},
@@ -148,23 +152,29 @@ def _operation(declared: Declared) -> dict[str, Any]:
         "summary": call.title,
         "description": declared.words + scope,
         "tags": [call.group],
-        "security": [{_SCHEME: [declared.scope] if declared.scope else []}] if declared.needs_key else [],
+        "security": _security(declared),
         "parameters": [_parameter(each) for each in declared.takes],
         "responses": {
-            **{str(answer.status): _answer(answer, needs_key=declared.needs_key) for answer in call.answers},
             **{
                 str(status): {"$ref": f"#/components/responses/{_refusal_name(status, needs_key=declared.needs_key)}"}
                 for status in refusals_of(declared)
             },
+            **{str(answer.status): _answer(answer, needs_key=declared.needs_key) for answer in call.answers},
         },
     }
     if call.body:
         operation["requestBody"] = {
             "required": call.body.is_required,
             "description": call.body.words,
-            "content": {"application/json": {"schema": call.body.schema, "example": call.body.example}},
+            "content": {call.body.kind: {"schema": call.body.schema, "example": call.body.example}},
         }
     return operation
+
+
+def _security(declared: Declared) -> list[dict[str, list[str]]]:
+    if declared.audience is Audience.VERIFIER:
+        return [{"verifier": []}, {"verifierToken": []}]
+    return [{_SCHEME: [declared.scope] if declared.scope else []}] if declared.needs_key else []
 
 
 def _parameter(parameter: Parameter) -> dict[str, Any]:
@@ -181,7 +191,7 @@ def _parameter(parameter: Parameter) -> dict[str, Any]:
 def _answer(answer: Answer, *, needs_key: bool) -> dict[str, Any]:
     written: dict[str, Any] = {
         "description": answer.words,
-        "headers": _headers(("X-Request-Id", *answer.headers), answer.status, needs_key=needs_key),
+        "headers": _headers(("X-Request-Id", *answer.headers), answer.status, answer.may_have, needs_key=needs_key),
     }
     schema, example = answer.whole, None
     if answer.data:
@@ -228,8 +238,8 @@ def _refusal(status: int, *, needs_key: bool) -> dict[str, Any]:
     }
 
 
-def _headers(names: Iterable[str], status: int, *, needs_key: bool) -> dict[str, Any]:
-    must, may = list(names), list[str]()
+def _headers(names: Iterable[str], status: int, may_have: Iterable[str] = (), *, needs_key: bool) -> dict[str, Any]:
+    must, may = list(names), list(may_have)
     if needs_key:
         (may if status in _MAY_COME_BEFORE_THE_KEY else must).extend(_OF_KEY)
         may.extend(_OF_SOME_KEYS)
@@ -254,7 +264,6 @@ def error_schema(status: int) -> Schema:
     if status == 403:
         members["requiredScope"] = {"type": "string", "pattern": f"^{APP_NAME}:(?:read|write)$"}
         members["heldScopes"] = a_list(SCOPE)
-        required += ["requiredScope", "heldScopes"]
         members["fixUrl"] = {
             **TEXT,
             "format": "uri",
@@ -263,10 +272,13 @@ def error_schema(status: int) -> Schema:
     if status == 422:
         members["details"] = a_list(an_object(path=TEXT, message=TEXT))
     error: Schema = {"type": "object", "properties": members, "required": required, "additionalProperties": False}
+    if status == 403:
+        about_scopes = {"properties": {"code": {"enum": [code for code in KEY_WORDS if not code.endswith("_key")]}}}
+        error |= {"if": about_scopes, "then": {"required": ["requiredScope", "heldScopes"]}}
     return {**an_object(error=error, meta=_meta("Meta")), "title": f"{status} {HTTPStatus(status).phrase}"}
 
 
 def _code(status: int) -> Schema:
-    if status in (401, 403):
-        return {"enum": [code for code in KEY_WORDS if code.endswith("_key") == (status == 401)]}
+    if status == 401:
+        return {"enum": [code for code in KEY_WORDS if code.endswith("_key")]}
     return {"type": "string", "pattern": "^[a-z][a-z0-9_]*$"}

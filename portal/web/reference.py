@@ -18,7 +18,7 @@ from portal.services.rate_limit import PER_MINUTE, PER_SECOND
 from portal.store.models import App
 from portal.web import answers
 from portal.web.declared import ACCOUNT_ID, LIMIT, Declared, declared_calls, refusals_of
-from portal.web.guards import anybody_known
+from portal.web.guards import Audience, anybody_known
 from portal.web.home import LEVELS
 from portal.web.http import error_types, portal, reading
 from portal.web.openapi import BASE, EXAMPLE_ID, WORDS, example_of
@@ -29,6 +29,9 @@ pages = Blueprint("reference", __name__, url_prefix="/docs/api")
 _COOKIE = "sample-language"
 _YEAR = 365 * 24 * 60 * 60  # seconds
 _NAMED = 5  # keys that are named before the rest are a number
+
+
+_CREDENTIALS = {Audience.KEY: "API_KEY", Audience.VERIFIER: "VERIFIER"}  # environment variables in samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +140,7 @@ def _described(
         "method": " or ".join(each.method for each in same),
         "path": declared.path,
         "words": declared.words,
-        "needs_key": declared.needs_key,
+        "audience": declared.audience,
         "scope": scope,
         "takes": (*declared.in_path, *call.takes),
         "body": call.body,
@@ -156,14 +159,16 @@ def request_of(declared: Declared, base_url: str, app: str | None = None, fields
     asked = [(each.name, each.example) for each in declared.call.takes if each.place == "query" and each.example]
     query = f"?{urlencode(asked)}" if asked else ""
     body = declared.call.body
-    sent = body.example if body else None
+    is_form = body is not None and body.kind != "application/json"
+    sent = body.example if body and not is_form else None
     if fields is not None and isinstance(sent, dict) and "fields" in sent:
         sent = {"fields": fields}
     return Request(
         declared.method,
         base_url + declared.path.format(**values) + query,
         sent,
-        has_key=declared.needs_key,
+        credential=_CREDENTIALS.get(declared.audience),
+        has_token=is_form,
         is_answered=declared.call.answers[0].has_body,
     )
 

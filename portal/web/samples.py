@@ -25,7 +25,8 @@ class Request:
     method: str
     url: str
     body: Any = None
-    has_key: bool = True
+    credential: str | None = "API_KEY"  # the environment variable that holds it
+    has_token: bool = False  # the body is a form with the key as `token`
     is_answered: bool = True  # with a body
 
 
@@ -37,8 +38,10 @@ def sample(language: str, request: Request) -> str:
 def _curl(request: Request) -> str:
     options = ("" if request.is_answered else "-i ") + ("" if request.method == "GET" else f"-X {request.method} ")
     parts = [f'curl {options}"{request.url.replace("{RECORD_ID}", "$RECORD_ID")}"']
-    if request.has_key:
-        parts.append('-H "Authorization: Bearer $API_KEY"')
+    if request.credential:
+        parts.append(f'-H "Authorization: Bearer ${request.credential}"')
+    if request.has_token:
+        parts.append('-d "token=$API_KEY"')
     if request.body is not None:
         parts += [
             "-H 'Content-Type: application/json'",
@@ -51,8 +54,10 @@ def _python(request: Request) -> str:
     prefix = "f" if "{RECORD_ID}" in request.url else ""
     url = request.url.replace("{RECORD_ID}", "{os.environ['RECORD_ID']}")
     arguments = [f'{prefix}"{url}"']
-    if request.has_key:
-        arguments.append("""headers={"Authorization": f"Bearer {os.environ['API_KEY']}"}""")
+    if request.credential:
+        arguments.append(f"""headers={{"Authorization": f"Bearer {{os.environ['{request.credential}']}}"}}""")
+    if request.has_token:
+        arguments.append("""data={"token": os.environ["API_KEY"]}""")
     if request.body is not None:
         arguments.append(f"json={_literal(request.body)}")
     arguments.append("timeout=10")
@@ -87,12 +92,14 @@ def _javascript(request: Request) -> str:
     if request.method != "GET":
         options.append(f'method: "{request.method}"')
     headers = []
-    if request.has_key:
-        headers.append("Authorization: `Bearer ${process.env.API_KEY}`")
+    if request.credential:
+        headers.append(f"Authorization: `Bearer ${{process.env.{request.credential}}}`")
     if request.body is not None:
         headers.append('"Content-Type": "application/json"')
     if headers:
         options.append(f"headers: {{ {', '.join(headers)} }}")
+    if request.has_token:
+        options.append("body: new URLSearchParams({ token: process.env.API_KEY })")
     if request.body is not None:
         options.append(f"body: JSON.stringify({json.dumps(request.body, ensure_ascii=False)})")
     call = (

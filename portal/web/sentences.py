@@ -91,11 +91,17 @@ _SAYS: dict[Event, tuple[str, str]] = {
         "let the old key {target} work longer",
     ),
     Event.KEY_EDITED: ("changed the name or note of the key {target}", "change the name or note of the key {target}"),
+    Event.KEY_RATE_CHANGED: (
+        "changed how many requests the {env} key {target} may send",
+        "change how many requests the key {target} may send",
+    ),
     Event.KEY_DELETED: ("deleted the {env} key {target}{because}", "delete the key {target}"),
     Event.KEY_IDENTIFIED: ("asked which key a text is: {found}", "ask which key a text is"),
     Event.KEY_REFUSED: ("Requests with the {env} key {target} were refused: {why}", "use the key {target}"),
     Event.KEY_REVIEWED: ("reviewed the key {target}: looks fine{note}", "mark the key {target} as fine"),
     Event.AUDIT_EXPORTED: ("exported the audit log as {format}", "export the audit log"),
+    Event.VERIFIER_MADE: ("made the verifier {target}", "make the verifier {target}"),
+    Event.VERIFIER_REVOKED: ("revoked the verifier {target}", "revoke the verifier {target}"),
     Event.RECORD_CREATED: ("created a {env} record in {target}", "create a record in {target}"),
     Event.RECORD_CHANGED: ("changed a {env} record in {target}", "change a record in {target}"),
     Event.RECORD_DELETED: ("deleted a {env} record in {target}", "delete a record in {target}"),
@@ -103,7 +109,13 @@ _SAYS: dict[Event, tuple[str, str]] = {
 }
 _LEVELS = {"none": "no access", "read": "read", "full": "full", "manage": "manage"}
 _ROLES = {"admin": "administrator", "member": "member"}
-_FACTS = {"max_key_days": "Longest life of a key, in days", "admins_own_live": "Administrators may own live keys"}
+_FACTS = {
+    "max_key_days": "Longest life of a key, in days",
+    "admins_own_live": "Administrators may own live keys",
+    "rate_per_minute": "Requests in any 60 seconds (none: as usual)",
+    "rate_per_second": "Requests in any second (none: as usual)",
+    "is_external": "Its data lives in another product",
+}
 
 
 def tell(event: AuditEvent, names: Names) -> Telling:

@@ -57,7 +57,8 @@ def new_solution() -> Response:
         with transaction() as session:
             here = workspaces.admin_seat(session, actor(), Event.SOLUTION_ADDED).workspace
             made = workspaces.add_solution(
-                session, actor(), here, answer("slug"), answer("name"), answer("description")
+                *(session, actor(), here, answer("slug"), answer("name"), answer("description")),
+                is_external=bool(answer("is_external")),
             )
     except Invalid as error:
         return _solution_form(None, error.problems)
@@ -75,7 +76,10 @@ def edit_solution(solution: str) -> Response:
         return _solution_form(found, {})
     try:
         with transaction() as session:
-            workspaces.edit_solution(session, actor(), solution, answer("name"), answer("description"))
+            workspaces.edit_solution(
+                *(session, actor(), solution, answer("name"), answer("description")),
+                is_external=bool(answer("is_external")),
+            )
     except Invalid as error:
         return _solution_form(found, error.problems)
     return _done(f"Solution {answer('name').strip()} is saved.")
@@ -83,7 +87,9 @@ def edit_solution(solution: str) -> Response:
 
 def _solution_form(found: Solution | None, errors: dict[str, str]) -> Response:
     kept = {"slug": found.slug, "name": found.name, "description": found.description} if found else {}
-    return _form("workspace/solution.html", ("slug", "name", "description"), kept, errors, solution=found)
+    is_external = bool(answer("is_external")) if request.method == "POST" else found is not None and found.is_external
+    more = {"solution": found, "is_external": is_external}
+    return _form("workspace/solution.html", ("slug", "name", "description"), kept, errors, **more)
 
 
 @pages.route("/solutions/<slug:solution>/apps/new", methods=["GET", "POST"])
@@ -126,6 +132,9 @@ def edit_app(app: str) -> Response:
 
 
 def _schema() -> Any:
+    """Read the schema; None where none was asked for, which only an external solution's app may lack."""
+    if not answer("schema").strip():
+        return None
     try:
         return json.loads(answer("schema"))
     except (ValueError, RecursionError) as error:

@@ -267,3 +267,21 @@ def expect_closed(page: Page, name: str) -> None:
     expect(page.locator("#secret")).to_have_count(0)
     expect(page.get_by_role("rowheader", name=name).locator(":focus")).to_have_text(name)
     expect(page.get_by_role("row", name=name).get_by_text("New", exact=True)).to_be_visible()
+
+
+def test_a_verifier_is_revealed_by_the_same_rules(new_page: NewPage, clipboard: Callable[[], str]) -> None:
+    page = new_page("ana", permissions=["clipboard-write"])
+    page.goto("/w/acme/workspace/verifiers/new")
+    page.get_by_label("Which product will ask?").fill("Billing")
+    page.get_by_role("button", name="Make verifier").click()
+    secret = page.get_by_label("Verifier, full text").input_value()
+    assert secret.startswith("vf_")
+    expect(page.get_by_text("Select the text above")).to_be_hidden()
+    page.get_by_role("link", name="Done").click()
+    expect(page.get_by_role("heading", name="You have not saved this verifier")).to_be_focused()
+    page.locator(".secret-actions").get_by_role("button", name="Copy verifier").click()
+    expect(page.locator("#reveal-msg")).to_contain_text("Verifier copied at")
+    assert clipboard() == secret
+    page.get_by_role("link", name="Done").click()
+    expect(page.get_by_role("rowheader", name="Billing")).to_be_visible()
+    assert secret not in page.content()

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from portal.rules import credentials
 from portal.rules.access import Environment
-from portal.rules.credentials import KeyFormat, Keyring, Pepper, PlainKey
+from portal.rules.credentials import KEY_SHAPED, KeyFormat, Keyring, Pepper, PlainKey, PlainVerifier, last_four_of
 
 ALPHABET = string.digits + string.ascii_uppercase + string.ascii_lowercase
 SK = KeyFormat()
@@ -358,3 +358,38 @@ def test_public_ids_are_a_word_and_letters_and_digits(kind: str) -> None:
     ids = [credentials.new_id(kind) for _ in range(100)]
     assert len(set(ids)) == 100
     assert all(re.fullmatch(kind + r"_[0-9A-Za-z]{16,32}", each) for each in ids)
+
+
+# --- Verifiers ------------------------------------------------------------------------------------------------------
+
+
+def test_a_verifier_has_a_shape_of_its_own_and_reads_back() -> None:
+    plain = PlainVerifier.mint()
+    text = plain.reveal()
+    assert re.fullmatch(r"vf_[0-9A-Za-z]{43}_[0-9A-Za-z]{6}", text)
+    body, _, check = text.rpartition("_")
+    assert check == base62_crc32(body)
+    assert plain.last_four == body[-4:] == last_four_of(text)
+    again = PlainVerifier.parse(text)
+    assert again is not None and again.reveal() == text
+    assert text not in f"{plain} {plain!r} {[plain]}"
+
+
+@pytest.mark.parametrize("prefix", ["sk", "vf"])
+@given(environments)
+def test_a_verifier_is_no_key_and_a_key_no_verifier(prefix: str, environment: Environment) -> None:
+    keys = KeyFormat(prefix)
+    assert keys.parse(PlainVerifier.mint().reveal()) is None
+    assert PlainVerifier.parse(keys.mint(environment).reveal()) is None
+
+
+def test_a_mistyped_verifier_is_none() -> None:
+    text = PlainVerifier.mint().reveal()
+    for wrong in ("", text[:-1], text + "0", text.swapcase(), f" {text}", f"{text}\n", text.replace("vf", "sk")):
+        assert PlainVerifier.parse(wrong) is None
+    assert all(PlainVerifier.parse(text[:at] + "!" + text[at + 1 :]) is None for at in range(len(text)))
+
+
+@pytest.mark.parametrize("text", ["ver_0123456789abcdef", "vf_short", "my vf_ word", "vf 0123456789"])
+def test_what_is_only_like_a_verifier_is_let_be(text: str) -> None:
+    assert not KEY_SHAPED.search(text)

@@ -562,7 +562,7 @@ def test_a_replacement_stays_with_its_member_and_environment(office: Office, for
     old, _ = office.generate("lea")
     if "owner" in forged:
         forged = {"owner": office.member("max").public_id}
-    draft = replace(office.draft("lea"), replaces=old.id, **forged)
+    draft = replace(office.draft("lea"), **{"replaces": old.id, **forged})  # type: ignore[arg-type]
     actor = office.actor("lea")
 
     def attempt() -> None:

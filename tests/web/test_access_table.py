@@ -64,6 +64,8 @@ GET    …/<public_id:key_id>/impact                        303 404 200 404 200 
 GET    …/<public_id:key_id>/first-request                 303 404 200 404 200 404 303 303
 GET    …/<public_id:key_id>/edit                          303 404 200 404 403 404 303 303
 POST   …/<public_id:key_id>/edit                          303 404 422 404 403 404 400 400
+GET    …/<public_id:key_id>/rate                          303 404 403 404 200 404 303 303
+POST   …/<public_id:key_id>/rate                          303 404 403 404 303 404 400 400
 GET    …/<public_id:key_id>/rotate                        303 404 200 404 403 404 303 303
 POST   …/<public_id:key_id>/rotate                        303 404 422 404 403 404 400 400
 GET    …/<public_id:key_id>/replace                       303 404 200 404 403 404 303 303
@@ -89,6 +91,11 @@ POST   /w/<slug:ws>/review/<public_id:key_id>/reviewed    303 404 404 404 404 40
 GET    /w/<slug:ws>/review/deactivate                     303 404 200 200 200 404 303 303
 POST   /w/<slug:ws>/review/deactivate                     303 404 303 303 303 404 400 400
 GET    /w/<slug:ws>/workspace                             303 404 403 403 200 404 303 303
+GET    /w/<slug:ws>/workspace/verifiers                   303 404 403 403 200 404 303 303
+GET    /w/<slug:ws>/workspace/verifiers/new               303 404 403 403 200 404 303 303
+POST   /w/<slug:ws>/workspace/verifiers/new               303 404 403 403 422 404 400 400
+GET    /w/<slug:ws>/workspace/verifiers/<public_id:vid>/revoke 303 404 403 403 200 404 303 303
+POST   /w/<slug:ws>/workspace/verifiers/<public_id:vid>/revoke 303 404 403 403 303 404 400 400
 GET    /w/<slug:ws>/policy                                303 404 403 403 200 404 303 303
 POST   /w/<slug:ws>/policy                                303 404 403 403 303 404 400 400
 GET    /w/<slug:ws>/solutions/new                         303 404 403 403 200 404 303 303
@@ -131,12 +138,15 @@ GET    /docs/api                                          200 200 200 200 200 20
 GET    /docs/api/errors                                   200 200 200 200 200 200 200 200
 GET    /api/v1/openapi.json                               200 200 200 200 200 200 200 200
 GET    /api/v1/me                                         401 401 401 401 401 401 200 200
+POST   /api/v1/me/rotate                                  401 401 401 401 401 401 403 403
 GET    /api/v1/solutions                                  401 401 401 401 401 401 200 200
 GET    /api/v1/apps/<app:app>/records                     401 401 401 401 401 401 200 200
 POST   /api/v1/apps/<app:app>/records                     401 401 401 401 401 401 201 201
 GET    /api/v1/apps/<app:app>/records/<record_id>         401 401 401 401 401 401 200 404
 PATCH  /api/v1/apps/<app:app>/records/<record_id>         401 401 401 401 401 401 200 404
 DELETE /api/v1/apps/<app:app>/records/<record_id>         401 401 401 401 401 401 204 404
+POST   /oauth/introspect                                  401 401 401 401 401 401 401 401
+DELETE /api/v1/me                                         401 401 401 401 401 401 204 204
 """
 STOPPED = ("reactivate", "receipt")  # asked of a deactivated key
 RETIRING = ("retire", "extend")  # asked of the old key of a rotation
@@ -189,6 +199,8 @@ class Addresses:
             found["mid"] = self._api_member(row) if "/api-members/" in row.rule else self._rio()
         if ":iid>" in row.rule:
             found["iid"] = self._invitation()
+        if ":vid>" in row.rule:
+            found["vid"] = self._verifier()
         if "record_id" in row.rule:
             made = self._cast.call("POST", "/apps/tasks/records", self._live, json={"fields": {"title": "A task"}})
             found["record_id"] = made.get_json()["data"]["id"]
@@ -210,6 +222,15 @@ class Addresses:
         if row.method == "GET":
             self._looked_at[f"api {action}"] = found
         return found
+
+    def _verifier(self) -> str:
+        made = self._cast.ana.post("/w/acme/workspace/verifiers/new", {"name": "Billing"})
+        if made.status_code != 200:  # signed out, as above
+            self._cast.ana.sign_in()
+            made = self._cast.ana.post("/w/acme/workspace/verifiers/new", {"name": "Billing"})
+        found = re.search(r"ver_\w+", made.text)
+        assert found
+        return found[0]
 
     def _rio(self) -> str:
         found = re.search(r'value="(mem_\w+)"', self._cast.rio.get("keys/new").text)
@@ -286,8 +307,10 @@ def token_of(person: Person) -> str:
 def knock(person: Person, row: Row, path: str, method: str | None = None) -> int:
     """Send a request as a page of ours or an integration would."""
     body: dict[str, Any] = {}
-    if path.startswith("/api/"):
-        body = {"json": {"fields": {"title": "Another"}}}
+    if path.startswith("/oauth/"):
+        body = {"data": {"token": "x"}}
+    elif path.startswith("/api/"):
+        body = {"json": {} if path.endswith("/rotate") else {"fields": {"title": "Another"}}}
     elif row.method == "POST":
         body = {"data": {"csrf_token": token_of(person)}}
     reply = person.browser.open(path, method=method or row.method, buffered=True, **body)
@@ -300,7 +323,8 @@ def test_each_route_answers_each_visitor_as_the_table_says(
     visitor: str, visit: Callable[[str], Person], address: Addresses
 ) -> None:
     person = visit(visitor)
-    last = [row for row in rows() if row.rule == "/logout"]  # it ends the visitor's session
+    ending = (("POST", "/logout"), ("DELETE", "/api/v1/me"))  # the visitor's session, or its key
+    last = [row for row in rows() if (row.method, row.rule) in ending]
     asked = [row for row in rows() if row not in last] + last
     answered = {(row.method, row.rule): knock(person, row, address(row)) for row in asked}
     assert answered == {(row.method, row.rule): row.statuses[visitor] for row in asked}
@@ -351,6 +375,7 @@ def plain_path(rule: str) -> str:
         "record_id": "rec_1",
         "mid": "mem_1",
         "iid": "inv_1",
+        "vid": "ver_1",
     }
     return PLACEHOLDER.sub(lambda match: names[match[1]], rule)
 

@@ -22,9 +22,10 @@ from sqlalchemy import event, select
 from portal.rules.access import Environment
 from portal.rules.credentials import KeyFormat
 from portal.rules.errors import Refusal
+from portal.services import audit, verifiers
 from portal.settings import Settings
 from portal.store.database import Database
-from portal.store.models import Account, App, Member, UserSession, Workspace
+from portal.store.models import Account, ApiKey, App, Member, UserSession, Workspace
 from portal.web.declared import declared_calls
 from portal.web.samples import example_fields
 from tests.cast import Cast, MadeKey, Person
@@ -219,24 +220,35 @@ def test_every_cause_of_a_401_and_a_403_has_an_entry_with_the_answer_that_it_get
 
 
 @pytest.fixture
-def fresh_key(live_server: Server) -> Iterator[Callable[[], str]]:
-    """Makes keys at the served portal, each good for one sample: some samples end theirs."""
+def fresh(live_server: Server) -> Iterator[Callable[[], dict[str, str]]]:
+    """Makes what a sample takes from its environment, each for one sample: some end their key."""
     settings = Settings.from_environ({"PORTAL_DATABASE_URL": live_server.database_url}, Path(live_server.instance))
     database = Database(live_server.database_url)
     office = Office(database, settings.keyring)
     made: list[str] = []
+    ana = office.actor("ana", datetime.now(UTC))
+    with audit.transaction(database, ana) as session:
+        verifier_id, verifier = verifiers.create(session, ana, settings.keyring, "Samples", "")
 
-    def make() -> str:
+    def make() -> dict[str, str]:
         at, name = datetime.now(UTC), f"Sample {len(made)}"
         view, plain = office.generate("lea", at=at, name=name, scopes=["tasks:read", "tasks:write"])
+        office.set_key(view.id, self_rotate=True)
         made.append(view.id)
-        return plain.reveal()
+        return {"API_KEY": plain.reveal(), "VERIFIER": verifier.reveal()}
 
     yield make
-    for key_id in made:
-        office.set_key(key_id, revoked_at=datetime.now(UTC))
+    for row in database_keys(database):
+        office.set_key(row, revoked_at=datetime.now(UTC))
+    with audit.transaction(database, ana) as session:
+        verifiers.revoke(session, ana, verifier_id)
     office.close()
     database.close()
+
+
+def database_keys(database: Database) -> list[str]:
+    with database.reading() as session:
+        return list(session.scalars(select(ApiKey.public_id)))
 
 
 def run_sample(language: str, text: str, environ: dict[str, str]) -> str:
@@ -254,7 +266,7 @@ def run_sample(language: str, text: str, environ: dict[str, str]) -> str:
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_each_sample_does_what_it_says(language: str, live_server: Server, fresh_key: Callable[[], str]) -> None:
+def test_each_sample_does_what_it_says(language: str, live_server: Server, fresh: Callable[[], dict[str, str]]) -> None:
     program = {"curl": "curl", "js": "node"}.get(language)
     if program and not shutil.which(program):
         pytest.skip(f"{program} is not installed")
@@ -263,15 +275,19 @@ def test_each_sample_does_what_it_says(language: str, live_server: Server, fresh
     samples = re.findall(r'<pre[^>]*\bid="([\w-]+)-sample"', page)
     assert len(samples) >= 8
     for name in samples:
-        key = fresh_key()
-        environ = {"API_KEY": key}
+        environ = fresh()
         if "RECORD_ID" in block(page, f"{name}-sample"):
-            environ["RECORD_ID"] = made_record(live_server, key)
+            environ["RECORD_ID"] = made_record(live_server, environ["API_KEY"])
         printed = run_sample(language, block(page, f"{name}-sample"), environ)
         if language == "curl":
-            assert '"data"' in printed or '"openapi"' in printed or re.match(r"HTTP/1.1 20[04] ", printed), printed
+            assert (
+                '"data"' in printed
+                or '"active":true' in printed
+                or '"openapi"' in printed
+                or re.match(r"HTTP/1.1 20[04] ", printed)
+            ), printed
         else:
-            assert re.search(r"\bdata\b|openapi|^20[04]$", printed, re.MULTILINE), printed
+            assert re.search(r"\bdata\b|openapi|\bactive\b|^20[04]$", printed, re.MULTILINE), printed
 
 
 def made_record(server: Server, key: str) -> str:
