@@ -216,7 +216,8 @@ class Maker:
         path, query = self._address(template, operation, headers)
         body = self._body(operation, path, headers)
         if chance.random() < 0.02 and "servers" not in self.document.found["paths"][template]:
-            method = chance.choice(METHODS)
+            told = self.document.found["paths"][template]
+            method = chance.choice([each for each in METHODS if each.lower() not in told])
         return Asked(method, path + query, template, headers, body, kind)
 
     def seen(self, asked: Asked, status: int, body: bytes) -> None:
@@ -241,7 +242,7 @@ class Maker:
         ends_key = operation["operationId"] in ("rotate_me", "end_me")
         if ends_key and kind in ("good", "sandbox", "narrow"):
             if self.chance.random() < 0.05:
-                return {"Authorization": self.wallet.throwaway(may_rotate=operation["operationId"] == "rotate_me")}
+                return {"Authorization": self.wallet.throwaway(may_rotate=self.chance.random() < 0.8)}
             kind = "unknown"
         texts = self.wallet.made[kind]
         return {"Authorization": self.chance.choice(texts)} if texts else {}
