@@ -25,7 +25,8 @@ from portal.web.declared import (
     refusals_of,
 )
 from portal.web.guards import Audience
-from portal.web.http import Portal, error_types
+from portal.web.http import error_types
+from portal.web.parts import Portal
 
 BASE = "/api/v1"
 _SCHEME = "key"
