@@ -17,10 +17,10 @@ from sqlalchemy import event, make_url
 from app import create_app
 from portal.rules import credentials
 from portal.services.key_check import KeyCheck
-from portal.services.rate_limit import BadKeys, RateLimit
+from portal.services.rate_limit import RateLimit
 from portal.services.usage import Usage
 from portal.store.database import Database
-from portal.web.http import Portal
+from portal.web.parts import Portal
 from tests.cast import Cast
 from tests.databases import KINDS, Template, migrated_template
 from tests.servers import Server, serving
@@ -105,15 +105,10 @@ class Place:
     def portal(self) -> Iterator[Flask]:
         """Let the portal be one that has just started: nothing in memory, no connection, no mail sent."""
         was: Portal = self._app.extensions["portal"]
-        (self.instance / "rates").unlink(missing_ok=True)  # what a key of another copy was used for
-        here = Portal(
-            *(was.settings, was.database, KeyCheck(was.database, was.settings.keyring), Usage(was.database)),
-            RateLimit(self.instance / "rates"),
-        )
-        self._app.extensions["portal"] = here
-        door: Any = self._app.wsgi_app._app  # type: ignore[attr-defined]
-        door._key_check, door._rate_limit, door._notes = here.key_check, here.rate_limit, here.usage
-        door._bad_keys = BadKeys()
+        counts = self.instance / "rates"
+        counts.unlink(missing_ok=True)
+        parts = (KeyCheck(was.database, was.settings.keyring), Usage(was.database), RateLimit(counts))
+        self._app.extensions["portal"] = Portal(was.settings, was.database, *parts)
         yield self._app
         self._app.extensions["portal"].close()
         shutil.rmtree(was.settings.mail_folder, ignore_errors=True)
