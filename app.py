@@ -21,6 +21,7 @@ from portal.web import (
     answers,
     api,
     api_members,
+    declared,
     display,
     guards,
     home,
@@ -31,6 +32,7 @@ from portal.web import (
     members,
     oversight,
     people,
+    reference,
     review,
     rotation,
     sign_in,
@@ -59,7 +61,7 @@ class PublicId(BaseConverter):
 class AppName(BaseConverter):
     """What an integration takes for an app's name: any that is safe to repeat in a refusal."""
 
-    regex = "[0-9A-Za-z._~-]{1,64}"
+    regex = declared.APP_NAME
 
 
 class Token(BaseConverter):
@@ -117,7 +119,7 @@ def create_app(environ: Mapping[str, str] | None = None) -> Flask:
     assert key_pages and rotation  # noqa: S101 - imported for the views that they add to keys.pages
     assert verifiers  # noqa: S101 - and this to workspace.pages
     assert people and api_members  # noqa: S101 - and these to members.pages
-    rooms = (sign_in, account, home, keys, members, review, oversight, workspace)
+    rooms = (sign_in, account, home, keys, members, review, oversight, workspace, reference)
     for blueprint in (*(room.pages for room in rooms), api.api, introspection.oauth):
         app.register_blueprint(blueprint)
     app.add_url_rule("/healthz", "healthz", guards.anybody(_healthz))

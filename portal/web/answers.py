@@ -14,7 +14,7 @@ AWAY = (
     "We cannot reach our records right now. Try again in a few seconds. "
     "Requests with keys get 503 meanwhile; your keys are unchanged."
 )
-_KEY_WORDS = {
+KEY_WORDS = {
     "missing_key": "Send your key as: Authorization: Bearer <key>.",
     "malformed_key": "The Authorization header does not hold one key of our format.",
     "invalid_key": "This key cannot be used.",
@@ -53,7 +53,7 @@ def too_many(request_id: str, retry_after: int, message: str) -> Answer:
 def refuse(refused: KeyRefused, request_id: str, base_url: str) -> Answer:
     """Answer 401 or 403 with the challenge of RFC 6750, section 3. All that `invalid_key` stands for look alike."""
     challenge = f'Bearer realm="{PRODUCT}"'
-    words = _KEY_WORDS[refused.code]
+    words = KEY_WORDS[refused.code]
     if refused.required is None:
         if refused.refusal is not Refusal.MISSING:
             challenge += ', error="invalid_token"'

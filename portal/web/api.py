@@ -1,16 +1,15 @@
 """The REST API for integrations (contract, section 3): JSON in and out, one key a request."""
 
-import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qsl
 
-from flask import Blueprint, Response, g, request, url_for
+from flask import Blueprint, Response, current_app, g, request, url_for
 
 from portal.rules.access import Action
 from portal.rules.credentials import KEY_SHAPED
-from portal.rules.errors import Invalid, Unreadable, UnsupportedType
+from portal.rules.errors import BreaksRule, Conflict, Forbidden, Invalid, NotFound, Unreadable, UnsupportedType
 from portal.rules.payload import read_object
 from portal.services import idempotency, keys, records, rotation, workspaces
 from portal.services.actor import Actor, Means
@@ -19,22 +18,32 @@ from portal.services.key_check import Caller
 from portal.services.records import Place
 from portal.store.database import Session
 from portal.store.models import Record
+from portal.web.declared import (
+    IDEMPOTENCY_KEY,
+    IF_MATCH,
+    IF_NONE_MATCH,
+    LIMIT,
+    OFFSET,
+    PATHS,
+    Answer,
+    Body,
+    Parameter,
+    declares,
+)
 from portal.web.door import PASSAGE
-from portal.web.guards import with_key
+from portal.web.guards import anybody, with_key
 from portal.web.http import api_reply, portal, reading, transaction
+from portal.web.openapi import document_of
+from portal.web.shapes import FIELDS, ME, OVERLAP, RECORD, ROTATED, SOLUTION
 
 api = Blueprint("api", __name__, url_prefix="/api/v1")
 
-_DIGITS = re.compile(r"[0-9]{1,10}", re.ASCII)
-_MAX_OFFSET = 2**31 - 1
-_USUAL_OVERLAP, _MAX_OVERLAP = 86_400, 7 * 86_400  # seconds
-_ETAG = re.compile(r'(?:W/)?"[^",]*"')
-_IDEMPOTENCY_KEY = re.compile(r"[!-+\--~]{1,255}")  # visible ASCII but the comma, by which repeated headers are joined
 _REPEATED = ("Content-Type", "Location", "ETag")  # headers that a stored answer is given again with
 _FIRST_ID = "X-Request-Id"  # and the id that its body names
 
 
 @api.get("/me")
+@declares("Ask who the key is", "The key", Answer(200, "Who the key is and what it can do now.", ME))
 @with_key()
 def me(caller: Caller) -> Response:
     """Say who the key is."""
@@ -65,6 +74,14 @@ def me(caller: Caller) -> Response:
 
 
 @api.post("/me/rotate")
+@declares(
+    "Rotate the key",
+    "The key",
+    Answer(201, "The new key. Its text is in this answer and nowhere else.", ROTATED),
+    takes=(IDEMPOTENCY_KEY,),
+    body=OVERLAP,
+    refuses=(Forbidden, Conflict),
+)
 @with_key()
 def rotate_me(caller: Caller) -> Response:
     """Replace the key by a new one; only a key that was generated as one that may rotate itself.
@@ -97,6 +114,7 @@ def rotate_me(caller: Caller) -> Response:
 
 
 @api.delete("/me")
+@declares("End the key", "The key", Answer(204, "It is ended, from the next request on."))
 @with_key()
 def end_me(caller: Caller) -> Response:
     """End the key for ever, from the next request on."""
@@ -107,6 +125,12 @@ def end_me(caller: Caller) -> Response:
 
 
 @api.get("/solutions")
+@declares(
+    "List what the key reaches",
+    "The key",
+    Answer(200, "Solutions, each with the apps that the key can reach.", SOLUTION, is_list=True),
+    takes=(LIMIT, OFFSET),
+)
 @with_key()
 def solutions(caller: Caller) -> Response:
     """List the solutions and apps that the key can reach, with the scopes it holds there.
@@ -135,6 +159,13 @@ def solutions(caller: Caller) -> Response:
 
 
 @api.get("/apps/<app:app>/records")
+@declares(
+    "List records",
+    "Records",
+    Answer(200, "Records, newest first.", RECORD, is_list=True),
+    takes=(LIMIT, OFFSET),
+    refuses=(NotFound,),
+)
 @with_key(Action.READ)
 def list_records(caller: Caller, app: str) -> Response:
     """List an app's records, newest first."""
@@ -145,6 +176,20 @@ def list_records(caller: Caller, app: str) -> Response:
 
 
 @api.post("/apps/<app:app>/records")
+@declares(
+    "Create a record",
+    "Records",
+    Answer(
+        201,
+        "The record as it is stored.",
+        RECORD,
+        headers=("ETag", "Location"),
+        may_have=("Idempotency-Replayed",),
+    ),
+    takes=(IDEMPOTENCY_KEY,),
+    body=FIELDS,
+    refuses=(NotFound, Conflict, BreaksRule),
+)
 @with_key(Action.WRITE)
 def create_record(caller: Caller, app: str) -> Response:
     """Create a record; once only for an `Idempotency-Key`, however often the request is repeated in 24 hours."""
@@ -161,6 +206,12 @@ def create_record(caller: Caller, app: str) -> Response:
 
 
 @api.get("/apps/<app:app>/records/<record_id>")
+@declares(
+    "Read a record",
+    "Records",
+    Answer(200, "The record.", RECORD, headers=("ETag",)),
+    refuses=(NotFound,),
+)
 @with_key(Action.READ)
 def get_record(caller: Caller, app: str, record_id: str) -> Response:
     """Read a record."""
@@ -171,6 +222,14 @@ def get_record(caller: Caller, app: str, record_id: str) -> Response:
 
 
 @api.patch("/apps/<app:app>/records/<record_id>")
+@declares(
+    "Change a record",
+    "Records",
+    Answer(200, "The record as it is now.", RECORD, headers=("ETag",)),
+    takes=(IF_MATCH,),
+    body=FIELDS,
+    refuses=(NotFound,),
+)
 @with_key(Action.WRITE)
 def change_record(caller: Caller, app: str, record_id: str) -> Response:
     """Merge top-level fields into a record; null is stored as null."""
@@ -184,6 +243,13 @@ def change_record(caller: Caller, app: str, record_id: str) -> Response:
 
 
 @api.delete("/apps/<app:app>/records/<record_id>")
+@declares(
+    "Delete a record",
+    "Records",
+    Answer(204, "It is gone."),
+    takes=(IF_MATCH,),
+    refuses=(NotFound,),
+)
 @with_key(Action.WRITE)
 def delete_record(caller: Caller, app: str, record_id: str) -> Response:
     """Delete a record for good."""
@@ -191,6 +257,25 @@ def delete_record(caller: Caller, app: str, record_id: str) -> Response:
     with transaction() as session:
         records.remove(session, _actor(caller), _place(caller, app), read_id(record_id), if_match=read_if_match())
     return Response(status=204)
+
+
+@api.get("/openapi.json")
+@declares(
+    "Read this document",
+    "The document",
+    Answer(200, "This document.", whole={"type": "object"}, headers=("ETag", "Cache-Control")),
+    Answer(304, "It has not changed.", headers=("ETag", "Cache-Control")),
+    takes=(IF_NONE_MATCH,),
+)
+@anybody
+def openapi() -> Response:
+    """Give the description of this API in OpenAPI 3.1, made from the code that answers."""
+    read_query()
+    response = Response(document_of(current_app), mimetype="application/json")
+    response.add_etag()
+    response.headers["Cache-Control"] = "public, max-age=300"
+    response.make_conditional(request)
+    return response
 
 
 # --- Reading requests -----------------------------------------------------------------------------------------------
@@ -212,39 +297,44 @@ def read_query() -> dict[str, str]:
 
 
 def read_page() -> tuple[int, int]:
-    """Read `limit` (1 to 100, default 20) and `offset` (0 to 2³¹−1)."""
+    """Read `limit` and `offset`."""
     query = read_query()
-    return _number(query, "limit", 20, 1, 100), _number(query, "offset", 0, 0, _MAX_OFFSET)
+    return _number(query, LIMIT), _number(query, OFFSET)
 
 
-def _number(query: dict[str, str], name: str, default: int, lowest: int, highest: int) -> int:
-    text = query.get(name)
+def _number(query: dict[str, str], parameter: Parameter) -> int:
+    text, schema = query.get(parameter.name), parameter.schema
     if text is None:
-        return default
-    if not _DIGITS.fullmatch(text) or not lowest <= int(text) <= highest:
-        message = f"{name} must be a whole number from {lowest} to {highest}."
+        return int(schema["default"])
+    is_number = text.isascii() and text.isdigit() and len(text) <= 10
+    if not is_number or not schema["minimum"] <= int(text) <= schema["maximum"]:
+        message = f"{parameter.name} must be a whole number from {schema['minimum']} to {schema['maximum']}."
         raise Unreadable(message, code="invalid_parameter")
     return int(text)
 
 
 def read_fields() -> dict[str, Any]:
     """Read the body `{"fields": {…}}`."""
-    fields = _read_body("fields", "{…}").get("fields")
+    fields = _read_body(FIELDS, "{…}").get("fields")
     if not isinstance(fields, dict):
         raise Invalid({"fields": 'Send an object: {"fields": {…}}.'})
     return fields
 
 
 def read_overlap() -> timedelta:
-    """Read the body `{"overlap": seconds}`, 0 to seven days; a day when it is absent or `{}`."""
-    given = _read_body("overlap", "86400").get("overlap", _USUAL_OVERLAP) if request.get_data() else _USUAL_OVERLAP
-    if not isinstance(given, int) or isinstance(given, bool) or not 0 <= given <= _MAX_OVERLAP:
-        raise Invalid({"overlap": f"Send a whole number of seconds from 0 to {_MAX_OVERLAP}."})
+    """Read the body `{"overlap": seconds}`, which may be left out, as may its one member."""
+    schema = OVERLAP.schema["properties"]["overlap"]
+    given = _read_body(OVERLAP, "86400").get("overlap", schema["default"]) if request.get_data() else schema["default"]
+    is_number = isinstance(given, int) and not isinstance(given, bool)
+    if not is_number or not schema["minimum"] <= given <= schema["maximum"]:
+        message = f"Send a whole number of seconds from {schema['minimum']} to {schema['maximum']}."
+        raise Invalid({"overlap": message})
     return timedelta(seconds=given)
 
 
-def _read_body(member: str, example: str) -> dict[str, Any]:
-    """Read a JSON object that has this member at most."""
+def _read_body(expected: Body, example: str) -> dict[str, Any]:
+    """Read a JSON object that has the one member of a declared body at most."""
+    (member,) = expected.schema["properties"]
     if request.mimetype != "application/json" or request.mimetype_params.get("charset", "utf-8").lower() != "utf-8":
         raise UnsupportedType("Send JSON, with the header Content-Type: application/json.")
     body = read_object(request.get_data())
@@ -256,7 +346,7 @@ def _read_body(member: str, example: str) -> dict[str, Any]:
 
 def read_id(record_id: str) -> str:
     """Take a record's id from the path; what cannot be one is looked up as one that does not exist."""
-    return record_id if record_id.isascii() and record_id.replace("_", "").isalnum() else "-"
+    return record_id if PATHS["record_id"].fits(record_id) else "-"
 
 
 def read_if_match() -> set[str] | None:
@@ -264,10 +354,9 @@ def read_if_match() -> set[str] | None:
     header = request.headers.get("If-Match")
     if header is None:
         return None
-    tags = {tag.strip() for tag in header.split(",")}
-    if tags != {"*"} and not all(_ETAG.fullmatch(tag) for tag in tags):
+    if not IF_MATCH.fits(header.strip()):
         raise Unreadable("If-Match must be * or a list of entity tags in double quotes.", code="invalid_if_match")
-    return tags
+    return {tag.strip() for tag in header.split(",")}
 
 
 def read_idempotency_key() -> str | None:
@@ -275,7 +364,7 @@ def read_idempotency_key() -> str | None:
     header: str | None = request.environ.get("HTTP_IDEMPOTENCY_KEY")
     if header is None:
         return None
-    if not _IDEMPOTENCY_KEY.fullmatch(header) or KEY_SHAPED.search(header):  # no secret may be written down
+    if not IDEMPOTENCY_KEY.fits(header) or KEY_SHAPED.search(header):  # no secret may be written down
         message = "Idempotency-Key must be given once: 1 to 255 visible ASCII characters, no comma, and no API key."
         raise Unreadable(message, code="invalid_idempotency_key")
     return header

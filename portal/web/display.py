@@ -6,6 +6,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from flask import Flask, g
+from markupsafe import Markup
 
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
@@ -66,6 +67,12 @@ def thousands(number: int) -> str:
     return f"{number:,}"
 
 
+def marked(text: str) -> Markup:
+    """Write a text of ours for a page: what stands between backquotes is code."""
+    parts = text.split("`")
+    return Markup("").join(Markup("<code>{}</code>").format(part) if n % 2 else part for n, part in enumerate(parts))
+
+
 def _zone() -> tzinfo:
     account = g.get("account")
     return zone_of(account.time_zone) if account else UTC
@@ -96,5 +103,11 @@ def _offset(local: datetime) -> str:
 def register(app: Flask) -> None:
     """Make the words known to the templates."""
     app.jinja_env.filters.update(
-        iso=iso, absolute=absolute, seconds=seconds, relative=relative, thousands=thousands, time_of_day=time_of_day
+        iso=iso,
+        absolute=absolute,
+        seconds=seconds,
+        relative=relative,
+        thousands=thousands,
+        time_of_day=time_of_day,
+        marked=marked,
     )

@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 PASSAGE = "portal.passage"  # in the WSGI environment
 VERIFY = "/verify"
-_MAX_SCOPES = 20  # that one /verify asks about
+MAX_SCOPES = 20  # that one /verify asks about
 _STATUS_LINES = {status.value: f"{status.value} {status.phrase.upper()}" for status in HTTPStatus}
 
 
@@ -73,8 +73,8 @@ class Door:
         refusal = self._judge(environ, passage, is_verify=is_verify)
         caller = passage.caller
         if caller is None:
-            if refusal is None:
-                return self._app(environ, start_response)
+            if refusal is None:  # no credential at all: the view tells what is missing
+                return self._app(environ, _adding(_common(passage), start_response))
             return _send(refusal, _common(passage), start_response)
         of_key = _of_key(caller, passage)
         if refusal is not None:
@@ -129,7 +129,7 @@ class Door:
         """Answer a reverse proxy: whose key this is, or why it may not."""
         wanted = _wanted(environ.get("QUERY_STRING", ""))
         if wanted is None:
-            message = f"scope must be <app>:read or <app>:write; at most {_MAX_SCOPES} of them."
+            message = f"scope must be <app>:read or <app>:write; at most {MAX_SCOPES} of them."
             return answers.error(passage.request_id, 400, "validation_error", "invalid_parameter", message)
         for scope in wanted:
             passage.scope = str(scope)
@@ -194,7 +194,7 @@ def _wanted(query: str) -> list[Scope] | None:
     if not query:
         return []
     try:
-        pairs = parse_qsl(query, keep_blank_values=True, errors="strict", max_num_fields=_MAX_SCOPES)
+        pairs = parse_qsl(query, keep_blank_values=True, errors="strict", max_num_fields=MAX_SCOPES)
     except ValueError:
         return None
     found = [Scope.parse(value) for name, value in pairs if name == "scope"]
@@ -225,6 +225,13 @@ def _expiry(moment: datetime) -> Sequence[tuple[str, str]]:
     """Write when a key stops, for `X-Key-Expires-At` and for `Sunset` (RFC 8594)."""
     at = moment.strftime("%Y-%m-%dT%H:%M:%SZ")
     return [("X-Key-Expires-At", at), ("Sunset", format_datetime(moment, usegmt=True))]
+
+
+def _adding(headers: Headers, start_response: StartResponse) -> StartResponse:
+    def start(status: str, own: Headers, exc_info: Any = None) -> Any:
+        return start_response(status, own + headers, exc_info)
+
+    return start
 
 
 def _send(answer: Answer, headers: Headers, start_response: StartResponse) -> list[bytes]:

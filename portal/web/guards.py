@@ -96,6 +96,25 @@ def anybody(view: View) -> View:
     return _declare(view, Audience.ANYBODY)
 
 
+def anybody_known(view: View) -> View:
+    """Open a view to everyone; whoever is signed in gets it with the seat that they sat on last, if they have it."""
+
+    @wraps(view)
+    def guarded(**values: Any) -> Any:
+        if current_user.is_authenticated:
+            user_session = current_user.user_session
+            with reading() as session:
+                mine = members.workspaces_of(session, user_session.account_id)
+                last = next((each for each in mine if each.workspace_id == user_session.workspace_id), None)
+                place = last or (mine[0] if len(mine) == 1 else None)
+                found = members.find_seat(session, user_session.account_id, place.workspace.slug) if place else None
+            _sit_down(user_session, found)
+            g.workspaces = [each.workspace for each in mine]
+        return view(**values)
+
+    return _declare(guarded, Audience.ANYBODY)
+
+
 def signed_in(view: View) -> View:
     """Open a view to whoever is signed in, in no particular workspace."""
 
@@ -127,17 +146,7 @@ def in_workspace(view: View) -> View:
                 g.workspaces = [member.workspace for member in members.workspaces_of(session, user_session.account_id)]
         if found is None:
             raise NotFound()
-        g.account, g.user_session, g.seat = user_session.account, user_session, found
-        g.actor = Actor(
-            g.now,
-            Means.SESSION,
-            found.member.name,
-            found.member.public_id,
-            found.workspace.id,
-            found.member.id,
-            request.remote_addr,
-            g.request_id,
-        )
+        _sit_down(user_session, found)
         if accounts.is_due_to_be_seen(user_session, g.now, found.workspace.id):
             # A page must not wait for those who write, nor fail because they do; the next page tries again.
             with suppress(*TROUBLE), portal().database.transaction(patience=50) as session:
@@ -145,6 +154,24 @@ def in_workspace(view: View) -> View:
         return view(**values)
 
     return _declare(guarded, Audience.MEMBER)
+
+
+def _sit_down(user_session: UserSession, found: Seat | None) -> None:
+    """Note who asks: an account, and the member that it is in one workspace, if any."""
+    g.account, g.user_session = user_session.account, user_session
+    if found is None:
+        return
+    g.seat = found
+    g.actor = Actor(
+        g.now,
+        Means.SESSION,
+        found.member.name,
+        found.member.public_id,
+        found.workspace.id,
+        found.member.id,
+        request.remote_addr,
+        g.request_id,
+    )
 
 
 def with_key(action: Action | None = None) -> Callable[[View], View]:
@@ -163,6 +190,7 @@ def with_key(action: Action | None = None) -> Callable[[View], View]:
                 caller.require(scope)
             return view(caller, **values)
 
+        guarded.action = action  # type: ignore[attr-defined]
         return _declare(guarded, Audience.KEY)
 
     return decorate

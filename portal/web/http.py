@@ -28,6 +28,7 @@ from portal.rules.errors import (
     NotFound,
     PortalError,
     PreconditionFailed,
+    Refusal,
     TooLarge,
     TooManyAttempts,
     Unavailable,
@@ -194,7 +195,7 @@ def _finish(response: Response) -> Response:
     headers = response.headers
     headers["X-Request-Id"] = g.get("request_id", "")
     if is_api(request):
-        headers["Cache-Control"] = "no-store"
+        headers.setdefault("Cache-Control", "no-store")
     elif request.endpoint != "static" or response.status_code != 200:
         headers["Cache-Control"] = "no-store"
         response.vary.update(("Cookie", "HX-Request"))
@@ -255,6 +256,22 @@ _WORDS = {
     404: "It may have been deleted, or you may not be allowed to see it.",
     405: "This address does not take that kind of request.",
 }
+
+
+def status_of(kind: type[PortalError]) -> int:
+    """Say which status a class of error is answered with."""
+    return _TABLE[kind].status
+
+
+def error_types() -> dict[int, set[str]]:
+    """List each status that an error may have, with the types that stand in its answer."""
+    found: dict[int, set[str]] = {_BROKEN.status: {_BROKEN.type}, 405: {_TABLE[Unreadable].type}}
+    for row in _TABLE.values():
+        found.setdefault(row.status, set()).add(row.type)
+    for refusal, scope in ((Refusal.MISSING, None), (Refusal.ACCESS_WITHDRAWN, "")):
+        made = answers.refuse(KeyRefused(refusal, required=scope), "", "")
+        found.setdefault(made.status, set()).add(json.loads(made.body)["error"]["type"])
+    return found
 
 
 def _on_portal_error(error: PortalError) -> Response:

@@ -8,9 +8,11 @@ from portal.rules.errors import KeyRefused
 from portal.services import verifiers
 from portal.services.usage import Request
 from portal.services.verifiers import Known
+from portal.web.declared import Answer, declares
 from portal.web.door import client_label
 from portal.web.guards import with_verifier
 from portal.web.http import portal, reading
+from portal.web.shapes import INTROSPECTION, OAUTH_ERROR, TOKEN
 
 oauth = Blueprint("oauth", __name__, url_prefix="/oauth")
 
@@ -18,6 +20,14 @@ _FORM = "application/x-www-form-urlencoded"
 
 
 @oauth.post("/introspect")
+@declares(
+    "Introspect a key",
+    "For services of your own",
+    Answer(200, "What the key may do now; of any that does not work only that.", whole=INTROSPECTION),
+    Answer(400, "There is not exactly one token.", whole=OAUTH_ERROR),
+    Answer(401, "The verifier is missing, wrong or revoked.", whole=OAUTH_ERROR, headers=("WWW-Authenticate",)),
+    body=TOKEN,
+)
 @with_verifier
 def introspect(verifier: Known) -> Response:
     """Say what a key of the verifier's workspace may do now; of everything else only that it is not active.

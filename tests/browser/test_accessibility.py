@@ -103,6 +103,10 @@ def signed_out(page: Page, scene: Scene) -> Iterator[str]:
     yield "invitation of somebody known"
     page.goto("/invite/none")
     yield "invitation, gone"
+    page.goto("/docs/api")
+    yield "reference, signed out"
+    page.goto("/docs/api/errors")
+    yield "causes of refusals"
     page.goto("/nowhere")
     yield "error 404, signed out"
 
@@ -183,6 +187,8 @@ def pages_of_a_key(page: Page, scene: Scene) -> Iterator[str]:
 def forms(page: Page, scene: Scene) -> Iterator[str]:
     page.goto(f"{KEYS}?owner=api")
     yield "list of API members’ keys"
+    page.goto("/docs/api?app=leads&lang=python")
+    yield "reference"
     page.goto(NEW)
     yield "form"
     page.locator("#new-submit").click()

@@ -137,6 +137,9 @@ GET    /w/<slug:ws>/members/invite                        303 404 403 403 200 40
 POST   /w/<slug:ws>/members/invite                        303 404 403 403 422 404 400 400
 GET    /w/<slug:ws>/members/invitations/<public_id:iid>/withdraw 303 404 403 403 200 404 303 303
 POST   /w/<slug:ws>/members/invitations/<public_id:iid>/withdraw 303 404 403 403 303 404 400 400
+GET    /docs/api                                          200 200 200 200 200 200 200 200
+GET    /docs/api/errors                                   200 200 200 200 200 200 200 200
+GET    /api/v1/openapi.json                               200 200 200 200 200 200 200 200
 GET    /api/v1/me                                         401 401 401 401 401 401 200 200
 POST   /api/v1/me/rotate                                  401 401 401 401 401 401 403 403
 GET    /api/v1/solutions                                  401 401 401 401 401 401 200 200
