@@ -169,9 +169,9 @@ def database(place: Place, database_url: str) -> Iterator[Database]:
 
 
 @pytest.fixture(scope="session")
-def compiled_templates(pytestconfig: pytest.Config) -> BytecodeCache:
-    """Templates compiled once and kept, each with its source's sum; compiling takes longer than most tests."""
-    return FileSystemBytecodeCache(str(pytestconfig.cache.mkdir("templates")))
+def compiled_templates(tmp_path_factory: pytest.TempPathFactory) -> BytecodeCache:
+    """Templates compiled once a worker: each portal would compile them anew, which takes longer than most tests."""
+    return FileSystemBytecodeCache(str(tmp_path_factory.mktemp("templates")))
 
 
 @pytest.fixture
