@@ -29,6 +29,7 @@ sys.path.insert(0, str(ROOT))
 
 from bench.stage import Stage, stage  # noqa: E402
 from portal.rules.access import Environment  # noqa: E402
+from portal.rules.schemas import Schema  # noqa: E402
 from portal.services import audit, keys, verifiers, workspaces  # noqa: E402
 from portal.services.actor import operator  # noqa: E402
 from tests.databases import KINDS  # noqa: E402
@@ -444,7 +445,7 @@ def prepare(here: Stage) -> Wallet:
     """Add an app that takes any object, and make the keys."""
     with here.database.transaction() as session:
         found = workspaces.get_solution(session, workspaces.get(session, "acme"), "operations")
-        workspaces.add_app(session, operator(), found, _ANY_APP, "Notes", {"type": "object"})
+        workspaces.add_app(session, operator(), found, _ANY_APP, "Notes", Schema.read({"type": "object"}))
     wallet = Wallet(here)
     wallet.fill()
     return wallet

@@ -18,6 +18,7 @@ from granian.log import LogLevels
 from portal import demo, mail
 from portal.rules.access import Role
 from portal.rules.errors import NotFound, PortalError
+from portal.rules.schemas import Schema
 from portal.rules.text import clean_email
 from portal.services import accounts, audit, key_views, keys, members, notices, outbox, passwords, workspaces
 from portal.services.actor import operator
@@ -100,7 +101,7 @@ def register(app: Flask, settings: Settings, database: Database) -> None:
     def add_app(workspace: str, solution: str, slug: str, name: str, schema_file: Any, description: str) -> None:
         """Add an app with the JSON Schema of its records, which an external solution's does without."""
         try:
-            schema = json.load(schema_file) if schema_file else None
+            schema = Schema.read(json.load(schema_file)) if schema_file else None
         except (ValueError, RecursionError) as error:
             raise click.ClickException(f"The schema is not JSON: {error}") from None
         with database.transaction() as session:

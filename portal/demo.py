@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from portal.rules.access import AccessLevel, Environment, Role
 from portal.rules.credentials import hash_password, new_id
 from portal.rules.errors import Conflict
+from portal.rules.schemas import Schema
 from portal.services import api_members, members, records, workspaces
 from portal.services.actor import Actor, Means, operator
 from portal.services.audit import Event
@@ -129,7 +130,7 @@ def _solution(
 ) -> Solution:
     solution = workspaces.add_solution(session, actor, workspace, slug, name, description)
     for app in apps:
-        workspaces.add_app(session, actor, solution, app.slug, app.name, app.schema, app.description)
+        workspaces.add_app(session, actor, solution, app.slug, app.name, Schema.read(app.schema), app.description)
         for environment, count in ((Environment.LIVE, app.live), (Environment.TEST, app.test)):
             place = Place(workspace.id, app.slug, environment)
             for n, fields in zip(range(count), app.make(), strict=False):

@@ -2,18 +2,15 @@
 
 import json
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
-from jsonschema import Draft202012Validator
-from jsonschema.protocols import Validator
-from referencing import Registry
 from sqlalchemy import String, cast, delete, func, insert, literal, select
 from sqlalchemy.orm import Session
 
 from portal.rules.access import AccessLevel, Environment
 from portal.rules.credentials import new_id
 from portal.rules.errors import Attempt, DoesNotFit, Forbidden, NotFound, PreconditionFailed, TooLarge
+from portal.rules.schemas import Schema
 from portal.services import audit, members
 from portal.services.actor import Actor
 from portal.services.audit import Event
@@ -21,7 +18,6 @@ from portal.store.database import Moment
 from portal.store.models import App, Record, Solution
 
 MAX_RECORD = 1024 * 1024  # characters of JSON
-_MAX_PROBLEMS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,23 +143,9 @@ def _tell(session: Session, actor: Actor, event: Event, place: Place, record: Re
     audit.record(session, actor, event, target_id=record.public_id, target_name=place.app, details=details)
 
 
-# --- The app's schema -----------------------------------------------------------------------------------------------
-
-
 def _check(app: App, fields: dict[str, Any]) -> None:
-    problems = sorted(_validator(json.dumps(app.schema, sort_keys=True)).iter_errors(fields), key=lambda e: e.json_path)
-    if problems:
-        raise DoesNotFit(
-            [{"path": each.json_path[:200], "message": each.message[:300]} for each in problems[:_MAX_PROBLEMS]]
-        )
-
-
-@lru_cache(maxsize=256)
-def _validator(schema: str) -> Validator:
-    # An empty registry: a $ref to somewhere else is an error, never a request to it.
-    return Draft202012Validator(
-        json.loads(schema), registry=Registry(), format_checker=Draft202012Validator.FORMAT_CHECKER
-    )
+    if problems := Schema.read(app.schema).problems(fields):
+        raise DoesNotFit(problems)
 
 
 # --- The sandbox ----------------------------------------------------------------------------------------------------

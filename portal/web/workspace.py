@@ -6,6 +6,7 @@ from typing import Any
 from flask import Blueprint, Response, flash, make_response, redirect, render_template, request, url_for
 
 from portal.rules.errors import Forbidden, Invalid
+from portal.rules.schemas import Schema
 from portal.services import members, policy, records, workspaces
 from portal.services.audit import Event
 from portal.services.policy import Policy
@@ -102,11 +103,12 @@ def new_app(solution: str) -> Response:
     if request.method != "POST":  # HEAD is a GET
         return _app_form(found, None, {})
     try:
+        schema = _schema()  # before the transaction: others can write while it is read
         with transaction() as session:
             here = workspaces.admin_seat(session, actor(), Event.APP_ADDED).workspace
             place = workspaces.get_solution(session, here, solution)
             made = workspaces.add_app(
-                session, actor(), place, answer("slug"), answer("name"), _schema(), answer("description")
+                session, actor(), place, answer("slug"), answer("name"), schema, answer("description")
             )
     except Invalid as error:
         return _app_form(found, None, error.problems)
@@ -124,21 +126,23 @@ def edit_app(app: str) -> Response:
     if request.method != "POST":  # HEAD is a GET
         return _app_form(place, found, {})
     try:
+        schema = _schema()
         with transaction() as session:
-            workspaces.edit_app(session, actor(), app, answer("name"), answer("description"), _schema())
+            workspaces.edit_app(session, actor(), app, answer("name"), answer("description"), schema)
     except Invalid as error:
         return _app_form(place, found, error.problems)
     return _done(f"App {answer('name').strip()} is saved.")
 
 
-def _schema() -> Any:
+def _schema() -> Schema | None:
     """Read the schema; None where none was asked for, which only an external solution's app may lack."""
     if not answer("schema").strip():
         return None
     try:
-        return json.loads(answer("schema"))
+        value = json.loads(answer("schema"))
     except (ValueError, RecursionError) as error:
         raise Invalid({"schema": f"This is not JSON: {str(error)[:120]}"}) from None
+    return Schema.read(value)
 
 
 def _app_form(solution: Solution, found: App | None, errors: dict[str, str]) -> Response:

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import select
 
 from portal.rules.access import AccessLevel
-from portal.rules.errors import DoesNotFit, Forbidden, NotFound, PreconditionFailed, TooLarge
+from portal.rules.errors import DoesNotFit, Forbidden, Invalid, NotFound, PreconditionFailed, TooLarge
 from portal.services import audit, records
 from portal.services.records import Place, Sandbox
 from portal.store.models import App, Record
@@ -155,7 +155,7 @@ def test_a_schema_that_points_to_another_server_asks_nobody(office: Office) -> N
         server.settimeout(0)
         app = session.scalars(select(App).where(App.slug == "tasks")).one()
         app.schema = {"type": "object", "$ref": f"http://127.0.0.1:{server.getsockname()[1]}/schema.json"}
-        with pytest.raises(Exception, match="Unresolvable"):
+        with pytest.raises(Invalid, match="within the schema itself"):
             records.create(session, office.actor("ana"), place(office), TASK)
         with pytest.raises(BlockingIOError):  # nobody has called
             server.accept()

@@ -7,6 +7,7 @@ import pytest
 from sqlalchemy.orm import Session
 
 from portal.rules.errors import Conflict, DoesNotFit, Invalid, NotFound
+from portal.rules.schemas import Schema
 from portal.services import records, workspaces
 from portal.services.actor import operator
 from portal.services.records import Place
@@ -17,11 +18,10 @@ OBJECT: dict[str, Any] = {"type": "object"}
 
 
 def add_app(office: Office, slug: str = "stock", schema: Any = None, name: str = "Stock", description: str = "") -> App:
+    read = Schema.read(OBJECT if schema is None else schema)
     with office.database.transaction() as session:
         sales = workspaces.get_solution(session, workspaces.get(session, "acme"), "sales")
-        return workspaces.add_app(
-            session, operator(), sales, slug, name, OBJECT if schema is None else schema, description
-        )
+        return workspaces.add_app(session, operator(), sales, slug, name, read, description)
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def add_app(office: Office, slug: str = "stock", schema: Any = None, name: str =
             workspaces.get_solution(session, workspaces.get(session, "acme"), "operations"),
             "leads",  # in another solution of the workspace
             "Another Leads",
-            OBJECT,
+            Schema.read(OBJECT),
         ),
     ],
 )
@@ -52,7 +52,7 @@ def test_slugs_of_solutions_and_apps_are_free_in_another_workspace(office: Offic
     with office.database.transaction() as session:
         globex = workspaces.get(session, "globex")
         sales = workspaces.add_solution(session, operator(), globex, "sales", "Sales")
-        workspaces.add_app(session, operator(), sales, "leads", "Leads", OBJECT)
+        workspaces.add_app(session, operator(), sales, "leads", "Leads", Schema.read(OBJECT))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from werkzeug.test import TestResponse
 
+from portal.rules.schemas import Schema
 from portal.services import workspaces
 from portal.services.actor import operator
 from portal.store.database import Database
@@ -51,7 +52,7 @@ def add_app(database: Database, workspace: str, solution: str, slug: str) -> Non
     """Give a solution an app whose records may be any object."""
     with database.transaction() as session:
         found = workspaces.get_solution(session, workspaces.get(session, workspace), solution)
-        workspaces.add_app(session, operator(), found, slug, slug.capitalize(), {"type": "object"})
+        workspaces.add_app(session, operator(), found, slug, slug.capitalize(), Schema.read({"type": "object"}))
 
 
 def send(cast: Cast, method: str, path: str, key: MadeKey, fields: Any, **options: Any) -> TestResponse:

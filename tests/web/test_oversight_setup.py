@@ -81,6 +81,25 @@ def test_an_administrator_adds_a_solution_and_an_app_that_keys_can_reach(cast: C
     assert cast.ana.post("/w/acme/solutions/people/apps/new", app).status_code == 409
 
 
+# Each part stands for two of the one before: to hold a record to the last would take longer than the sun has.
+DOUBLING = {
+    "type": "object",
+    "$defs": {f"d{n}": {"allOf": [{"$ref": f"#/$defs/d{n - 1}"} if n else {}] * 2} for n in range(31)},
+    "$ref": "#/$defs/d30",
+}
+
+
+def test_a_pattern_that_never_ends_holds_up_nobody(cast: Cast) -> None:
+    schema = {"type": "object", "properties": {"name": {"type": "string", "pattern": "^(a+)+$"}}}
+    app = {"name": "Slow", "slug": "slow", "description": "", "schema": json.dumps(schema)}
+    assert cast.ana.post("/w/acme/solutions/sales/apps/new", app).status_code == 303
+    key = cast.max.generate(["slow:write"])
+    reply = cast.call("POST", "/apps/slow/records", key, json={"fields": {"name": "a" * 100_000 + "b"}})
+    assert reply.status_code == 422
+    assert "takes too long" in reply.text
+    assert cast.call("POST", "/apps/slow/records", key, json={"fields": {"name": "aaa"}}).status_code == 201
+
+
 @pytest.mark.parametrize(
     ("answers", "words"),
     [
@@ -88,6 +107,7 @@ def test_an_administrator_adds_a_solution_and_an_app_that_keys_can_reach(cast: C
         ({"slug": "No Slug"}, "A slug is"),
         ({"schema": "{"}, "This is not JSON"),
         ({"schema": '{"type": "string"}'}, "must be an object"),
+        ({"schema": json.dumps(DOUBLING)}, "refer to each other too often"),
         ({"description": "x" * 141}, "at most 140"),
     ],
 )

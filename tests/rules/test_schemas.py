@@ -1,0 +1,128 @@
+"""Schemas that somebody wrote to keep the portal busy: refused when read, or given up on in a moment."""
+
+from time import thread_time
+from typing import Any
+
+import pytest
+
+from portal.rules.errors import Invalid
+from portal.rules.schemas import PATIENCE, Schema
+
+OBJECT: dict[str, Any] = {"type": "object"}
+DRAFT_7 = "http://json-schema.org/draft-07/schema#"
+
+
+def doubling(steps: int) -> dict[str, Any]:
+    """Make a schema whose last part stands for 2 ** steps of the first."""
+    parts: dict[str, Any] = {"d0": OBJECT}
+    parts |= {f"d{n}": {"allOf": [{"$ref": f"#/$defs/d{n - 1}"}] * 2} for n in range(1, steps + 1)}
+    return {**OBJECT, "$defs": parts, "properties": {"a": {"$ref": f"#/$defs/d{steps}"}}}
+
+
+def with_pattern(pattern: str) -> dict[str, Any]:
+    return {**OBJECT, "properties": {"a": {"type": "string", "pattern": pattern}}}
+
+
+def problems(schema: dict[str, Any], record: dict[str, Any]) -> list[dict[str, str]]:
+    """Check a record and hold the check to its time, with room for a slow machine."""
+    read, began = Schema.read(schema), thread_time()
+    found = read.problems(record)
+    assert thread_time() - began < 2 * PATIENCE
+    return found
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        doubling(30),
+        {**OBJECT, "$defs": {"a": {"dependentSchemas": {x: {"$ref": "#/$defs/a"} for x in "xy"}}}},
+        {**OBJECT, "allOf": [{"$ref": "#/allOf/0"}]},
+        {**OBJECT, "properties": {"a": {"$ref": "#/properties/b"}, "b": {"$ref": "#/properties/a"}}},
+        {**OBJECT, "properties": {"a": {"$schema": DRAFT_7, "pattern": "(a+)+$"}}},  # other rules than the bounded ones
+        {**OBJECT, "$ref": "#/const", "const": {"$schema": DRAFT_7, "pattern": "(a+)+$"}},
+        {**OBJECT, "$schema": DRAFT_7},
+        {**OBJECT, "properties": {"a": {"$id": "elsewhere"}}},
+        {**OBJECT, "properties": {"a": {"$dynamicRef": "#"}}},
+        {**OBJECT, "patternProperties": {"a": {}}, "unevaluatedProperties": False},
+        with_pattern("("),
+        with_pattern("a" * 501),
+        with_pattern("(?i)a"),
+        with_pattern("(?:" * 60 + "a" + ")+" * 60),  # its compiled form would be of 2 ** 60 parts
+        with_pattern("((a{100}){100}){100}"),
+        {**OBJECT, "patternProperties": {"((a{100}){100}){100}": {}}},
+    ],
+)
+def test_a_schema_that_could_keep_the_portal_busy_is_refused_at_once(schema: dict[str, Any]) -> None:
+    began = thread_time()
+    with pytest.raises(Invalid) as refused:
+        Schema.read(schema)
+    assert list(refused.value.problems) == ["schema"]
+    assert thread_time() - began < 1
+
+
+@pytest.mark.parametrize("depth", [100, 1000])
+def test_a_schema_that_is_nested_without_end_is_refused(depth: int) -> None:
+    schema: Any = OBJECT
+    for _ in range(depth):
+        schema = {**OBJECT, "properties": {"a": schema}}
+    with pytest.raises(Invalid):
+        Schema.read(schema)
+
+
+LONG = "a" * 100_000 + "b"
+
+
+def nested(depth: int) -> dict[str, Any]:
+    return {"a": nested(depth - 1)} if depth else {}
+
+
+@pytest.mark.parametrize(
+    ("schema", "record"),
+    [
+        (with_pattern("^(a+)+$"), {"a": LONG}),
+        (with_pattern("^(a|aa)+$"), {"a": LONG}),
+        ({**OBJECT, "patternProperties": {"^(a|aa)+$": {}}}, {LONG: 1}),
+        ({**OBJECT, "patternProperties": {"^(a|aa)+$": {}}, "additionalProperties": False}, {LONG: 1}),
+        ({**OBJECT, "propertyNames": {"pattern": "^(a|aa)+$"}}, {LONG: 1}),
+        ({**OBJECT, "not": {"propertyNames": {"pattern": "^(a|aa)+$"}}}, {LONG: 1}),  # what is given up is not "not"
+        ({**OBJECT, "additionalProperties": {"allOf": [{"$ref": "#"}] * 10}}, nested(12)),
+        ({**OBJECT, "anyOf": [{"type": "null"}] * 500}, {"a": "x" * 1_000_000}),
+    ],
+)
+def test_a_record_that_would_take_long_does_not_fit(schema: dict[str, Any], record: dict[str, Any]) -> None:
+    (problem,) = problems(schema, record)
+    assert problem["path"] == "$"
+    assert "takes too long" in problem["message"]
+
+
+@pytest.mark.parametrize(
+    ("schema", "good", "bad"),
+    [
+        (doubling(6), {"a": {}}, {"a": 1}),
+        (with_pattern(r"^\d{4}-\d{2}$"), {"a": "2030-01"}, {"a": "soon"}),
+        (with_pattern("^([0-9A-F]{2}:){5}[0-9A-F]{2}$"), {"a": "00:1B:44:11:3A:B7"}, {"a": "00:1B"}),
+        ({**OBJECT, "patternProperties": {"^x-": {"type": "string"}}}, {"x-a": "", "b": 1}, {"x-a": 1}),
+        (
+            {**OBJECT, "properties": {"b": {}}, "patternProperties": {"^x-": {}}, "additionalProperties": False},
+            {"x-a": 1, "b": 1},
+            {"c": 1},
+        ),
+        ({**OBJECT, "additionalProperties": {"type": "string"}}, {"a": ""}, {"a": 1}),
+        ({**OBJECT, "properties": {"a/b %": True, "c": {"$ref": "#/properties/a~1b%20%25"}}}, {"c": 1}, None),
+        ({**OBJECT, "$id": "https://acme.test/part", "properties": {"a": {"$ref": "#"}}}, {"a": {"a": {}}}, {"a": 1}),
+        ({**OBJECT, "properties": {"$schema": {"type": "string"}, "$id": {}}}, {"$schema": ""}, {"$schema": 1}),
+        ({**OBJECT, "properties": {"a": {"format": "regex"}}}, {"a": "("}, None),  # would be compiled, at any length
+        ({**OBJECT, "properties": {"a": {"uniqueItems": True}}}, {"a": [1, True, {}]}, {"a": [{"b": 1}, {"b": 1}]}),
+    ],
+)
+def test_what_honest_schemas_say_holds(schema: dict[str, Any], good: dict[str, Any], bad: dict[str, Any]) -> None:
+    assert problems(schema, good) == []
+    assert bad is None or problems(schema, bad)
+
+
+def test_problems_are_some_in_order_and_short() -> None:
+    schema = {**OBJECT, "additionalProperties": {"type": "null"}}
+    found = problems(schema, {f"f{n:03}": "x" * 100_000 for n in reversed(range(200))})
+    assert len(found) == 20
+    assert found == sorted(found, key=lambda each: each["path"])
+    assert max(len(each["message"]) for each in found) <= 300
