@@ -34,8 +34,9 @@ class NotFound(PortalError):
     """There is no such thing, or the asker may not know of it: the two look the same."""
 
     code = "not_found"
+    words = "We cannot find that."
 
-    def __init__(self, message: str = "We cannot find that.", *, attempt: Attempt | None = None) -> None:
+    def __init__(self, message: str = words, *, attempt: Attempt | None = None) -> None:
         super().__init__(message, attempt=attempt)
 
 
@@ -125,8 +126,8 @@ class TooManyAttempts(PortalError):
 
     code = "too_many_attempts"
 
-    def __init__(self, retry_at: datetime) -> None:
-        super().__init__("Too many attempts.")
+    def __init__(self, retry_at: datetime, message: str = "Too many attempts.") -> None:
+        super().__init__(message)
         self.retry_at = retry_at
 
 

@@ -64,7 +64,8 @@ def explain(session: Session, actor: Actor, seat: Seat, keyring: Keyring, reques
     if reason in _OF_THE_KEY and scope and app:
         planned = keys.plan(session, actor, keys.Draft(owner=key.owner.id))
         may_generate = reason is Refusal.MISSING_SCOPE and scope in planned.grantable
-        ask = tuple(members.granters(session, seat, app.solution_id, for_api_member=row.member.is_api))
+        here = app.solution_id
+        ask = tuple(members.granters(session, seat, [here], for_api_member=row.member.is_api)[here])
         may_help = seat.is_admin or (row.member.is_api and seat.level_in(app.solution_id) is AccessLevel.MANAGE)
     elif reason is Refusal.OWNER_INACTIVE:
         may_help = seat.is_admin or row.member.is_api

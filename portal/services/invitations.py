@@ -1,20 +1,23 @@
 """Inviting people into a workspace: one-time links that administrators send and withdraw. Accepting one: `members`."""
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, select
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session, aliased
 
 from portal.rules import text
 from portal.rules.access import AccessLevel, Role
-from portal.rules.errors import Attempt, Forbidden, Invalid, NotFound
+from portal.rules.errors import Attempt, Conflict, Forbidden, Invalid, NotFound, TooManyAttempts
 from portal.services import audit, members, outbox
 from portal.services.actor import Actor
 from portal.services.audit import Event
 from portal.services.members import Seat
 from portal.store.models import Account, Invitation, Member
+
+MAX_OPEN = 100  # of a workspace: all of them stand on one page, each with its end
+MAX_AN_HOUR = 60  # by one administrator: each mails somebody who may never have heard of us
 
 Levels = Mapping[str, AccessLevel]  # by solution slug
 
@@ -22,7 +25,8 @@ Levels = Mapping[str, AccessLevel]  # by solution slug
 def invite(session: Session, actor: Actor, *, email: str, role: str, levels: Levels, base_url: str) -> str:
     """Invite a person with a role and access, and mail them; give the one-time link, which is kept nowhere.
 
-    An earlier invitation of the same address ends with it.
+    An earlier invitation of the same address ends with it. Raises Invalid for an answer, Conflict at the limit of open
+    ones and TooManyAttempts at that of an hour.
     """
     seat = members.seat_of(session, actor, lock=True)
     if not seat.is_admin:
@@ -44,6 +48,7 @@ def invite(session: Session, actor: Actor, *, email: str, role: str, levels: Lev
     open_ones = select(Invitation).where(*_open(seat, actor.at), Invitation.email == address)
     for earlier in session.scalars(open_ones.with_for_update()):
         _withdraw(session, actor, earlier)
+    _check_limits(session, actor, seat)
     token = members.invite(session, actor, seat.workspace, email, Role(role), levels)
     link = f"{base_url}/invite/{token}"
     ends = (actor.at + members.INVITATION_LIFE).astimezone(UTC)
@@ -54,6 +59,23 @@ def invite(session: Session, actor: Actor, *, email: str, role: str, levels: Lev
     )  # fmt: skip
     outbox.put(session, actor.at, address or "", f"Join {seat.workspace.name}", body)
     return link
+
+
+def _check_limits(session: Session, actor: Actor, seat: Seat) -> None:
+    """Bound what one administrator can send, and what a workspace has waiting; two at once may be one too many."""
+    session.flush()
+    attempt = Attempt(Event.MEMBER_INVITED)
+    if (session.scalar(select(func.count()).select_from(Invitation).where(*_open(seat, actor.at))) or 0) >= MAX_OPEN:
+        message = f"{seat.workspace.name} has {MAX_OPEN} open invitations, as many as it can have. Withdraw one first."
+        raise Conflict(message, code="invitation_limit", attempt=attempt)
+    hour = timedelta(hours=1)
+    sent = select(Invitation.created_at).where(
+        Invitation.invited_by_id == seat.member.id, Invitation.created_at > actor.at - hour
+    )
+    newest = session.scalars(sent.order_by(Invitation.created_at.desc()).limit(MAX_AN_HOUR)).all()
+    if len(newest) >= MAX_AN_HOUR:
+        message = f"You have invited {MAX_AN_HOUR} people within an hour, as many as you can."
+        raise TooManyAttempts(newest[-1] + hour, message)
 
 
 def open_invitations(session: Session, actor: Actor, seat: Seat) -> list[tuple[Invitation, str]]:

@@ -400,6 +400,23 @@ def deactivate(session: Session, actor: Actor, keyring: Keyring, key_id: str) ->
     return changed(session, actor, seat, keyring, key, Event.KEY_DEACTIVATED)
 
 
+def deactivate_those_active(
+    session: Session, actor: Actor, keyring: Keyring, key_ids: Iterable[str]
+) -> tuple[list[str], list[str]]:
+    """Stop several keys, each once; give the names of those stopped, and of those that somebody else stopped before.
+
+    NotFound, and none is stopped, when one of them is not the actor's to stop.
+    """
+    stopped, before = [], []
+    for key_id in sorted(set(key_ids)):  # in one order, so that two at once never wait for each other
+        _, key = hold(session, actor, key_id, Event.KEY_DEACTIVATED, even_deleted=True)
+        if key.state_at(actor.at) is KeyState.ACTIVE:
+            stopped.append(deactivate(session, actor, keyring, key_id).name)
+        else:
+            before.append(key.name)
+    return stopped, before
+
+
 def reactivate(session: Session, actor: Actor, keyring: Keyring, key_id: str) -> KeyView:
     """Let a deactivated key work again, with the same scopes; never another human's."""
     seat, key = hold(session, actor, key_id, Event.KEY_REACTIVATED)
@@ -559,13 +576,17 @@ def revoke(session: Session, actor: Actor, key_id: str) -> str:
     return key.name
 
 
-def hold(session: Session, actor: Actor, key_id: str, event: Event) -> tuple[Seat, ApiKey]:
-    """Lock a key that the actor may stop; NotFound for any other and for a deleted one.
+def hold(
+    session: Session, actor: Actor, key_id: str, event: Event, *, even_deleted: bool = False
+) -> tuple[Seat, ApiKey]:
+    """Lock a key that the actor may stop; NotFound for any other and, but with `even_deleted`, for a deleted one.
 
     The member is locked before the key, as in a rotation: whoever stops a key is named in its row, which needs both.
     """
     seat = members.seat_of(session, actor, lock=True)
-    statement = key_views.visible_to(seat).where(ApiKey.public_id == key_id, ApiKey.revoked_at.is_(None))
+    statement = key_views.visible_to(seat).where(ApiKey.public_id == key_id)
+    if not even_deleted:
+        statement = statement.where(ApiKey.revoked_at.is_(None))
     key = session.scalar(statement.with_for_update(of=ApiKey, key_share=True))  # counting its use need not wait
     if key is None:
         raise NotFound(attempt=Attempt(event, key_id))

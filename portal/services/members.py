@@ -1,6 +1,6 @@
 """Members and what they may reach: seats, access by solution, invitations. Who changes it: `people`, `api_members`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -136,14 +136,25 @@ def admin_names(session: Session, workspace_id: int, limit: int = 2) -> list[str
     return list(session.scalars(statement.order_by(Member.id).limit(limit)))
 
 
-def granters(session: Session, seat: Seat, solution_id: int, *, for_api_member: bool, limit: int = 3) -> list[str]:
-    """Name a few people who can hand out access in a solution: to humans administrators, to API members leads too."""
-    lead = exists().where(
-        Access.member_id == Member.id, Access.solution_id == solution_id, Access.level == AccessLevel.MANAGE.value
+def granters(
+    session: Session, seat: Seat, solution_ids: Collection[int], *, for_api_member: bool, limit: int = 3
+) -> dict[int, list[str]]:
+    """Name a few people who can hand out access, by solution: to humans administrators, to API members leads too."""
+    manages = (
+        (Access.member_id == Member.id)
+        & Access.solution_id.in_(solution_ids if for_api_member else ())
+        & (Access.level == AccessLevel.MANAGE.value)
+        & (Member.role != Role.ADMIN)
     )
-    may = (Member.role == Role.ADMIN) | lead if for_api_member else Member.role == Role.ADMIN
-    statement = select(Member.name).where(Member.workspace_id == seat.workspace.id, may, *ACTIVE)
-    return list(session.scalars(statement.order_by(Member.role.desc(), Member.id).limit(limit)))
+    may = (Member.role == Role.ADMIN) | Access.solution_id.is_not(None)
+    statement = (
+        select(Member.name, Access.solution_id)
+        .outerjoin(Access, manages)
+        .where(Member.workspace_id == seat.workspace.id, may, *ACTIVE)
+        .order_by(Member.role.desc(), Member.id)  # leads before administrators, who are asked by everybody
+    )
+    found = session.execute(statement).all()
+    return {each: [name for name, where in found if where in (each, None)][:limit] for each in solution_ids}
 
 
 def is_lead_now() -> ColumnElement[bool]:

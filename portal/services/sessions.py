@@ -16,9 +16,9 @@ from portal.store.models import Account, UserSession
 
 @dataclass(frozen=True, slots=True)
 class SessionView:
-    """One sign-in as its owner sees it. `id` is the database's number: it is of use to its owner alone."""
+    """One sign-in as its owner sees it. `id` is the beginning of its token's hash, which opens nothing."""
 
-    id: int
+    id: str
     client: str
     address: str
     signed_in_at: datetime
@@ -37,7 +37,7 @@ def list_for(session: Session, this: UserSession, now: datetime) -> list[Session
     )
     views = [
         SessionView(
-            row.id,
+            _public_id(row),
             row.client or "An unknown program",
             row.address or "",
             row.created_at,
@@ -49,13 +49,12 @@ def list_for(session: Session, this: UserSession, now: datetime) -> list[Session
     return sorted(views, key=lambda view: (view.is_this, view.seen_at), reverse=True)
 
 
-def end(session: Session, actor: Actor, account: Account, this: UserSession, session_id: int | None) -> int:
+def end(session: Session, actor: Actor, account: Account, this: UserSession, session_id: str | None) -> int:
     """End one other session of an account, or with None all but this one; give how many."""
-    others = (UserSession.account_id == account.id, UserSession.id != this.id)
-    statement = delete(UserSession).where(*others)
-    if session_id is not None:
-        statement = statement.where(UserSession.id == session_id)
-    count = len(session.execute(statement.returning(UserSession.id)).all())
+    others = session.scalars(select(UserSession).where(UserSession.account_id == account.id, UserSession.id != this.id))
+    chosen = [row.id for row in others if session_id in (None, _public_id(row))]
+    ended = delete(UserSession).where(UserSession.id.in_(chosen)).returning(UserSession.id)
+    count = len(session.scalars(ended).all())
     if session_id is not None and not count:
         raise NotFound("That session has ended already.")
     if count:
@@ -68,6 +67,10 @@ def end(session: Session, actor: Actor, account: Account, this: UserSession, ses
             details={"count": count},
         )
     return count
+
+
+def _public_id(row: UserSession) -> str:
+    return row.token_hash[:8].hex()
 
 
 _BROWSERS = (("Edg/", "Edge"), ("OPR/", "Opera"), ("Firefox/", "Firefox"), ("Chrome/", "Chrome"), ("Safari/", "Safari"))

@@ -50,15 +50,9 @@ def own_sessions() -> Response:
         return make_response(render_template("account/sessions.html", sessions=found))
     chosen = answer("session")
     with transaction() as session:
-        count = sessions.end(session, actor(), current_user.account, this, int(chosen) if _is_number(chosen) else None)
+        count = sessions.end(session, actor(), current_user.account, this, chosen or None)
     flash("Signed out there." if chosen else f"Signed out of {count} other session{'' if count == 1 else 's'}.")
     return make_response(redirect(url_for("account.own_sessions"), 303))
-
-
-def _is_number(text: str) -> bool:
-    if text and not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise NotFound()
-    return bool(text)
 
 
 @pages.post("/account/stay")

@@ -19,7 +19,10 @@ KEY_WORDS = {
     "malformed_key": "The Authorization header does not hold one key of our format.",
     "invalid_key": "This key cannot be used.",
     "missing_scope": "The key lacks the scope that this needs. Scopes cannot be added: generate a replacement.",
-    "access_withdrawn": "The key has the scope, but its member no longer has that access. Ask an administrator.",
+    "access_withdrawn": (
+        "The key was given the scope, but its member no longer has that access: it is not among heldScopes, "
+        "which lists what works now. Ask an administrator."
+    ),
 }
 
 

@@ -304,11 +304,11 @@ def _cannot_add(session: Session, planned: Plan, add: str) -> dict[str, Any] | N
     level = LEVELS[owner.access.get(scope.app, AccessLevel.NONE) if mine else shelf.level]
     whose = owner.member.name if mine and not owner.is_me else "You"
     has = "has" if mine and not owner.is_me else "have"
-    for_api = mine and not owner.is_me
+    for_api, place = mine and not owner.is_me, shelf.solution.id
     return {
         "scope": str(scope),
         "words": f"{whose} {has} {level}{'' if level == 'no access' else ' access'} in {shelf.solution.name}.",
-        "who": members.granters(session, seat(), shelf.solution.id, for_api_member=for_api),
+        "who": members.granters(session, seat(), [place], for_api_member=for_api)[place],
     }
 
 

@@ -205,7 +205,8 @@ def with_verifier(view: View) -> View:
         with reading() as session:
             found = verifiers.find(session, keyring, header)
         if found is None:
-            return _refuse_client(header or "")
+            wait = portal().bad_verifiers.wait_of(request.remote_addr) if header else 0
+            return _refuse_client(header or "", wait)
         if found.is_old:
             # An answer must not wait for those who write, nor fail because they do; the next request tries again.
             with suppress(*TROUBLE), portal().database.transaction(patience=50) as session:
@@ -215,8 +216,11 @@ def with_verifier(view: View) -> View:
     return _declare(guarded, Audience.VERIFIER)
 
 
-def _refuse_client(header: str) -> Response:
-    """Answer as RFC 6749, section 5.2, and to a Bearer token as RFC 6750, section 3, say."""
+def _refuse_client(header: str, wait: int) -> Response:
+    """Answer as RFC 6749, section 5.2, and to a Bearer token as RFC 6750, section 3, say; with 429 for `wait` s."""
+    if wait:
+        body = {"error": "temporarily_unavailable", "error_description": "Too many bad verifiers: wait a while."}
+        return make_response(body, 429, {"Retry-After": str(wait)})
     is_bearer = header[:6].lower() == "bearer"
     challenge = f'Bearer realm="{PRODUCT}", error="invalid_token"' if is_bearer else f'Basic realm="{PRODUCT}"'
     body = {"error": "invalid_client", "error_description": "Send a verifier that is not revoked."}

@@ -286,6 +286,8 @@ def _on_portal_error(error: PortalError) -> Response:
     message = error.message
     if isinstance(error, TooManyAttempts):
         message += f" Try again at {display.absolute(error.retry_at)} ({display.relative(error.retry_at)})."
+    if message == NotFound.words and not is_api(request) and not is_fragment():
+        message = _WORDS[404]  # a page's heading says the other words
     response = _error(row, error.code, message, **extra)
     if isinstance(error, TooManyAttempts):
         response.headers["Retry-After"] = str(max(1, round((error.retry_at - g.now).total_seconds())))

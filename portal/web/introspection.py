@@ -26,6 +26,7 @@ _FORM = "application/x-www-form-urlencoded"
     Answer(200, "What the key may do now; of any that does not work only that.", whole=INTROSPECTION),
     Answer(400, "There is not exactly one token.", whole=OAUTH_ERROR),
     Answer(401, "The verifier is missing, wrong or revoked.", whole=OAUTH_ERROR, headers=("WWW-Authenticate",)),
+    Answer(429, "Too many bad verifiers came from your network.", whole=OAUTH_ERROR, headers=("Retry-After",)),
     body=TOKEN,
 )
 @with_verifier

@@ -103,12 +103,13 @@ def matrix(
     `levels` is how things stand, `chosen` what was answered, `at_risk` the keys that would lose by less.
     """
     viewer = seat()
+    others = [solution.id for solution in solutions if viewer.level_in(solution.id) is not AccessLevel.MANAGE]
+    who = members.granters(session, viewer, others, for_api_member=True) if others else {}
     rows = []
     for solution in solutions:
         mine = viewer.level_in(solution.id)
         level = levels.get(solution.slug, AccessLevel.NONE)
         may = mine is AccessLevel.MANAGE
-        who = () if may else members.granters(session, viewer, solution.id, for_api_member=True)
         rows.append(
             {
                 "slug": solution.slug,
@@ -119,7 +120,7 @@ def matrix(
                 "set_by": (givers or {}).get(solution.slug, ""),
                 "may": may,
                 "mine": LEVEL_WORDS[mine].lower(),
-                "who": who,
+                "who": who.get(solution.id, ()),
                 "options": [(each.value, LEVEL_WORDS[each]) for each in choices],
                 "chosen": chosen.get(solution.slug, level).value,
                 "in_use": _in_use(at_risk, solution.slug),

@@ -264,7 +264,10 @@ def error_schema(status: int) -> Schema:
     required = list(members)
     if status == 403:
         members["requiredScope"] = {"type": "string", "pattern": f"^{APP_NAME}:(?:read|write)$"}
-        members["heldScopes"] = a_list(SCOPE)
+        members["heldScopes"] = {
+            **a_list(SCOPE),
+            "description": "What works now: given to the key, and its member has the access.",
+        }
         members["fixUrl"] = {
             **TEXT,
             "format": "uri",

@@ -311,11 +311,13 @@ def invite() -> Response:
             link = invitations.invite(session, actor(), email=email, role=role, levels=chosen, base_url=base_url)
     except Invalid as error:
         return _invite_form(chosen, error.problems)
+    except Conflict as error:
+        return _invite_form(chosen, {"email": error.message}, 409)
     afterwards(send_mails, actor().at)
     return page("people/invited.html", link=link, email=email.strip(), days=members.INVITATION_LIFE.days)
 
 
-def _invite_form(chosen: Mapping[str, AccessLevel], errors: Mapping[str, str]) -> Response:
+def _invite_form(chosen: Mapping[str, AccessLevel], errors: Mapping[str, str], status: int = 422) -> Response:
     with reading() as session:
         every = solutions(session)
         rows = matrix(session, every, _LEVELS, {}, chosen)
@@ -334,7 +336,7 @@ def _invite_form(chosen: Mapping[str, AccessLevel], errors: Mapping[str, str]) -
         for each, by in waiting
     ]
     context = {"matrix": rows, "answers": answers, "roles": _ROLES, "waiting": listed, "errors": errors}
-    return page("people/invite.html", 422 if errors else 200, **context)
+    return page("people/invite.html", status if errors else 200, **context)
 
 
 @pages.route("/members/invitations/<public_id:iid>/withdraw", methods=["GET", "POST"], endpoint="withdraw")

@@ -290,7 +290,8 @@ _CAUSES: dict[Refusal, tuple[str, str, str]] = {
     ),
     Refusal.ACCESS_WITHDRAWN: (
         "The key’s member lost the access",
-        "The key has the scope, and its member may no longer use it: their role or access was changed.",
+        "The key was given the scope, and its member may no longer use it: their role or access was changed. "
+        "`heldScopes` lists what works now, so the scope is not there.",
         "Ask an administrator, or a lead of that solution, to give the access back. The key works again at once.",
     ),
 }

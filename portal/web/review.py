@@ -160,12 +160,14 @@ def stop() -> Response:
         total = sum(row["impact"].total for row in rows)
         return make_response(render_template("review/deactivate.html", rows=rows, grand_total=total))
     with transaction() as session:
-        names = [keys.deactivate(session, actor(), keyring(), key_id).name for key_id in ids]
-    flash(
-        f"{len(names)} {'key is' if len(names) == 1 else 'keys are'} deactivated. Requests are refused from now."
-        if names
-        else "No key was chosen. Nothing was changed."
-    )
+        stopped, before = keys.deactivate_those_active(session, actor(), keyring(), ids)
+    told = []
+    if stopped:
+        told = [f"{len(stopped)} {'key is' if len(stopped) == 1 else 'keys are'} deactivated."]
+        told += ["Requests are refused from now."]
+    if before:
+        told += [f"Stopped already: {', '.join(f'“{name}”' for name in before)}."]
+    flash(" ".join(told) or "No key was chosen. Nothing was changed.")
     return make_response(redirect(url_for("review.index", ws=seat().workspace.slug), 303))
 
 

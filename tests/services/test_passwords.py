@@ -221,7 +221,7 @@ def test_others_are_signed_out_and_strangers_are_not(office: Office) -> None:
         assert sessions.end(session, office.actor("max"), account(office), this, None) == 1
     assert [is_live(office, each) for each in (mine, other, of_rio)] == [True, False, True]
     with pytest.raises(NotFound), office.database.transaction() as session:
-        sessions.end(session, office.actor("max"), account(office), this, rios.id)
+        sessions.end(session, office.actor("max"), account(office), this, rios.token_hash[:8].hex())
     assert is_live(office, of_rio)
 
 

@@ -4,15 +4,24 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from portal.rules.access import AccessLevel, Role
 from portal.rules.credentials import token_digest
-from portal.rules.errors import Conflict, Forbidden, Invalid, KeyRefused, NeedsProof, NotFound, PortalError
+from portal.rules.errors import (
+    Conflict,
+    Forbidden,
+    Invalid,
+    KeyRefused,
+    NeedsProof,
+    NotFound,
+    PortalError,
+    TooManyAttempts,
+)
 from portal.services import audit, invitations, keys, members, people
 from portal.services.actor import Actor, Means
 from portal.services.people import Filters
-from portal.store.models import Invitation, Member, OutgoingMail
+from portal.store.models import Invitation, Member, OutgoingMail, Workspace
 from tests.services.office import API_MEMBER, NOON, Office
 
 NONE, READ, FULL, MANAGE = AccessLevel
@@ -321,6 +330,32 @@ def test_a_withdrawn_invitation_and_an_earlier_one_open_nothing(office: Office) 
         accept(office, second)
     with pytest.raises(NotFound):
         do(office, "ana", invitations.withdraw, waiting.public_id)
+
+
+def test_so_many_invitations_are_open_at_once_and_no_more(office: Office) -> None:
+    with office.database.transaction() as session:
+        acme = session.scalars(select(Workspace).where(Workspace.slug == "acme")).one()
+        for n in range(invitations.MAX_OPEN):
+            members.invite(session, Actor(NOON, Means.COMMAND, "operator"), acme, f"p{n}@acme.test", Role.MEMBER)
+    with pytest.raises(Conflict, match="100 open invitations"):
+        invite(office, email="one.more@acme.test")
+    invite(office, email="p7@acme.test")  # in place of the one before
+    with office.database.reading() as session:
+        waiting = invitations.open_invitations(session, office.actor("ana"), office.seat("ana"))
+    assert len(waiting) == invitations.MAX_OPEN
+    do(office, "ana", invitations.withdraw, waiting[-1][0].public_id)
+    invite(office, email="one.more@acme.test")
+
+
+def test_one_administrator_mails_so_many_an_hour_and_no_more(office: Office) -> None:
+    for _ in range(invitations.MAX_AN_HOUR):
+        invite(office, email="ida@acme.test")
+    with pytest.raises(TooManyAttempts) as refused:
+        invite(office, email="ida@acme.test")
+    assert refused.value.retry_at == NOON + timedelta(hours=1)
+    with office.database.transaction() as session:
+        session.execute(update(Invitation).values(created_at=NOON - timedelta(hours=1)))
+    invite(office, email="ida@acme.test")
 
 
 def test_an_invitation_of_another_workspace_is_not_withdrawn(office: Office) -> None:

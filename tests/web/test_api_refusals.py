@@ -182,6 +182,7 @@ def test_what_the_member_lost_is_refused_at_once_and_never_grows_past_the_key(ca
     refused = error(reply, 403)
     assert (refused["type"], refused["code"]) == ("authorization_error", "access_withdrawn")
     assert (refused["requiredScope"], refused["heldScopes"]) == ("leads:write", ["leads:read"])
+    assert "not among heldScopes" in refused["message"]
     assert "fixUrl" not in refused
     assert reply.headers["WWW-Authenticate"].endswith('error="insufficient_scope", scope="leads:write"')
     me = data(cast.call("GET", "/me", key))["key"]

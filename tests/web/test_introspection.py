@@ -3,7 +3,7 @@
 import base64
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -384,6 +384,24 @@ def test_making_one_asks_for_the_password_and_revoking_does_not(cast: Cast, data
     assert cast.ana.post(f"/w/acme/workspace/verifiers/{made.id}/revoke").status_code == 303
     with database.transaction() as session:
         session.execute(update(UserSession).values(proved_at=datetime.now(UTC)))
+
+
+def test_bad_verifiers_of_one_network_are_told_to_wait_and_a_good_one_is_not(launch: Callable[..., Flask]) -> None:
+    app = launch(PORTAL_TRUSTED_PROXIES="127.0.0.1")
+    made = make(Cast(app).ana)
+
+    def ask_from(network: str, headers: dict[str, str]) -> TestResponse:
+        client = app.test_client(use_cookies=False)
+        headers = {**headers, "X-Forwarded-For": network}
+        return client.post("/oauth/introspect", headers=headers, data={"token": "x"})
+
+    replies = [ask_from("203.0.113.7", basic(made.id, "wrong")) for _ in range(610)]  # of two minutes at most
+    assert [reply.status_code for reply in replies[:300]] == [401] * 300
+    told_to_wait = [reply for reply in replies if reply.status_code == 429]
+    assert 1 <= int(told_to_wait[0].headers["Retry-After"]) <= 60
+    assert told_to_wait[0].get_json()["error"] == "temporarily_unavailable"
+    assert ask_from("203.0.113.7", made.basic).status_code == 200
+    assert ask_from("203.0.113.8", basic(made.id, "wrong")).status_code == 401
 
 
 # --- With somebody else's client ------------------------------------------------------------------------------------

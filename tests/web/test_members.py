@@ -13,6 +13,9 @@ from flask import Flask
 from sqlalchemy import event, func, insert, select, update
 
 from portal.mail import Folder
+from portal.rules.access import Role
+from portal.services import members, workspaces
+from portal.services.actor import operator
 from portal.store.database import Database
 from portal.store.models import Access, Account, ApiKey, AuditEvent, Member, Solution, UserSession
 from tests.cast import Cast, MadeKey, Person
@@ -373,6 +376,20 @@ def test_an_invitation_is_shown_once_mailed_and_gives_what_it_says(cast: Cast, d
     assert ida.get(path).status_code == 404
 
 
+def test_with_too_many_open_invitations_the_form_keeps_its_answers_beside_all_of_them(
+    cast: Cast, database: Database
+) -> None:
+    with database.transaction() as session:
+        acme = workspaces.get(session, "acme")
+        for n in range(100):
+            members.invite(session, operator(), acme, f"p{n}@acme.test", Role.MEMBER)
+    reply = cast.ana.post(f"{PEOPLE}/invite", {"email": "ida@acme.test", "role": "member"})
+    assert reply.status_code == 409
+    assert "Withdraw one first" in reply.text
+    assert 'value="ida@acme.test"' in reply.text
+    assert len(set(re.findall(r"/invitations/(\w+)/withdraw", reply.text))) == 100
+
+
 @pytest.mark.parametrize("trouble", ["no thread", "no server"])
 def test_an_invitation_that_cannot_be_mailed_is_shown_all_the_same_and_that_is_logged(
     trouble: str, cast: Cast, app: Flask, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -456,6 +473,26 @@ def crowd(database: Database, people: int = 300, bots: int = 199, keys: int = 20
             for n in range(keys)
         ]
         session.execute(insert(ApiKey), rows)
+
+
+def test_a_lead_of_one_of_many_solutions_is_told_whom_to_ask_by_one_statement(cast: Cast, database: Database) -> None:
+    def cost() -> int:
+        with counting(cast.app.extensions["portal"].database) as asked:
+            page = cast.lea.get(f"{API}/new").text
+        assert "Ana Ruiz" in page
+        return len(asked)
+
+    def more(count: int) -> None:
+        with database.transaction() as session:
+            acme = workspaces.get(session, "acme")
+            for n in range(count):
+                workspaces.add_solution(session, operator(), acme, f"more-{count}-{n}", f"More {count} {n}")
+
+    more(1)
+    cost()
+    few = cost()
+    more(10)
+    assert cost() == few
 
 
 def test_no_page_asks_more_for_many_than_for_few(cast: Cast, database: Database) -> None:

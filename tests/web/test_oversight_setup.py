@@ -1,6 +1,8 @@
 """The pages of the review, of the policy, and of a workspace's solutions and apps."""
 
 import json
+import re
+from html import unescape
 
 import pytest
 from flask import Flask
@@ -48,6 +50,27 @@ def test_stopping_many_stops_none_when_one_is_not_ones_own(cast: Cast) -> None:
     assert cast.max.post("/w/acme/review/deactivate", {"key": [mine.id, other.id]}).status_code == 404
     assert cast.call("GET", "/me", mine).status_code == 200
     assert cast.call("GET", "/me", other).status_code == 200
+
+
+def test_stopping_many_goes_past_what_is_stopped_or_named_twice(cast: Cast) -> None:
+    names = ("Ended", "Halted", "Running")
+    ended, halted, running = (cast.max.generate(["leads:read"], name=name) for name in names)
+    cast.max.post(f"keys/{ended.id}/delete")
+    cast.max.post(f"keys/{halted.id}/deactivate")
+    chosen = [running.id, ended.id, halted.id, running.id]
+    assert cast.max.post("/w/acme/review/deactivate", {"key": chosen}).status_code == 303
+    assert cast.call("GET", "/me", running).status_code == 401
+    page = unescape(cast.max.get("/w/acme/review").text)
+    assert "1 key is deactivated." in page
+    (told,) = re.findall("Stopped already: (.*?)[.]", page)
+    assert sorted(told.split(", ")) == ["“Ended”", "“Halted”"]
+
+
+def test_a_page_that_is_not_there_says_so_once(cast: Cast) -> None:
+    page = cast.ana.get("/w/nowhere/review")
+    assert page.status_code == 404
+    assert page.text.count("We cannot find that") == 2  # title and heading
+    assert "It may have been deleted" in page.text
 
 
 def test_the_policy_is_previewed_saved_and_obeyed_by_the_form(cast: Cast) -> None:
