@@ -6,12 +6,13 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from flask import Flask, Response, url_for
+from flask import Flask, url_for
 from flask_wtf.csrf import CSRFProtect
 from werkzeug.routing import BaseConverter
 
 from portal import cli, logs
 from portal.services.key_check import KeyCheck
+from portal.services.readiness import Readiness
 from portal.services.usage import Usage
 from portal.settings import BadSetting, Settings
 from portal.store.database import Database
@@ -26,6 +27,7 @@ from portal.web import (
     key_pages,
     keys,
     members,
+    operation,
     oversight,
     people,
     review,
@@ -75,7 +77,8 @@ def create_app(environ: Mapping[str, str] | None = None) -> Flask:
         database = Database(settings.database_url)
     except ValueError as error:
         sys.exit(f"Cannot start: PORTAL_DATABASE_URL: {error}.")
-    portal = http.Portal(settings, database, KeyCheck(database, settings.keyring), Usage(database))
+    parts = KeyCheck(database, settings.keyring), Usage(database), Readiness(database)
+    portal = http.Portal(settings, database, *parts)
 
     app = Flask(__name__, root_path=str(ROOT), instance_path=str(instance.resolve()), static_folder=None)
     app.extensions["portal"] = portal
@@ -106,18 +109,12 @@ def create_app(environ: Mapping[str, str] | None = None) -> Flask:
     assert key_pages and rotation  # noqa: S101 - imported for the views that they add to keys.pages
     assert people and api_members  # noqa: S101 - and these to members.pages
     rooms = (sign_in, account, home, keys, members, review, oversight, workspace)
-    for blueprint in (*(room.pages for room in rooms), api.api):
+    for blueprint in (*(room.pages for room in rooms), api.api, operation.pages):
         app.register_blueprint(blueprint)
-    app.add_url_rule("/healthz", "healthz", guards.anybody(_healthz))
     app.jinja_env.globals["asset"] = _assets(app)
     app.jinja_env.globals["product"] = http.PRODUCT
     cli.register(app, settings, database)
     return app
-
-
-def _healthz() -> Response:
-    """Say that the process serves; asks nothing of the database."""
-    return Response("ok\n", mimetype="text/plain")
 
 
 def _assets(app: Flask) -> object:

@@ -15,7 +15,7 @@ from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
 from granian.log import LogLevels
 
-from portal import demo, mail
+from portal import demo, mail, metrics
 from portal.rules.access import Role
 from portal.rules.errors import NotFound, PortalError
 from portal.rules.text import clean_email
@@ -50,7 +50,8 @@ def register(app: Flask, settings: Settings, database: Database) -> None:
             has_demo = True
         database.close()
         _welcome(settings, has_demo=has_demo)
-        run_server(settings)
+        with metrics.shared():
+            run_server(settings)
 
     @command("migrate")
     def migrate_command() -> None:

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = {
     "portal.rules": 0,
     "portal.settings": 1,
+    "portal.metrics": 1,
     "portal.store": 2,
     "portal.mail": 3,
     "portal.services": 5,
@@ -28,7 +29,7 @@ FLOORS = {
     "app": 8,
 }
 # The bottom of the services: what the others stand on.
-FLOORS |= {f"portal.services.{name}": 4 for name in ("actor", "audit", "key_check", "rate_limit", "usage")}
+FLOORS |= {f"portal.services.{name}": 4 for name in ("actor", "audit", "key_check", "rate_limit", "readiness", "usage")}
 
 HTTP = {"flask", "flask_login", "flask_wtf", "werkzeug", "wtforms"}
 DATABASE = {"sqlalchemy", "alembic", "psycopg", "sqlite3"}

@@ -19,6 +19,7 @@ from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
 from flask_wtf.csrf import CSRFError
 from werkzeug.exceptions import HTTPException
 
+from portal import metrics
 from portal.rules.credentials import KEY_SHAPED
 from portal.rules.errors import (
     AlreadyShown,
@@ -40,10 +41,12 @@ from portal.rules.errors import (
 )
 from portal.services import audit, usage
 from portal.services.key_check import KeyCheck
+from portal.services.readiness import Readiness
 from portal.services.usage import Usage
 from portal.settings import Settings
 from portal.store.database import MISTAKES, TROUBLE, Database, Session
 from portal.web import display
+from portal.web.front import ENDPOINT
 
 _log = logging.getLogger(__name__)
 
@@ -65,6 +68,7 @@ class Portal:
     database: Database
     key_check: KeyCheck
     usage: Usage
+    readiness: Readiness
     # What need not be done before an answer goes out, or must not be told by the time that it takes.
     errands: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "errands"))
 
@@ -73,6 +77,7 @@ class Portal:
         self.errands.shutdown()
         self.usage.close()
         self.key_check.close()
+        self.readiness.close()
         self.database.close()
 
 
@@ -236,6 +241,7 @@ def _expiry(moment: datetime) -> tuple[str, str]:
 
 
 def _begin() -> None:
+    request.environ[ENDPOINT] = request.endpoint or "none"
     g.now = datetime.now(UTC)
     g.request_id = "req_" + secrets.token_hex(12)
     if request.method in UNSAFE:
@@ -411,6 +417,7 @@ def _refuse_key(error: KeyRefused) -> Response:
     Nothing is logged here: it would fill the disk, and the time it takes would tell a known key from an unknown one.
     """
     g.refused = error
+    metrics.refused(str(error.refusal))
     if error.key_pk is not None:
         status = 401 if error.required is None else 403
         use = _use(error.key_pk, error.required or "", status)
