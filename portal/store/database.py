@@ -11,7 +11,7 @@ from typing import Any
 
 import psycopg
 from psycopg.errors import _WaitTimeout
-from sqlalchemy import DateTime, Dialect, Engine, MetaData, create_engine, event
+from sqlalchemy import Connection, DateTime, Dialect, Engine, MetaData, create_engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DatabaseError, DataError, IntegrityError, InterfaceError, ProgrammingError, TimeoutError
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
@@ -20,6 +20,7 @@ from sqlalchemy.types import TypeDecorator
 PATIENCE = 5000  # milliseconds that a writer waits for others
 _SILENCE = 12.0  # seconds without an answer after which a server hangs: it has its own time-outs before that
 _QUICK_SILENCE = 2.0  # where the answer takes a moment or is none: the check of a key, a sign of life
+_A_DAY = 86_400.0
 _LEFT_ALONE = 1.0  # seconds for which a server that hung is not asked again, so that nobody queues up for it
 
 # What a database that is away, hung, locked or full looks like, through SQLAlchemy or from the driver itself.
@@ -123,6 +124,14 @@ class Database:
                 connection.silence = _QUICK_SILENCE
             connection.prepare_threshold = 0  # prepared at first use: a four-table join costs a fifth then
         return connection
+
+    def take_time(self, connection: Connection) -> None:
+        """Let the statements of this transaction take as long as they need: for commands that go through all rows."""
+        if not self.is_sqlite:
+            connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+            impatient = connection.connection.driver_connection
+            if isinstance(impatient, _Impatient):
+                impatient.silence = _A_DAY  # until it is taken from the pool again
 
     def close(self) -> None:
         """Give all pooled connections back."""

@@ -24,8 +24,20 @@ from tests.servers import serving
 TOKEN = "a token that only the watchers have, f00"
 
 
+_made: list[Flask] = []
+
+
+@pytest.fixture(autouse=True)
+def closed_afterwards() -> Iterator[None]:
+    yield
+    while _made:
+        _made.pop().extensions["portal"].close()
+
+
 def portal_with(database_url: str, tmp_path: Path, **settings: str) -> Flask:
-    return create_app({"PORTAL_DATABASE_URL": database_url, "PORTAL_INSTANCE": str(tmp_path), **settings})
+    app = create_app({"PORTAL_DATABASE_URL": database_url, "PORTAL_INSTANCE": str(tmp_path), **settings})
+    _made.append(app)
+    return app
 
 
 def production(database_url: str, tmp_path: Path, **settings: str) -> FlaskClient:
@@ -59,7 +71,6 @@ def test_a_database_without_tables_or_at_another_migration_is_not_ready(
     refused = without.test_client().get("/readyz")
     assert (refused.status_code, "flask migrate" in refused.text) == (503, True)
     assert 1 <= int(refused.headers["Retry-After"]) <= 30
-    without.extensions["portal"].close()
 
     other = portal_with(database_url, tmp_path)
     client = other.test_client()
@@ -68,7 +79,6 @@ def test_a_database_without_tables_or_at_another_migration_is_not_ready(
         session.connection().exec_driver_sql("UPDATE alembic_version SET version_num = '0001'")
     assert "another migration" in client.get("/readyz").text
     assert client.get("/healthz").status_code == 200
-    other.extensions["portal"].close()
 
 
 @pytest.fixture
