@@ -12,12 +12,14 @@ from werkzeug.routing import BaseConverter
 
 from portal import cli, logs
 from portal.services.key_check import KeyCheck
+from portal.services.rate_limit import RateLimit
 from portal.services.readiness import Readiness
 from portal.services.usage import Usage
 from portal.settings import BadSetting, Settings
 from portal.store.database import Database
 from portal.web import (
     account,
+    answers,
     api,
     api_members,
     display,
@@ -35,6 +37,7 @@ from portal.web import (
     sign_in,
     workspace,
 )
+from portal.web.door import Door
 from portal.web.front import Front
 
 ROOT = Path(__file__).parent
@@ -77,8 +80,14 @@ def create_app(environ: Mapping[str, str] | None = None) -> Flask:
         database = Database(settings.database_url)
     except ValueError as error:
         sys.exit(f"Cannot start: PORTAL_DATABASE_URL: {error}.")
-    parts = KeyCheck(database, settings.keyring), Usage(database), Readiness(database)
-    portal = http.Portal(settings, database, *parts)
+    portal = http.Portal(
+        settings,
+        database,
+        KeyCheck(database, settings.keyring),
+        Usage(database),
+        RateLimit(instance / "rates", settings.redis_url),
+        Readiness(database),
+    )
 
     app = Flask(__name__, root_path=str(ROOT), instance_path=str(instance.resolve()), static_folder=None)
     app.extensions["portal"] = portal
@@ -96,8 +105,6 @@ def create_app(environ: Mapping[str, str] | None = None) -> Flask:
     )
     app.url_map.merge_slashes = False
     app.url_map.converters.update(slug=Slug, public_id=PublicId, app=AppName, token=Token)
-    app.wsgi_app = Front(app.wsgi_app, settings, http.body_limit)  # type: ignore[method-assign]
-
     app.static_folder = "static"
     app.add_url_rule("/static/<path:filename>", "static", app.send_static_file)  # now that OPTIONS is off
 
@@ -112,8 +119,17 @@ def create_app(environ: Mapping[str, str] | None = None) -> Flask:
     for blueprint in (*(room.pages for room in rooms), api.api, operation.pages):
         app.register_blueprint(blueprint)
     app.jinja_env.globals["asset"] = _assets(app)
-    app.jinja_env.globals["product"] = http.PRODUCT
+    app.jinja_env.globals["product"] = answers.PRODUCT
     cli.register(app, settings, database)
+    door = Door(
+        app.wsgi_app,
+        guards.keyed_paths(app),
+        portal.key_check,
+        portal.rate_limit,
+        portal.usage,
+        settings.base_url,
+    )
+    app.wsgi_app = Front(door, settings, http.body_limit)  # type: ignore[method-assign]
     return app
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import urlencode, urlsplit
 
+from sqlalchemy.engine import make_url
+
 from portal.demo import PASSWORD
 from portal.settings import Settings
 from portal.store.database import Database

@@ -18,7 +18,9 @@ _SECRETS = re.compile(
     # What stands behind a secret's name: a quoted text, or all up to the next form field or the end of the line.
     rf"|(?P<name>(?<![\w-])[\w-]{{0,40}}(?:{_NAMES})[\w-]{{0,40}}(?:[\"']?\s*[:=]|[\"']\s*,)\s*)"
     r"(?:\"(?:\\.|[^\"\\])*\"?|'(?:\\.|[^'\\])*'?|[^&\r\n]*)"
-    r"|(?P<user>://[^:/\s@]{0,64}:)[^@\s]{1,256}(?=@)",
+    r"|(?P<user>://[^:/\s@]{0,64}:)[^@\s]{1,256}(?=@)"
+    # One-time links, in an address or a mail, and password hashes: PostgreSQL's errors quote whole rows.
+    r"|(?P<link>/(?:invite|reset)/)[\w-]+|\$argon2[^\s,'\"]+",
     re.IGNORECASE,
 )
 _SECRET_NAME = re.compile(_NAMES, re.IGNORECASE)
@@ -29,7 +31,7 @@ def redact(text: str) -> str:
     """Replace everything shaped like a key, and what follows a secret's name."""
     if len(text) > _LONGEST:
         text = text[:_LONGEST] + "… (cut)"
-    return _SECRETS.sub(lambda match: (match["name"] or match["user"] or "") + _REDACTED, text)
+    return _SECRETS.sub(lambda match: (match["name"] or match["user"] or match["link"] or "") + _REDACTED, text)
 
 
 class JsonLines(logging.Formatter):

@@ -15,7 +15,7 @@ import threading
 import time
 import tomllib
 from bisect import bisect_left
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -185,9 +185,6 @@ def version() -> str:
     return str(project["version"])
 
 
-_redis: deque[bool] = deque(maxlen=1)  # what this process was told last
-
-
 # --- What the portal tells ------------------------------------------------------------------------------------------
 
 
@@ -242,13 +239,7 @@ def usage_flushed(result: str, lag: float) -> None:
 
 def redis_is_up(is_up: bool) -> None:
     """Say whether Redis answers this process; to be called when that changes."""
-    _redis.append(is_up)
     _numbers().set("latchkey_redis_up", is_up)
-
-
-def redis_state() -> bool | None:
-    """Say whether Redis answers this process; None where none is used."""
-    return _redis[-1] if _redis else None
 
 
 def text() -> str:

@@ -39,6 +39,7 @@ class Settings:
     bind: str
     port: int
     workers: int
+    redis_url: str | None = field(repr=False)  # None: each host limits by itself
     smtp_url: str | None = field(repr=False)  # None: mail goes to `mail_folder`
     mail_from: str
     mail_folder: Path
@@ -74,6 +75,7 @@ class Settings:
             bind=_bind(environ),
             port=port,
             workers=_number(environ, "PORTAL_WORKERS", 1, 1, 64),
+            redis_url=_redis_url(environ),
             smtp_url=_smtp_url(environ),
             mail_from=_mail_from(environ, host),
             mail_folder=instance.resolve() / "mail",
@@ -160,6 +162,20 @@ def _key_format(environ: Mapping[str, str]) -> KeyFormat:
         return KeyFormat(environ.get("PORTAL_KEY_PREFIX") or "sk")
     except ValueError as error:
         raise BadSetting(f"PORTAL_KEY_PREFIX: {error}.") from None
+
+
+def _redis_url(environ: Mapping[str, str]) -> str | None:
+    text = environ.get("PORTAL_REDIS_URL")
+    if not text:
+        return None
+    try:
+        parts = urlsplit(text)
+        good = parts.scheme in ("redis", "rediss") and parts.hostname and (parts.port is None or parts.port > 0)
+    except ValueError:
+        good = False
+    if not good or not re.fullmatch(r"(/[0-9]{0,3})?", parts.path):
+        raise BadSetting("PORTAL_REDIS_URL must look like redis://:password@redis.example.org:6379/0 or rediss://….")
+    return text
 
 
 def _smtp_url(environ: Mapping[str, str]) -> str | None:

@@ -144,6 +144,14 @@ class Refusal(StrEnum):
     OTHER_WORKSPACE = "other_workspace"
     MISSING_SCOPE = "missing_scope"
     ACCESS_WITHDRAWN = "access_withdrawn"
+    RATE_LIMITED = "rate_limit_exceeded"
+
+    @property
+    def status(self) -> int:
+        """The HTTP status that tells of it."""
+        if self is Refusal.RATE_LIMITED:
+            return 429
+        return 403 if self in (Refusal.MISSING_SCOPE, Refusal.ACCESS_WITHDRAWN) else 401
 
 
 class KeyRefused(PortalError):

@@ -1,5 +1,6 @@
-"""What people may type: names and notes, e-mail addresses, local paths."""
+"""Texts from outside: names and notes, e-mail addresses, local paths, addresses of clients."""
 
+import ipaddress
 import re
 import unicodedata
 from urllib.parse import unquote, urlsplit
@@ -47,3 +48,16 @@ def local_path(text: str | None) -> str | None:
     decoded = unquote(text)
     parts = urlsplit(text) if _LOCAL_PATH.fullmatch(decoded) else None
     return text if parts and not parts.scheme and not parts.netloc and _LOCAL_PATH.fullmatch(text) else None
+
+
+def network_of(address: str | None) -> str:
+    """Group addresses as one guesser would have them: an IPv4 address, or an IPv6 network of 64 bits."""
+    try:
+        parsed = ipaddress.ip_address(address or "")
+    except ValueError:
+        return "unknown"
+    if isinstance(parsed, ipaddress.IPv6Address):
+        if not parsed.ipv4_mapped:
+            return str(ipaddress.ip_network((parsed, 64), strict=False))
+        parsed = parsed.ipv4_mapped
+    return str(parsed)

@@ -6,7 +6,6 @@ verifies the password, then `sign_in` or `prove` takes the failure back, or `fai
 """
 
 import hashlib
-import ipaddress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cache
@@ -16,8 +15,8 @@ from sqlalchemy import case, delete, func, select, text, update
 from sqlalchemy.orm import Session, joinedload
 
 from portal.rules import credentials
-from portal.rules.errors import Invalid, TooManyAttempts
-from portal.rules.text import clean_email
+from portal.rules.errors import Conflict, Invalid, TooManyAttempts
+from portal.rules.text import clean_email, network_of
 from portal.services import audit
 from portal.services.actor import Actor
 from portal.services.audit import Event
@@ -54,7 +53,7 @@ def begin_attempt(session: Session, actor: Actor, email: str) -> Attempt:
     """Count a try at an account's password; TooManyAttempts while a limit holds, whether or not the account exists."""
     address = clean_email(email)
     email_hash = hashlib.sha256((address or email[:254]).encode("utf-8", "surrogatepass")).digest()
-    prefix = _prefix(actor.address)
+    prefix = network_of(actor.address)
     _take_turns(session)
     session.execute(delete(SignInFailure).where(SignInFailure.at <= actor.at - _LONG_WINDOW))
     tries_left = _check_limits(session, email_hash, prefix, actor.at)
@@ -68,7 +67,7 @@ def begin_attempt(session: Session, actor: Actor, email: str) -> Attempt:
 def count_request(session: Session, actor: Actor, email: str) -> None:
     """Count somebody asking for a reset of an address, by the limits of sign-in; TooManyAttempts while one holds."""
     email_hash = hashlib.sha256(b"reset:" + email[:254].encode("utf-8", "surrogatepass")).digest()
-    prefix = _prefix(actor.address)
+    prefix = network_of(actor.address)
     _take_turns(session)
     _check_limits(session, email_hash, prefix, actor.at)
     session.add(SignInFailure(email_hash=email_hash, prefix=prefix, at=actor.at))
@@ -128,19 +127,6 @@ def _forgive(session: Session, attempt: Attempt, now: datetime) -> None:
     )
 
 
-def _prefix(address: str | None) -> str:
-    """Group addresses as one guesser would have them: an IPv4 address, or an IPv6 network of 64 bits."""
-    try:
-        parsed = ipaddress.ip_address(address or "")
-    except ValueError:
-        return "unknown"
-    if isinstance(parsed, ipaddress.IPv6Address):
-        if not parsed.ipv4_mapped:
-            return str(ipaddress.ip_network((parsed, 64), strict=False))
-        parsed = parsed.ipv4_mapped
-    return str(parsed)
-
-
 def verify_account(account: Account, password: str) -> bool:
     """Say whether this is the account's password; the caller has counted the try."""
     return credentials.verify_password(account.password_hash, password)
@@ -153,7 +139,8 @@ def take_back(session: Session, attempt: Attempt, now: datetime) -> None:
 
 def sign_in(session: Session, actor: Actor, attempt: Attempt, password: str, client: str) -> tuple[UserSession, str]:
     """Start a session after a verified attempt; give it with its token, which is kept nowhere."""
-    account = _confirm(session, actor, attempt, password)
+    account = confirm(session, attempt, actor.at)
+    _rehash(session, account, password)
     token = credentials.new_token()
     started = UserSession(
         token_hash=credentials.token_digest(token),
@@ -170,23 +157,34 @@ def sign_in(session: Session, actor: Actor, attempt: Attempt, password: str, cli
     return started, token
 
 
-def _confirm(session: Session, actor: Actor, attempt: Attempt, password: str) -> Account:
+def confirm(session: Session, attempt: Attempt, now: datetime) -> Account:
+    """Take a verified attempt back and give its account, held; Conflict when its password is another one by now.
+
+    Else whoever knew the old password could begin a session just after all others had ended.
+    """
     account = attempt.account
     if account is None:
         raise ValueError("an attempt at nobody's account cannot succeed")
-    _forgive(session, attempt, actor.at)
+    standing = select(Account.password_hash).where(Account.id == account.id).with_for_update(key_share=True)
+    if session.scalar(standing) != account.password_hash:
+        raise Conflict("The password was changed a moment ago. Try again.")
+    _forgive(session, attempt, now)
+    return account
+
+
+def _rehash(session: Session, account: Account, password: str) -> None:
     if credentials.needs_rehash(account.password_hash):
         session.execute(
             update(Account)
             .where(Account.id == account.id, Account.password_hash == account.password_hash)
             .values(password_hash=credentials.hash_password(password))
         )
-    return account
 
 
 def prove(session: Session, actor: Actor, attempt: Attempt, password: str, user_session: UserSession) -> str:
     """Note that the person behind a session gave the password again; give the session's new token."""
-    account = _confirm(session, actor, attempt, password)
+    account = confirm(session, attempt, actor.at)
+    _rehash(session, account, password)
     token = credentials.new_token()
     session.execute(
         update(UserSession)

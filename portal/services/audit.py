@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import case, func, select, text, update
+from sqlalchemy import Select, case, func, select, text, update
 from sqlalchemy.orm import Session
 
 from portal.rules.chain import BEGINNING, link
@@ -206,24 +206,66 @@ def verify(session: Session, chain: int) -> Verdict:
     names = (*(column.key for column in columns), "seq")
     previous, seq, last = BEGINNING, 0, ""
     rows = select(*columns, AuditEvent.seq, AuditEvent.hash).where(AuditEvent.chain == chain).order_by(AuditEvent.seq)
-    with session.execute(rows.execution_options(yield_per=500)) as result:
-        for *values, written in result:
-            content = dict(zip(names, values, strict=True))
-            number, public_id = content["seq"], content["public_id"]
-            if number != seq + 1:
-                missing = f"the rows after number {seq} up to {number - 1} are missing"
-                return Verdict(seq, last or public_id, missing)
-            if link(previous, content) != written:
-                return Verdict(seq, public_id, f"row {number} is not as it was written")
-            previous, seq, last = written, number, public_id
-            if before and seq == before.seq and previous != before.hash:
-                return Verdict(seq, last, "the end of the log is not as it was written")
+    for read in _rows(session, rows):
+        if read is None:
+            return Verdict(seq, _id_after(session, chain, seq), "the next row holds what nobody wrote there")
+        *values, written = read
+        content = dict(zip(names, values, strict=True))
+        number, public_id = content["seq"], content["public_id"]
+        if number != seq + 1:
+            missing = f"the rows after number {seq} and before {number} are missing"
+            return Verdict(seq, last or public_id, missing)
+        if not _follows(previous, content, written):
+            return Verdict(seq, public_id, f"row {number} is not as it was written")
+        previous, seq, last = written, number, public_id
+        if before and seq == before.seq and previous != before.hash:
+            return Verdict(seq, last, "the end of the log is not as it was written")
     after = session.execute(end).one_or_none()
     if seq < (before.seq if before else 0):
         return Verdict(seq, last, f"the rows after number {seq} are missing")
     if seq > (after.seq if after else 0):
         return Verdict(seq, last, f"the log goes on after its end, number {after.seq if after else 0}")
+    if seq == 0 and chain:  # that the workspace was made is told first of all
+        return Verdict(seq, last, "every row is missing")
     return Verdict(seq)
+
+
+def _rows(session: Session, rows: Select[Any]) -> Iterator[Any]:
+    """Read rows some hundred at a time; None for the first that cannot be read: SQLite keeps any text as a moment."""
+    after = 0
+    while True:
+        part = rows.where(AuditEvent.seq > after)
+        try:
+            found = session.execute(part.limit(_CHUNK)).all()
+        except (ValueError, TypeError):
+            yield from _one_by_one(session, part)
+            return
+        yield from found
+        if len(found) < _CHUNK:
+            return
+        after = found[-1].seq
+
+
+def _follows(previous: bytes, content: dict[str, Any], written: object) -> bool:
+    try:
+        return link(previous, content) == written
+    except (ValueError, TypeError):  # bytes where a text belongs, say: SQLite keeps them
+        return False
+
+
+def _one_by_one(session: Session, rows: Select[Any]) -> Iterator[Any]:
+    for number in range(_CHUNK):
+        try:
+            yield session.execute(rows.limit(1).offset(number)).one()
+        except (ValueError, TypeError):
+            break
+    yield None
+
+
+def _id_after(session: Session, chain: int, seq: int) -> str:
+    """Name the row after a number, reading nothing else of it."""
+    this = select(AuditEvent.public_id).where(AuditEvent.chain == chain, AuditEvent.seq > seq)
+    return str(session.scalar(this.order_by(AuditEvent.seq).limit(1)))
 
 
 def _seal(session: Session) -> None:
@@ -242,6 +284,7 @@ def _seal(session: Session) -> None:
                 session.add(event)
 
 
+_CHUNK = 500  # rows that the check reads at once
 _BEGIN = text("INSERT INTO audit_head (chain, seq, hash) VALUES (:chain, 0, :hash) ON CONFLICT DO NOTHING")
 
 

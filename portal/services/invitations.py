@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session, aliased
 
 from portal.rules import text
@@ -95,8 +95,18 @@ def withdraw(session: Session, actor: Actor, public_id: str) -> Invitation:
 
 def withdraw_those_of(session: Session, actor: Actor, member: Member) -> int:
     """End what an administrator has sent: it would hand out what they may hand out no more."""
-    those = (Invitation.invited_by_id == member.id, Invitation.accepted_at.is_(None), Invitation.withdrawn_at.is_(None))
-    found = list(session.scalars(select(Invitation).where(*those).order_by(Invitation.id).with_for_update()))
+    return _withdraw_all(session, actor, Invitation.invited_by_id == member.id)
+
+
+def withdraw_those_to(session: Session, actor: Actor, member: Member) -> int:
+    """End what was sent to somebody who leaves or comes back: it would let them in again whenever they like."""
+    email = select(Account.email).where(Account.id == member.account_id).scalar_subquery()
+    return _withdraw_all(session, actor, (Invitation.workspace_id == member.workspace_id) & (Invitation.email == email))
+
+
+def _withdraw_all(session: Session, actor: Actor, which: ColumnElement[bool]) -> int:
+    open_ones = (which, Invitation.accepted_at.is_(None), Invitation.withdrawn_at.is_(None))
+    found = list(session.scalars(select(Invitation).where(*open_ones).order_by(Invitation.id).with_for_update()))
     for invitation in found:
         _withdraw(session, actor, invitation)
     return len(found)

@@ -19,6 +19,7 @@ from sqlalchemy import BindParameter, Select, String, bindparam, cast, func, lit
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.postgresql import psycopg
 
+from portal import metrics
 from portal.rules.access import AccessLevel, Role, Scope, effective_scopes, level_of
 from portal.rules.credentials import KeyDigest, Keyring
 from portal.rules.errors import KeyRefused, Refusal
@@ -46,6 +47,8 @@ class Caller(NamedTuple):
     workspace_id: str
     workspace_slug: str
     workspace_name: str
+    rate_per_minute: int | None  # where an administrator set one
+    rate_per_second: int | None
     new_digest: tuple[KeyDigest, str] | None  # under the newest pepper, where the stored one is under an older
 
     def require(self, scope: Scope) -> None:
@@ -116,7 +119,7 @@ class KeyCheck:
     ) -> Caller:
         (
             key_pk, key_id, key_name, last_four, kept_environment, expires, retires, deactivated, revoked, pepper_id,
-            last_used,
+            last_used, per_minute, per_second,
             member_id, member_name, role, member_off, member_gone, account_pk, account_off,
             workspace_pk, workspace_id, workspace_slug, workspace_name, scope_levels,
         ) = row  # fmt: skip
@@ -143,7 +146,7 @@ class KeyCheck:
             key_pk, key_id, key_name, last_four, kept_environment, _earlier(expires_at, retires_at), last_used is None,
             reach(scope_levels or "", role),
             member_id, member_name, account_pk is None,
-            workspace_pk, workspace_id, workspace_slug, workspace_name,
+            workspace_pk, workspace_id, workspace_slug, workspace_name, per_minute, per_second,
             None if pepper_id == newest else (digests[0], newest),
         )  # fmt: skip
 
@@ -156,10 +159,12 @@ class KeyCheck:
                 except TROUBLE:
                     self._connection.close()
             self._connection, self._pid = None, os.getpid()
+            metrics.key_reconnected()
             self._connection = self._database.driver_connection()
             return self._ask(parameters)
 
     def _ask(self, parameters: Mapping[str, bytes]) -> Sequence[Any] | None:
+        metrics.key_read()
         rows: list[Sequence[Any]] = self._connection.execute(self._sql, parameters).fetchall()
         return rows[0] if rows else None
 
@@ -215,6 +220,8 @@ def _statement(database: Database, peppers: int) -> str:
             ApiKey.revoked_at,
             ApiKey.pepper_id,
             ApiKey.last_used_at,
+            ApiKey.rate_per_minute,
+            ApiKey.rate_per_second,
             Member.public_id.label("member_id"),
             Member.name.label("member_name"),
             Member.role,

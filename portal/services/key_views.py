@@ -343,6 +343,11 @@ def _standing(now: datetime) -> tuple[ColumnElement[bool], ...]:
     return ApiKey.revoked_at.is_(None), or_(ApiKey.retires_at.is_(None), ApiKey.retires_at > now)
 
 
+def going_on(now: datetime) -> tuple[ColumnElement[bool], ...]:
+    """Give the conditions under which a key is active and nothing takes over from it."""
+    return ApiKey.revoked_at.is_(None), ApiKey.retires_at.is_(None), _narrowed(now)["active"]
+
+
 def visible_to(seat: Seat) -> Select[ApiKey]:
     """Select the keys that a seat may see, each with its owner and its creator."""
     statement = (

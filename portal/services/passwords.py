@@ -50,10 +50,7 @@ def change(
 
     Give this session's new token, and how many keys were stopped.
     """
-    account = attempt.account
-    if account is None:
-        raise ValueError("nobody's password cannot be changed")
-    accounts.take_back(session, attempt, actor.at)
+    account = accounts.confirm(session, attempt, actor.at)
     stopped = _set(session, actor, account, new, keep=user_session)
     token = credentials.new_token()
     session.execute(
@@ -126,11 +123,7 @@ def open_reset(session: Session, actor: Actor, token: str, *, lock: bool = False
 
 def reset(session: Session, actor: Actor, token: str, new: NewPassword) -> int:
     """Choose a new password over a one-time link; end every session. Give how many keys were stopped."""
-    found, account = open_reset(session, actor, token, lock=True)
-    found.used_at = actor.at
-    # The other links that were sent are of no use any more.
-    others = (PasswordReset.account_id == account.id, PasswordReset.used_at.is_(None))
-    session.execute(update(PasswordReset).where(*others).values(used_at=actor.at))
+    _, account = open_reset(session, actor, token, lock=True)
     stopped = _set(session, actor, account, new, keep=None)
     details = {"keys_stopped": stopped}
     audit.record(
@@ -146,6 +139,9 @@ def active_keys(session: Session, account_id: int, actor: Actor) -> int:
 
 def _set(session: Session, actor: Actor, account: Account, new: NewPassword, *, keep: UserSession | None) -> int:
     session.execute(update(Account).where(Account.id == account.id).values(password_hash=new.password_hash))
+    # Links that were sent before are of no use any more, to whoever reads the mail.
+    links = (PasswordReset.account_id == account.id, PasswordReset.used_at.is_(None))
+    session.execute(update(PasswordReset).where(*links).values(used_at=actor.at))
     ended = delete(UserSession).where(UserSession.account_id == account.id)
     session.execute(ended.where(UserSession.id != keep.id) if keep else ended)
     return _stop_keys(session, actor, account) if new.stop_keys else 0

@@ -268,6 +268,7 @@ def leave(session: Session, actor: Actor, public_id: str, then: str) -> Member:
     _check_not_last(session, seat, member, event)
     if member.role == Role.ADMIN:
         invitations.withdraw_those_of(session, actor, member)
+    invitations.withdraw_those_to(session, actor, member)
     if then == "deactivate":
         member.deactivated_at = actor.at
     else:
@@ -285,6 +286,7 @@ def reactivate(session: Session, actor: Actor, public_id: str) -> tuple[Member, 
     if member.is_active:
         raise Conflict(f"“{member.name}” is active already. Nothing was changed.")
     was_removed = member.removed_at is not None
+    invitations.withdraw_those_to(session, actor, member)
     member.deactivated_at = member.removed_at = None
     members.tell(session, actor, Event.MEMBER_REACTIVATED, member, {"kind": "human"})
     if was_removed:

@@ -1,14 +1,15 @@
 """What an administrator decides for all keys of a workspace: how long they may live, and whose may be live."""
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
+from itertools import compress
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, and_, extract, false, func, or_, select
 
 from portal.rules.access import Environment, Role
 from portal.rules.errors import Attempt, Conflict, Forbidden, Invalid
 from portal.rules.lifetimes import Lifetime
-from portal.services import audit, members
+from portal.services import audit, key_views, members
 from portal.services.actor import Actor
 from portal.services.audit import Event
 from portal.services.members import Seat
@@ -79,35 +80,35 @@ def _allows(workspace: Workspace, lifetime: Lifetime) -> bool:
     return limit is None or (lifetime.days is not None and lifetime.days <= limit)
 
 
+def lives_longer(days: int) -> ColumnElement[bool]:
+    """Say that a key was made for more than so many days, to the second; of one that never ends, nothing."""
+    lives = extract("epoch", ApiKey.expires_at) - extract("epoch", ApiKey.created_at)
+    return lives > days * 86_400
+
+
 def preview(session: Session, seat: Seat, wanted: Policy, now: datetime) -> tuple[int, list[Breaking]]:
     """Count the standing keys that a policy would not allow to be made, and give the first of them."""
-    rows = session.execute(
-        select(
-            *(ApiKey.public_id, ApiKey.name, ApiKey.last_four, ApiKey.environment),
-            *(ApiKey.created_at, ApiKey.expires_at, Member.name.label("owner"), Member.role),
-        )
+    broken = _broken_by(wanted)
+    breaking = (
+        select(ApiKey.public_id, ApiKey.name, ApiKey.last_four, Member.name, ApiKey.expires_at, *broken.values())
         .join(Member, Member.id == ApiKey.member_id)
-        .where(
-            ApiKey.workspace_id == seat.workspace.id,
-            ApiKey.revoked_at.is_(None),
-            ApiKey.retires_at.is_(None),
-            ApiKey.deactivated_at.is_(None),
-            (ApiKey.expires_at.is_(None)) | (ApiKey.expires_at > now),
-        )
-        .order_by(ApiKey.name_folded, ApiKey.id)
+        .where(ApiKey.workspace_id == seat.workspace.id, *key_views.going_on(now), or_(false(), *broken.values()))
     )
-    found = []
-    for key in rows:
-        why = []
-        limit = wanted.max_key_days
-        if limit and (key.expires_at is None or key.expires_at - key.created_at > timedelta(days=limit)):
-            why.append("never expires" if key.expires_at is None else f"lives longer than {limit} days")
-        if not wanted.admins_own_live and key.role == Role.ADMIN and key.environment == Environment.LIVE:
-            why.append("is a live key of an administrator")
-        if why:
-            words = " and ".join(why)
-            found.append(Breaking(key.public_id, key.name, key.last_four, key.owner, key.expires_at, words))
-    return len(found), found[:_LISTED]
+    rows = session.execute(breaking.order_by(ApiKey.name_folded, ApiKey.id).limit(_LISTED)).all()
+    count = session.scalar(breaking.with_only_columns(func.count())) or 0 if len(rows) == _LISTED else len(rows)
+    return count, [Breaking(*row[:5], " and ".join(compress(broken, row[5:]))) for row in rows]
+
+
+def _broken_by(wanted: Policy) -> dict[str, ColumnElement[bool]]:
+    """List how a key may break a policy: in words, and whether it does."""
+    ways: dict[str, ColumnElement[bool]] = {}
+    if limit := wanted.max_key_days:
+        ways["never expires"] = ApiKey.expires_at.is_(None)
+        ways[f"lives longer than {limit} days"] = lives_longer(limit)
+    if not wanted.admins_own_live:
+        is_so = and_(Member.role == Role.ADMIN, ApiKey.environment == Environment.LIVE)
+        ways["is a live key of an administrator"] = is_so
+    return ways
 
 
 def change(session: Session, actor: Actor, wanted: Policy, was: Policy) -> None:

@@ -1,45 +1,50 @@
 """The review of a workspace's keys: what could hurt, what to do about each, and what somebody found to be fine.
 
-All findings of all keys that a seat sees are decided from a handful of statements, however many keys there are.
+All keys that a seat sees are judged where they lie, in SQL; only those that a page shows are read.
 """
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
-from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
-from sqlalchemy import Row, Select, func, or_, select
+from sqlalchemy import (
+    ColumnElement,
+    Row,
+    Select,
+    Subquery,
+    and_,
+    case,
+    distinct,
+    exists,
+    false,
+    func,
+    literal,
+    or_,
+    select,
+    true,
+    tuple_,
+)
 from sqlalchemy.orm import aliased
 
 from portal.rules import text
-from portal.rules.access import AccessLevel, Action, Role, level_of
+from portal.rules.access import AccessLevel, Environment, Role, level_of, may_grant
 from portal.rules.credentials import KEY_SHAPED, Keyring
-from portal.rules.errors import Invalid
-from portal.services import audit, key_views, keys
+from portal.rules.errors import Conflict, Invalid
+from portal.services import audit, key_views, keys, members, policy
 from portal.services.activity import hour_of
 from portal.services.actor import Actor
 from portal.services.audit import Event
 from portal.services.members import Seat
 from portal.services.usage import ACCEPTED
 from portal.store.database import Session
-from portal.store.models import (
-    Access,
-    Account,
-    ApiKey,
-    App,
-    KeyCaller,
-    KeyReview,
-    KeyScope,
-    Member,
-    Usage,
-)
+from portal.store.models import Access, Account, ApiKey, App, KeyCaller, KeyReview, KeyScope, Member, Usage
 
 PAGE_SIZE = 25
 QUIET = timedelta(days=90)  # how long "looks fine" holds
-STALE, VERY_STALE = timedelta(days=30), timedelta(days=90)
+STALE = timedelta(days=30)
 NEVER_USED_AFTER = timedelta(days=7)
 UNUSED_SCOPES = timedelta(days=60)
 MANY_REFUSALS = 20  # in 24 hours
@@ -82,7 +87,19 @@ _ADVICE = {
     Finding.NEVER_EXPIRES: Advice.ROTATE,
     Finding.UNUSED_SCOPES: Advice.ROTATE_NARROWER,
 }
-_RISK = {finding: rank for rank, finding in enumerate(Finding)}
+# A key's findings as bits of one number, the riskiest highest: the greater it is, the riskier is the key.
+_BIT = {finding: 1 << (len(Finding) - rank) for rank, finding in enumerate(Finding, 1)}
+_ANY = sum(_BIT.values())
+# What `rules.access` allows, as rows that SQL can look in: role and level of a member, and what they may hold or grant.
+_NONE = AccessLevel.NONE.value
+_HAVES = [(role, level, level_of(role, level)) for role in Role for level in AccessLevel]
+_HOLDABLE = [(str(role), level.value, str(action)) for role, level, has in _HAVES for action in has.actions]
+_GRANTABLE = [
+    (str(role), level.value, given.value)
+    for role, level, has in _HAVES
+    for given in AccessLevel
+    if may_grant(has, given)
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,191 +152,130 @@ def look(
     session: Session, actor: Actor, seat: Seat, keyring: Keyring, finding: Finding | None = None, number: int = 1
 ) -> Review:
     """Review the active keys that a seat sees: live before sandbox, then the riskiest."""
-    found = _all(session, actor, seat)
-    counts = Counter(each for key in found for each in key.findings)
-    wanted = [key for key in found if finding in key.findings] if finding else found
-    number = min(number, max(1, -(-len(wanted) // PAGE_SIZE)))
-    first = (number - 1) * PAGE_SIZE
-    shown = [_show(key, seat, keyring) for key in wanted[first : first + PAGE_SIZE]]
-    return Review(shown, counts, number, len(wanted))
+    judged = _judged(key_views.visible_to(seat), seat, actor.at).subquery()
+    keys_at = session.execute(select(judged.c.risk, func.count()).group_by(judged.c.risk)).all()
+    counts = Counter[Finding]()
+    for risk, count in keys_at:
+        counts.update(dict.fromkeys(_findings(risk), count))
+    bits = _BIT[finding] if finding else _ANY
+    total = sum(count for risk, count in keys_at if risk & bits)
+    number = min(number, max(1, -(-total // PAGE_SIZE)))
+    page = _riskiest_first(judged).where(judged.c.risk.bitwise_and(bits) > 0).limit(PAGE_SIZE)
+    rows = session.execute(page.offset((number - 1) * PAGE_SIZE)) if total else ()
+    return Review([_show(row, seat, keyring) for row in rows], counts, number, total)
 
 
 def chosen(session: Session, actor: Actor, seat: Seat, keyring: Keyring, key_ids: Sequence[str]) -> list[Reviewed]:
     """Look at some keys, such as those that were ticked: of those that a seat sees, the active ones."""
-    return [_show(key, seat, keyring) for key in _all(session, actor, seat, only=key_ids)]
+    ticked = key_views.visible_to(seat).where(ApiKey.public_id.in_(key_ids))
+    rows = session.execute(_riskiest_first(_judged(ticked, seat, actor.at).subquery()))
+    return [_show(row, seat, keyring) for row in rows]
 
 
-class _Found(NamedTuple):
-    """A key's row, what it may do and does, and what is found of that: of thousands, a page shows few."""
-
-    row: Row[Any]
-    scope_count: int
-    unused: int
-    paused: int
-    refusals: int
-    findings: tuple[Finding, ...]
+def _riskiest_first(judged: Subquery) -> Select[*tuple[Any, ...]]:
+    key = judged.c
+    return select(judged).order_by(key.environment, key.risk.desc(), key.name_folded, key.id)  # "live" before "test"
 
 
-def _all(session: Session, actor: Actor, seat: Seat, only: Sequence[str] | None = None) -> list[_Found]:
-    now = actor.at
-    rows = session.execute(_active(seat, now, only)).all()
-    ids = select(_active(seat, now, only).subquery().c.id)
-    scopes = _scopes(session, ids)
-    exercised = _exercised(session, ids, now)
-    refusals = _refusals(session, ids, now)
-    quiet = _quiet(session, ids, now)
-    above = _above_granters(session, seat)
-    found = []
-    for row in rows:
-        held = scopes.get(row.id, ())
-        used = exercised.get(row.id, ())
-        key = _Found(
-            row,
-            scope_count=len(held),
-            unused=sum(scope not in used for scope, _, _ in held),
-            paused=sum(not works for _, _, works in held),
-            refusals=refusals.get(row.id, 0),
-            findings=(),
-        )
-        is_above = bool(above) and any((row.member_id, solution_id) in above for _, solution_id, _ in held)
-        findings = _judge(key, seat, now, is_above=is_above)
-        left = tuple(each for each in findings if each not in quiet.get(row.id, ()))
-        if left or only is not None:
-            found.append(key._replace(findings=left))
-    return sorted(found, key=_risk)
+def _findings(risk: int) -> tuple[Finding, ...]:
+    return tuple(finding for finding, bit in _BIT.items() if risk & bit)
 
 
-def _risk(key: _Found) -> tuple[bool, list[int], str]:
-    return key.row.environment != "live", [_RISK[each] for each in key.findings], key.row.name
-
-
-def _active(seat: Seat, now: datetime, only: Sequence[str] | None) -> Select[*tuple[Any, ...]]:
-    unexpired = or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now)
-    statement: Select[*tuple[Any, ...]] = (
-        key_views.visible_to(seat)
-        .outerjoin(Account, Account.id == Member.account_id)
+def _judged(visible: Select[ApiKey], seat: Seat, now: datetime) -> Select[*tuple[Any, ...]]:
+    """Select the active ones of some keys, each with its figures and with `risk`: what is found of it, as bits."""
+    active = visible.where(*key_views.going_on(now))
+    held, refused, quiet = _held(active, now), _refused(active, now), _quiet(active, seat, now)
+    owner_is_active = and_(*members.ACTIVE, Account.deactivated_at.is_(None))
+    limit = seat.workspace.max_key_days
+    holds: dict[Finding, ColumnElement[bool]] = {
+        Finding.OWNER_LOST: or_(held.c.paused > 0, ~owner_is_active),
+        Finding.ABOVE_GRANTER: held.c.above > 0,
+        Finding.EXPIRING: ApiKey.expires_at <= now + key_views.EXPIRING,
+        Finding.REFUSED_OFTEN: refused.c.count > MANY_REFUSALS,
+        Finding.ADMIN_OWNED: and_(Member.role == Role.ADMIN, ApiKey.environment == Environment.LIVE),
+        Finding.STALE: ApiKey.last_used_at < now - STALE,
+        Finding.NEVER_USED: and_(ApiKey.last_used_at.is_(None), ApiKey.created_at < now - NEVER_USED_AFTER),
+        Finding.TOO_LONG: policy.lives_longer(limit) if limit else false(),
+        Finding.NEVER_EXPIRES: ApiKey.expires_at.is_(None),
+        Finding.UNUSED_SCOPES: held.c.unused > 0,
+    }
+    risk = sum((case((holds[finding], bit), else_=0) for finding, bit in _BIT.items()), start=literal(0))
+    return (
+        active.outerjoin(Account, Account.id == Member.account_id)
+        .outerjoin(held, held.c.id == ApiKey.id)
+        .outerjoin(refused, refused.c.id == ApiKey.id)
+        .outerjoin(quiet, quiet.c.id == ApiKey.id)
         .with_only_columns(
-            ApiKey.id, ApiKey.public_id, ApiKey.name, ApiKey.last_four, ApiKey.environment, ApiKey.created_at,
-            ApiKey.expires_at, ApiKey.last_used_at, ApiKey.member_id,
-            Member.name.label("owner_name"), Member.role, Member.account_id,
-            Member.deactivated_at.label("owner_off"), Member.removed_at.label("owner_gone"),
-            Account.deactivated_at.label("account_off"),
-        )
-        .where(
-            ApiKey.revoked_at.is_(None), ApiKey.retires_at.is_(None), ApiKey.deactivated_at.is_(None), unexpired
+            ApiKey.id, ApiKey.public_id, ApiKey.name, ApiKey.name_folded, ApiKey.last_four, ApiKey.environment,
+            ApiKey.created_at, ApiKey.expires_at, ApiKey.last_used_at, ApiKey.member_id,
+            Member.name.label("owner_name"), Member.account_id, owner_is_active.label("owner_is_active"),
+            held.c.scopes, held.c.paused, held.c.unused, refused.c.count.label("refusals"),
+            risk.bitwise_and(func.coalesce(quiet.c.bits, 0).bitwise_not()).label("risk"),
         )
     )  # fmt: skip
-    return statement if only is None else statement.where(ApiKey.public_id.in_(only))
 
 
-def _scopes(session: Session, ids: Select[*tuple[Any, ...]]) -> dict[int, list[tuple[str, int, bool]]]:
-    """Read each key's scopes, with the solution that each lies in and whether its owner may hold it now."""
-    rows = session.execute(
-        select(KeyScope.key_id, App.slug, KeyScope.action, App.solution_id, Member.role, Access.level)
+def _held(active: Select[ApiKey], now: datetime) -> Subquery:
+    """Count each key's scopes: all, those that its owner may not hold now, was given too much for, and never used.
+
+    Scopes are unused that a key of more than 60 days, which was used in the last 60, was not used with in these.
+    """
+    granter, granters = aliased(Member), aliased(Access)
+    works = tuple_(Member.role, func.coalesce(Access.level, _NONE), KeyScope.action).in_(_HOLDABLE)
+    granter_may = tuple_(granter.role, func.coalesce(granters.level, _NONE), Access.level).in_(_GRANTABLE)
+    granter_is_active = granter.deactivated_at.is_(None) & granter.removed_at.is_(None)
+    above = and_(granter.id.is_not(None), ~and_(granter_is_active, granter_may))
+    since = now - UNUSED_SCOPES
+    is_called = KeyCaller.scope == App.slug + ":" + KeyScope.action
+    used = exists().where(KeyCaller.key_id == ApiKey.id, KeyCaller.last_at > since, is_called)
+    unused = and_(ApiKey.last_used_at >= since, ApiKey.created_at < since, ~used)
+    return (
+        active.join(KeyScope, KeyScope.key_id == ApiKey.id)
         .join(App, App.id == KeyScope.app_id)
-        .join(ApiKey, ApiKey.id == KeyScope.key_id)
-        .join(Member, Member.id == ApiKey.member_id)
         .outerjoin(Access, (Access.solution_id == App.solution_id) & (Access.member_id == ApiKey.member_id))
-        .where(KeyScope.key_id.in_(ids))
+        .outerjoin(granter, (granter.id == Access.granted_by_id) & Member.account_id.is_(None))
+        .outerjoin(granters, (granters.solution_id == App.solution_id) & (granters.member_id == granter.id))
+        .with_only_columns(
+            ApiKey.id,
+            func.count().label("scopes"),
+            func.count(case((~works, 1))).label("paused"),
+            func.count(case((above, 1))).label("above"),
+            func.count(case((unused, 1))).label("unused"),
+        )
+        .group_by(ApiKey.id)
+        .subquery("held")
     )
-    found: defaultdict[int, list[tuple[str, int, bool]]] = defaultdict(list)
-    for key_id, slug, action, solution_id, role, level in rows:
-        found[key_id].append((f"{slug}:{action}", solution_id, _works(action, role, level)))
-    return found
 
 
-@cache  # a handful of combinations for thousands of rows
-def _works(action: str, role: str, level: str | None) -> bool:
-    return Action(action) in level_of(Role(role), AccessLevel(level) if level else None).actions
-
-
-def _exercised(session: Session, ids: Select[*tuple[Any, ...]], now: datetime) -> dict[int, set[str]]:
-    rows = session.execute(
-        select(KeyCaller.key_id, KeyCaller.scope)
-        .where(KeyCaller.key_id.in_(ids), KeyCaller.last_at > now - UNUSED_SCOPES, KeyCaller.scope != "")
-        .distinct()
-    )
-    found: defaultdict[int, set[str]] = defaultdict(set)
-    for key_id, scope in rows:
-        found[key_id].add(scope)
-    return found
-
-
-def _refusals(session: Session, ids: Select[*tuple[Any, ...]], now: datetime) -> dict[int, int]:
+def _refused(active: Select[ApiKey], now: datetime) -> Subquery:
+    """Count each key's refused requests of the last 24 hours."""
     since = now - timedelta(hours=24)
-    rows = session.execute(
-        select(Usage.key_id, func.sum(Usage.count))
-        .where(Usage.key_id.in_(ids), Usage.hour >= hour_of(since), Usage.outcome != ACCEPTED, Usage.last_at > since)
-        .group_by(Usage.key_id)
+    return (
+        active.join(Usage, Usage.key_id == ApiKey.id)
+        .where(Usage.hour >= hour_of(since), Usage.outcome != ACCEPTED, Usage.last_at > since)
+        .with_only_columns(ApiKey.id, func.sum(Usage.count).label("count"))
+        .group_by(ApiKey.id)
+        .subquery("refused")
     )
-    return {key_id: int(count) for key_id, count in rows}
 
 
-def _quiet(session: Session, ids: Select[*tuple[Any, ...]], now: datetime) -> dict[int, set[str]]:
-    rows = session.execute(
-        select(KeyReview.key_id, KeyReview.finding).where(KeyReview.key_id.in_(ids), KeyReview.until > now)
+def _quiet(active: Select[ApiKey], seat: Seat, now: datetime) -> Subquery:
+    """Gather what looks fine for now of each key, as bits; an administrator relies on administrators' words only."""
+    marked_by = aliased(Member)
+    relied_on = marked_by.role == Role.ADMIN if seat.is_admin else true()
+    return (
+        active.join(KeyReview, KeyReview.key_id == ApiKey.id)
+        .join(marked_by, marked_by.id == KeyReview.by_id)
+        .where(KeyReview.until > now, relied_on)
+        .with_only_columns(ApiKey.id, func.sum(distinct(case(_BIT, value=KeyReview.finding, else_=0))).label("bits"))
+        .group_by(ApiKey.id)
+        .subquery("quiet")
     )
-    found: defaultdict[int, set[str]] = defaultdict(set)
-    for key_id, finding in rows:
-        found[key_id].add(finding)
-    return found
 
 
-def _above_granters(session: Session, seat: Seat) -> set[tuple[int, int]]:
-    """List where an API member holds what its granter could not hand out any more: member and solution."""
-    granter, granters_access = aliased(Member), aliased(Access)
-    rows = session.execute(
-        select(Access.member_id, Access.solution_id)
-        .join(Member, Member.id == Access.member_id)
-        .join(granter, granter.id == Access.granted_by_id)
-        .outerjoin(
-            granters_access,
-            (granters_access.member_id == granter.id) & (granters_access.solution_id == Access.solution_id),
-        )
-        .where(
-            Member.workspace_id == seat.workspace.id,
-            Member.account_id.is_(None),
-            or_(
-                granter.removed_at.is_not(None),
-                granter.deactivated_at.is_not(None),
-                (granter.role != Role.ADMIN)
-                & (func.coalesce(granters_access.level, "none") != AccessLevel.MANAGE.value),
-            ),
-        )
-    )
-    return {(member_id, solution_id) for member_id, solution_id in rows}
-
-
-def _judge(key: _Found, seat: Seat, now: datetime, *, is_above: bool) -> list[Finding]:
-    """Say what there is to find about a key, the riskiest first: in the order of `Finding`."""
-    row = key.row
-    limit = seat.workspace.max_key_days
-    age = now - row.created_at
-    since_use = now - row.last_used_at if row.last_used_at else None
-    left = row.expires_at - now if row.expires_at else None
-    lives = row.expires_at - row.created_at if row.expires_at else None
-    holds = (
-        (Finding.OWNER_LOST, key.paused > 0 or not _owner_is_active(row)),
-        (Finding.ABOVE_GRANTER, is_above),
-        (Finding.EXPIRING, left is not None and left <= key_views.EXPIRING),
-        (Finding.REFUSED_OFTEN, key.refusals > MANY_REFUSALS),
-        (Finding.ADMIN_OWNED, row.role == "admin" and row.environment == "live"),
-        (Finding.STALE, since_use is not None and since_use > STALE),
-        (Finding.NEVER_USED, since_use is None and age > NEVER_USED_AFTER),
-        (Finding.TOO_LONG, limit is not None and lives is not None and lives > timedelta(days=limit)),
-        (Finding.NEVER_EXPIRES, left is None),
-        (Finding.UNUSED_SCOPES, key.unused > 0 and since_use is not None and since_use <= UNUSED_SCOPES < age),
-    )
-    return [finding for finding, is_so in holds if is_so]
-
-
-def _owner_is_active(row: Row[Any]) -> bool:
-    return row.owner_off is None and row.owner_gone is None and row.account_off is None
-
-
-def _show(key: _Found, seat: Seat, keyring: Keyring) -> Reviewed:
-    row = key.row
+def _show(row: Row[Any], seat: Seat, keyring: Keyring) -> Reviewed:
     kind = "me" if row.member_id == seat.member.id else "api" if row.account_id is None else "human"
+    findings = _findings(row.risk)
     return Reviewed(
         id=row.public_id,
         name=row.name,
@@ -328,39 +284,45 @@ def _show(key: _Found, seat: Seat, keyring: Keyring) -> Reviewed:
         environment=row.environment,
         owner_name=row.owner_name,
         owner_kind=kind,
-        findings=key.findings,
-        advice=_advice(key, may_rotate=kind != "human"),
+        findings=findings,
+        advice=_advice(findings, may_rotate=kind != "human", owner_is_active=row.owner_is_active),
         created_at=row.created_at,
         expires_at=row.expires_at,
         last_used_at=row.last_used_at,
-        scope_count=key.scope_count,
-        unused_scopes=key.unused,
-        paused_scopes=key.paused,
-        refusals=key.refusals,
-        owner_is_active=_owner_is_active(row),
+        scope_count=row.scopes or 0,
+        unused_scopes=row.unused or 0,
+        paused_scopes=row.paused or 0,
+        refusals=int(row.refusals or 0),
+        owner_is_active=row.owner_is_active,
     )
 
 
-def _advice(key: _Found, *, may_rotate: bool) -> Advice:
+def _advice(findings: Sequence[Finding], *, may_rotate: bool, owner_is_active: bool) -> Advice:
     """Recommend one thing for the riskiest finding: of another human's key, only what an administrator can do."""
-    if not key.findings:
+    if not findings:
         return Advice.LOOK
-    advice = _ADVICE[key.findings[0]]
+    advice = _ADVICE[findings[0]]
     if advice in (Advice.ROTATE, Advice.ROTATE_NARROWER, Advice.MOVE) and not may_rotate:
         return Advice.DEACTIVATE
-    if key.findings[0] is Finding.OWNER_LOST and may_rotate and _owner_is_active(key.row):
+    if findings[0] is Finding.OWNER_LOST and may_rotate and owner_is_active:
         return Advice.ROTATE_NARROWER
     return advice
 
 
 def mark_fine(session: Session, actor: Actor, key_id: str, finding: Finding, note: str) -> str:
-    """Note that a finding is as it should be, with why; it is not shown again for 90 days. Give the key's name."""
+    """Note that a finding is as it should be, with why; it is not shown again for 90 days. Give the key's name.
+
+    Conflict where nothing of the kind is found now: nobody silences beforehand what is yet to come.
+    """
     seat, key = keys.hold(session, actor, key_id, Event.KEY_REVIEWED)
     clean = text.clean_line(note)
     if not clean:
         raise Invalid({"note": "Say in a few words why this is fine."})
     if len(clean) > 140 or KEY_SHAPED.search(clean):
         raise Invalid({"note": "Say it in at most 140 characters, without any key."})
+    judged = _judged(key_views.visible_to(seat).where(ApiKey.id == key.id), seat, actor.at)
+    if not any(finding in _findings(row.risk) for row in session.execute(judged)):
+        raise Conflict(f"That is not found of “{key.name}” now, or was marked already. Nothing was changed.")
     session.add(
         KeyReview(key_id=key.id, finding=finding, note=clean, by_id=seat.member.id, at=actor.at, until=actor.at + QUIET)
     )

@@ -86,7 +86,8 @@ class Database:
     def __init__(self, url: str) -> None:
         self.url = checked_url(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
-        self.engine = create_engine(self.url, **({} if self.is_sqlite else _POSTGRESQL_OPTIONS))
+        # Errors are logged, and what was to be written holds one-time links and hashes.
+        self.engine = create_engine(self.url, hide_parameters=True, **({} if self.is_sqlite else _POSTGRESQL_OPTIONS))
         if self.is_sqlite:
             _prepare_sqlite(self.engine, self.url)
         else:

@@ -1,26 +1,22 @@
 """A person's own pages, whatever the workspace: account, sessions, password, preferences, what the keyboard does."""
 
-import logging
 from collections.abc import Mapping
 
 from flask import Blueprint, Response, flash, make_response, redirect, render_template, request, url_for
 from flask import session as browser_session
 from flask_login import current_user, logout_user
 
-from portal.mail import mailer
 from portal.rules.access import Role
 from portal.rules.errors import Invalid, NotFound, TooManyAttempts
 from portal.rules.text import clean_email
-from portal.services import accounts, members, outbox, passwords, sessions
+from portal.services import accounts, members, passwords, sessions
 from portal.services.accounts import Preferences
 from portal.services.actor import Actor
 from portal.services.passwords import NewPassword
 from portal.web.display import absolute
 from portal.web.guards import actor, anybody, signed_in, start_browser_session, visitor
-from portal.web.http import Portal, answer, page_or_fragment, portal, reading, transaction
+from portal.web.http import Portal, afterwards, answer, page_or_fragment, reading, send_mails, transaction
 from portal.web.sign_in import ROLES
-
-_log = logging.getLogger(__name__)
 
 pages = Blueprint("account", __name__)
 
@@ -155,17 +151,14 @@ def ask_reset() -> Response:
         response = make_response(render_template("account/reset_ask.html", email=email, error=error), 429)
         response.headers["Retry-After"] = str(max(1, round((limit.retry_at - who.at).total_seconds())))
         return response
-    portal().errands.submit(_send_link, portal(), who, email)
+    afterwards(_send_link, who, email)
     return make_response(render_template("account/reset_sent.html", email=email))
 
 
 def _send_link(here: Portal, who: Actor, email: str) -> None:
-    try:
-        with here.database.transaction() as session:
-            passwords.send_link(session, who, email, here.settings.base_url)
-        outbox.send_waiting(here.database, mailer(here.settings), who.at)
-    except Exception:
-        _log.exception("a link for a new password could not be sent")
+    with here.database.transaction() as session:
+        passwords.send_link(session, who, email, here.settings.base_url)
+    send_mails(here, who.at)
 
 
 @pages.route("/reset/<token:token>", methods=["GET", "POST"])

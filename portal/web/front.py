@@ -43,6 +43,7 @@ ASIDE = frozenset({"/healthz", "/readyz", "/metrics"})
 PEER, ENDPOINT, _STATUS = "portal.peer", "portal.endpoint", "portal.status"  # in the environment of a request
 BODIES_AT_ONCE = 48  # that one process waits for; fewer than the server has threads, so that some are always left
 _BODILESS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+_INTEGRATIONS = ("/api/", "/verify", "/oauth/")  # these are answered in JSON
 _FORWARDED = ("HTTP_X_FORWARDED_FOR", "HTTP_X_FORWARDED_PROTO", "HTTP_X_FORWARDED_HOST", "HTTP_X_FORWARDED_PORT")
 
 Headers = list[tuple[str, str]]
@@ -132,7 +133,7 @@ class Front:
         if declared is not None and declared > limit:
             environ["wsgi.input"] = io.BytesIO()  # refused by its length; nobody waits for it
             return None
-        if declared is None and "HTTP_TRANSFER_ENCODING" in environ and not path.startswith("/api/"):
+        if declared is None and "HTTP_TRANSFER_ENCODING" in environ and not path.startswith(_INTEGRATIONS):
             return _NO_LENGTH
         if not self._waiting.acquire(blocking=False):
             return _TOO_MANY
@@ -188,7 +189,7 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 def _refuse(environ: dict[str, Any], start_response: StartResponse, refusal: Refusal) -> list[bytes]:
     """Answer without the portal's help: JSON to integrations, a plain line to people."""
     request_id = "req_" + secrets.token_hex(12)
-    if environ["PATH_INFO"].startswith("/api/"):
+    if environ["PATH_INFO"].startswith(_INTEGRATIONS):
         error = {"type": refusal.type, "code": refusal.code, "message": refusal.message}
         body = json.dumps({"error": error, "meta": {"requestId": request_id}}).encode()
         kind = "application/json"

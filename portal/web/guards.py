@@ -11,12 +11,13 @@ from flask import Flask, Response, current_app, g, make_response, redirect, rend
 from flask_login import LoginManager, UserMixin, current_user, login_user
 
 from portal.rules.access import Action, Scope
-from portal.rules.errors import NotFound
+from portal.rules.errors import KeyRefused, NotFound, Refusal
 from portal.services import accounts, members
 from portal.services.actor import Actor, Means
 from portal.services.members import Seat
 from portal.store.database import TROUBLE
 from portal.store.models import Account, UserSession
+from portal.web.door import PASSAGE, Passage
 from portal.web.http import (
     answer,
     carried_answers,
@@ -150,17 +151,14 @@ def with_key(action: Action | None = None) -> Callable[[View], View]:
     def decorate(view: View) -> View:
         @wraps(view)
         def guarded(**values: Any) -> Any:
-            here, now, environ = portal(), g.now, request.environ
-            caller = here.key_check.check(
-                environ.get("HTTP_AUTHORIZATION"),
-                account_id=environ.get("HTTP_ACCOUNT_ID"),
-                query=environ.get("QUERY_STRING", ""),
-                now=now,
-            )
-            g.caller = caller
+            passage: Passage = request.environ[PASSAGE]  # every route for keys lies behind the door
+            caller = passage.caller
+            if caller is None:
+                raise KeyRefused(Refusal.MISSING)
             if action is not None:
-                g.scope = Scope(values["app"], action)
-                caller.require(g.scope)
+                scope = Scope(values["app"], action)
+                passage.scope = str(scope)
+                caller.require(scope)
             return view(caller, **values)
 
         return _declare(guarded, Audience.KEY)
@@ -264,6 +262,12 @@ def audience_of(app: Flask, endpoint: str) -> Audience | None:
     if endpoint == "static":
         return Audience.ANYBODY
     return getattr(app.view_functions[endpoint], "audience", None)
+
+
+def keyed_paths(app: Flask) -> set[str]:
+    """List the paths that are for keys; of those that name something, how they begin."""
+    rules = app.url_map.iter_rules()
+    return {rule.rule.partition("<")[0] for rule in rules if audience_of(app, rule.endpoint) is Audience.KEY}
 
 
 def register(app: Flask) -> None:

@@ -3,23 +3,19 @@
 import json
 import logging
 import re
-import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from email.utils import format_datetime
-from functools import lru_cache
 from typing import Any
-from urllib.parse import urlencode
 
 from flask import Flask, Request, Response, current_app, flash, g, make_response, redirect, render_template, request
 from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
 from flask_wtf.csrf import CSRFError
 from werkzeug.exceptions import HTTPException
 
-from portal import metrics
+from portal.mail import mailer
 from portal.rules.credentials import KEY_SHAPED
 from portal.rules.errors import (
     AlreadyShown,
@@ -32,25 +28,25 @@ from portal.rules.errors import (
     NotFound,
     PortalError,
     PreconditionFailed,
-    Refusal,
     TooLarge,
     TooManyAttempts,
     Unavailable,
     Unreadable,
     UnsupportedType,
 )
-from portal.services import audit, usage
+from portal.services import audit, outbox
 from portal.services.key_check import KeyCheck
+from portal.services.rate_limit import RateLimit
 from portal.services.readiness import Readiness
 from portal.services.usage import Usage
 from portal.settings import Settings
 from portal.store.database import MISTAKES, TROUBLE, Database, Session
-from portal.web import display
+from portal.web import answers, display
+from portal.web.door import PASSAGE, Passage, new_request_id, note_refusal
 from portal.web.front import ENDPOINT
 
 _log = logging.getLogger(__name__)
 
-PRODUCT = "Latchkey"
 PUBLIC_ID = "[a-z]{2,8}_[0-9A-Za-z]{1,31}"
 FORM_LIMIT = 16 * 1024  # bytes of a form
 SIGN_IN_LIMIT = 4 * 1024
@@ -68,6 +64,7 @@ class Portal:
     database: Database
     key_check: KeyCheck
     usage: Usage
+    rate_limit: RateLimit
     readiness: Readiness
     # What need not be done before an answer goes out, or must not be told by the time that it takes.
     errands: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "errands"))
@@ -76,6 +73,7 @@ class Portal:
         """Write down what is still only in memory and give the connections back."""
         self.errands.shutdown()
         self.usage.close()
+        self.rate_limit.close()
         self.key_check.close()
         self.readiness.close()
         self.database.close()
@@ -90,6 +88,29 @@ def portal() -> Portal:
 def transaction() -> AbstractContextManager[Session]:
     """Open the request's writing transaction; a refused change is told in the audit log after the rollback."""
     return audit.transaction(portal().database, g.get("actor"))
+
+
+def afterwards(what: Callable[..., None], *given: Any) -> None:
+    """Do something once the answer is on its way. What goes wrong is logged: the change that it follows stands."""
+    here = portal()
+
+    def careful() -> None:
+        try:
+            what(here, *given)
+        except Exception:
+            _log.exception("what was left to be done could not be done")
+
+    try:
+        here.errands.submit(careful)
+    except RuntimeError:  # no thread to be had, or shutting down
+        _log.exception("what was left to be done could not be begun")
+
+
+def send_mails(here: Portal, now: datetime) -> None:
+    """Send the mails that wait; those that are not taken are tried again with the next."""
+    _, failed = outbox.send_waiting(here.database, mailer(here.settings), now)
+    for each in failed:
+        _log.error("a mail was not taken: %s", each)
 
 
 def reading() -> AbstractContextManager[Session]:
@@ -155,13 +176,6 @@ def page_number() -> int:
     return int(text) if text.isascii() and text.isdigit() and 0 < len(text) < 7 and int(text) else 1
 
 
-def client_label(environ: dict[str, Any]) -> str:
-    """Give the product that a client says it is, such as `python-requests/2.32`: the first word, if it is plain."""
-    word = environ.get("HTTP_USER_AGENT", "")[:61].partition(" ")[0]
-    is_plain = word.isascii() and word.isprintable() and len(word) <= 60
-    return word if is_plain and not ("_" in word and KEY_SHAPED.search(word)) else ""
-
-
 # --- Answers --------------------------------------------------------------------------------------------------------
 
 
@@ -202,48 +216,23 @@ def go_to(url: str) -> Response:
 
 
 def _finish(response: Response) -> Response:
+    if PASSAGE in request.environ:
+        return response  # the door adds what every answer to a key has
     headers = response.headers
     headers["X-Request-Id"] = g.get("request_id", "")
     if is_api(request):
         headers["Cache-Control"] = "no-store"
-        if caller := g.get("caller"):
-            headers["X-Environment"] = caller.environment
-            if caller.ends_at:
-                headers["X-Key-Expires-At"], headers["Sunset"] = _expiry(caller.ends_at)
-            if "refused" not in g:
-                use = _use(caller.key_pk, str(g.get("scope", "")), response.status_code)
-                portal().usage.accepted(use, is_first=caller.is_unused, new_digest=caller.new_digest)
     elif request.endpoint != "static" or response.status_code != 200:
         headers["Cache-Control"] = "no-store"
         response.vary.update(("Cookie", "HX-Request"))
     return response
 
 
-def _use(key: int, scope: str, status: int) -> usage.Request:
-    environ = request.environ
-    return usage.Request(
-        key,
-        g.now,
-        g.request_id,
-        environ["REQUEST_METHOD"],
-        environ["PATH_INFO"],
-        status,
-        scope,
-        environ["REMOTE_ADDR"] or "",
-        client_label(environ),
-    )
-
-
-@lru_cache(maxsize=4096)
-def _expiry(moment: datetime) -> tuple[str, str]:
-    """Write when a key stops, for `X-Key-Expires-At` and for `Sunset` (RFC 8594)."""
-    return display.iso(moment), format_datetime(moment, usegmt=True)
-
-
 def _begin() -> None:
     request.environ[ENDPOINT] = request.endpoint or "none"
-    g.now = datetime.now(UTC)
-    g.request_id = "req_" + secrets.token_hex(12)
+    passage: Passage | None = request.environ.get(PASSAGE)
+    g.now = passage.now if passage else datetime.now(UTC)
+    g.request_id = passage.request_id if passage else new_request_id()
     if request.method in UNSAFE:
         request.max_content_length = body_limit(request.path)
         if not is_api(request):
@@ -335,15 +324,9 @@ def _on_http_exception(error: HTTPException) -> Response:
     return response
 
 
-_AWAY = (
-    "We cannot reach our records right now. Try again in a few seconds. "
-    "Requests with keys get 503 meanwhile; your keys are unchanged."
-)
-
-
 def _on_trouble(error: Exception) -> Response:
     _log.error("the database cannot be asked", exc_info=error)
-    return _on_portal_error(Unavailable(_AWAY))
+    return _on_portal_error(Unavailable(answers.AWAY))
 
 
 def _on_bug(error: Exception) -> Response:
@@ -387,55 +370,26 @@ def carried_answers() -> list[tuple[str, str]]:
     return [(name, KEY_SHAPED.sub("…", value)) for name, value in request.form.items(multi=True) if name not in own]
 
 
-_to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-
-
 def api_reply(data: Any, status: int = 200, meta: dict[str, Any] | None = None) -> Response:
     """Answer an integration: `{"data": …, "meta": {"requestId": …}}`."""
     body = {"data": data, "meta": {"requestId": g.request_id, **(meta or {})}}
-    return Response(_to_json(body), status, mimetype="application/json")
+    return Response(answers.to_json(body), status, mimetype="application/json")
 
 
 def api_error(status: int, kind: str, code: str, message: str, **extra: Any) -> Response:
     """Refuse an integration: `{"error": {"type", "code", "message", …}, "meta": {"requestId": …}}`."""
-    body = {"error": {"type": kind, "code": code, "message": message, **extra}, "meta": {"requestId": g.request_id}}
-    return Response(_to_json(body), status, mimetype="application/json")
-
-
-_KEY_WORDS = {
-    "missing_key": "Send your key as: Authorization: Bearer <key>.",
-    "malformed_key": "The Authorization header does not hold one key of our format.",
-    "invalid_key": "This key cannot be used.",
-    "missing_scope": "The key lacks the scope that this needs. Scopes cannot be added: generate a replacement.",
-    "access_withdrawn": "The key has the scope, but its member no longer has that access. Ask an administrator.",
-}
+    return _respond(answers.error(g.request_id, status, kind, code, message, **extra))
 
 
 def _refuse_key(error: KeyRefused) -> Response:
-    """Answer 401 or 403 with the challenge of RFC 6750; a known key's exact reason is kept under the request id.
+    passage: Passage | None = request.environ.get(PASSAGE)
+    if passage:
+        note_refusal(portal().usage, request.environ, passage, error)
+    return _respond(answers.refuse(error, g.request_id, portal().settings.base_url))
 
-    Nothing is logged here: it would fill the disk, and the time it takes would tell a known key from an unknown one.
-    """
-    g.refused = error
-    metrics.refused(str(error.refusal))
-    if error.key_pk is not None:
-        status = 401 if error.required is None else 403
-        use = _use(error.key_pk, error.required or "", status)
-        portal().usage.refused(use, str(error.refusal), " ".join(error.held) if error.required else error.had)
-    challenge = f'Bearer realm="{PRODUCT}"'
-    if error.required is None:
-        if error.refusal is not Refusal.MISSING:
-            challenge += ', error="invalid_token"'
-        response = api_error(401, "authentication_error", error.code, _KEY_WORDS[error.code])
-    else:
-        challenge += f', error="insufficient_scope", scope="{error.required}"'
-        extra: dict[str, Any] = {"requiredScope": error.required, "heldScopes": error.held}
-        if error.refusal is Refusal.MISSING_SCOPE:
-            query = urlencode({"from": error.key_id, "add": error.required}, safe=":")
-            extra["fixUrl"] = f"{portal().settings.base_url}/w/{error.workspace}/api/keys/new?{query}"
-        response = api_error(403, "authorization_error", error.code, _KEY_WORDS[error.code], **extra)
-    response.headers["WWW-Authenticate"] = challenge
-    return response
+
+def _respond(made: answers.Answer) -> Response:
+    return Response(made.body, made.status, made.headers, mimetype="application/json")
 
 
 def register(app: Flask) -> None:

@@ -28,8 +28,8 @@ def healthz() -> Response:
 def readyz() -> Response:
     """Say whether the process can do its work: 200, or 503 with the reason, within a second."""
     trouble = portal().readiness.trouble()
-    redis = {None: "not used", True: "answers", False: "does not answer; rates are limited on this host by itself"}
-    lines = f"{trouble or 'ready'}\nRedis: {redis[metrics.redis_state()]}"
+    redis = {None: "not used", "up": "answers", "away": "away; this host limits rates by itself"}
+    lines = f"{trouble or 'ready'}\nRedis: {redis[portal().rate_limit.shared_state]}"
     response = _plain(lines, 503 if trouble else 200)
     if trouble:
         response.headers["Retry-After"] = "5"

@@ -30,7 +30,8 @@ pages = Blueprint("oversight", __name__, url_prefix="/w/<slug:ws>")
 _REQUEST_ID = re.compile(r"req_[0-9A-Za-z]{1,36}")
 _CALLED = re.compile(r"key_[0-9A-Za-z]{1,31}|(?:sk_(?:live|test)_)?(?:…|\.\.\.)?[0-9A-Za-z]{4}")
 _DAY = re.compile(r"\d{4}-\d\d-\d\d")
-_NUMBER = re.compile(r"[1-9]\d{0,17}", re.ASCII)
+_NUMBER = re.compile(r"[1-9]\d{0,9}", re.ASCII)
+_LAST_NUMBER = 2**31 - 1  # that both databases can compare an event's with
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 COLUMNS = (
     "number", "id", "at", "action", "outcome", "actor", "actor_id", "means", "address", "request_id",
@@ -125,7 +126,7 @@ def _midnight(text: str, *, later: bool) -> datetime | None:
 
 def _number(name: str) -> int | None:
     text = request.args.get(name, "")
-    return int(text) if _NUMBER.fullmatch(text) else None
+    return min(int(text), _LAST_NUMBER) if _NUMBER.fullmatch(text) else None
 
 
 def _links(page: Page) -> dict[str, Any]:
@@ -317,6 +318,8 @@ def _why(found: Explanation) -> str:
         Refusal.RETIRED: "The key had been replaced, and its overlap was over.",
         Refusal.OWNER_INACTIVE: f"{owner}, whom the key acts as, was deactivated or removed: keys stop with it.",
         Refusal.OTHER_WORKSPACE: "The header Account-Id named another workspace than the key’s own.",
+        Refusal.RATE_LIMITED: "The key was good, but it was used more often than its limits allow. A request that is "
+        "refused so does not count.",
         Refusal.UNKNOWN: "The key’s text says another environment than what is stored of it.",
     }
     if found.reason is Refusal.MISSING_SCOPE and found.app is None:
@@ -360,6 +363,8 @@ def _mends(found: Explanation) -> Iterator[dict[str, str]]:
         yield {"text": f"{_ask(found)} to reactivate {key.owner.name}, or generate a key for another member."}
     elif found.reason is Refusal.OTHER_WORKSPACE:
         yield {"text": f"Let the program send Account-Id: {seat().workspace.public_id}, or leave the header out."}
+    elif found.reason is Refusal.RATE_LIMITED:
+        yield {"text": "Let the program wait for as long as Retry-After says, and spread its requests."}
     else:
         yield {
             "text": "Delete this key, generate another one, and tell whoever runs Latchkey: its row was tampered with."

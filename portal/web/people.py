@@ -5,16 +5,15 @@ from typing import Any
 
 from flask import Response, flash, make_response, redirect, request
 
-from portal.mail import mailer
 from portal.rules.access import SLUG, AccessLevel, Role
 from portal.rules.errors import Conflict, Invalid, NeedsProof
 from portal.rules.text import clean_line
-from portal.services import invitations, members, offboarding, outbox, people
+from portal.services import invitations, members, offboarding, people
 from portal.services.offboarding import KeyAtRisk
 from portal.services.people import Filters, Listed, Preview
 from portal.store.models import Member, Solution
 from portal.web.guards import actor, in_workspace, recently_proved, seat
-from portal.web.http import answer, page_number, portal, public_id, reading, transaction
+from portal.web.http import afterwards, answer, page_number, portal, public_id, reading, send_mails, transaction
 from portal.web.keys import keyring
 from portal.web.members import (
     LEVEL_WORDS,
@@ -310,7 +309,7 @@ def invite() -> Response:
             link = invitations.invite(session, actor(), email=email, role=role, levels=chosen, base_url=base_url)
     except Invalid as error:
         return _invite_form(chosen, error.problems)
-    portal().errands.submit(outbox.send_waiting, portal().database, mailer(portal().settings), actor().at)
+    afterwards(send_mails, actor().at)
     return page("people/invited.html", link=link, email=email.strip(), days=members.INVITATION_LIFE.days)
 
 

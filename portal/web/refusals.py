@@ -15,6 +15,7 @@ _WORDS = {
     Refusal.RETIRED: "401: key retired after its rotation",
     Refusal.OWNER_INACTIVE: "401: its owner is deactivated",
     Refusal.OTHER_WORKSPACE: "401: used for another workspace",
+    Refusal.RATE_LIMITED: "429: used more often than its limits allow",
     Refusal.UNKNOWN: "401: the key’s text and its record disagree",
 }
 
@@ -40,7 +41,7 @@ def view_of(row: RefusedRequest) -> RefusedView:
         at=row.at,
         method=row.method,
         path=row.path,
-        status=403 if row.required else 401,
+        status=Refusal(row.reason).status,
         address=row.address,
         client=row.client,
         scope=row.required,

@@ -1,5 +1,6 @@
 """Signing in and out, choosing a workspace, proving that it is still you, accepting an invitation."""
 
+from contextlib import suppress
 from typing import Any
 
 from flask import Blueprint, Response, flash, g, make_response, redirect, render_template, request, url_for
@@ -7,12 +8,14 @@ from flask import session as browser_session
 from flask_login import current_user, logout_user
 
 from portal.rules.access import Role
-from portal.rules.errors import Invalid, NotFound, TooManyAttempts
+from portal.rules.errors import Invalid, NotFound, PortalError, TooManyAttempts
 from portal.rules.text import local_path
 from portal.services import accounts, members, sessions
+from portal.store.database import TROUBLE
 from portal.web.display import absolute
+from portal.web.door import client_label
 from portal.web.guards import anybody, prompt, prove_again, signed_in, start_browser_session, visitor
-from portal.web.http import answer, client_label, page_or_fragment, reading, transaction
+from portal.web.http import answer, page_or_fragment, reading, transaction
 
 pages = Blueprint("sign_in", __name__)
 
@@ -174,7 +177,8 @@ def _join(found: members.OpenInvitation, token: str, name: str, password: str) -
         raise Invalid({"password_again": "Type the same password twice."})
     with transaction() as session:
         members.accept_invitation(session, actor, token, name=name, password=password, known=found.account)
-    _sign_in(email, password)
+    with suppress(PortalError, *TROUBLE):  # joined is joined; else the next page asks to sign in
+        _sign_in(email, password)
 
 
 def _invitation_page(

@@ -3,14 +3,14 @@
 from typing import Any
 
 import pytest
-from sqlalchemy import func, insert, select
+from sqlalchemy import delete, func, insert, select, text
 from sqlalchemy.exc import IntegrityError
 
 from portal.rules.errors import Attempt, Conflict, Forbidden, PortalError
 from portal.services import audit, keys
 from portal.services.actor import Means, operator
 from portal.services.audit import Event
-from portal.store.models import Account, ApiKey, AuditEvent
+from portal.store.models import Account, ApiKey, AuditEvent, AuditHead
 from tests.services.office import NOON, Office
 
 
@@ -93,3 +93,41 @@ def test_a_command_is_told_as_one(office: Office) -> None:
 def test_event_names_are_stable_words() -> None:
     assert all(str(event).replace("_", "").isalpha() and str(event).islower() for event in Event)
     assert max(map(len, Event)) <= 40
+
+
+# --- The check ------------------------------------------------------------------------------------------------------
+
+
+def verdict(office: Office) -> audit.Verdict:
+    with office.database.reading() as session:
+        return audit.verify(session, office.member("ana").workspace_id)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("at", "soon"), ("details", "{"), ("seq", "last"), ("means", b"session")]
+)
+def test_a_row_that_cannot_even_be_read_is_named(column: str, value: Any, office: Office) -> None:
+    """SQLite keeps any value in any column; PostgreSQL would have none of these."""
+    if not office.database.is_sqlite:
+        column, value = "address", "203.0.113.99"
+    office.generate("rio")
+    chain = office.member("ana").workspace_id
+    with office.database.transaction() as session:
+        mine = select(AuditEvent.public_id, AuditEvent.seq).where(AuditEvent.chain == chain)
+        before, named = session.execute(mine.order_by(AuditEvent.seq.desc()).limit(2).offset(1)).all()[::-1]
+        session.execute(
+            text(f"UPDATE audit_event SET {column} = :value WHERE public_id = :id"), {"value": value, "id": named[0]}
+        )
+    found = verdict(office)
+    assert not found.holds
+    assert found.count >= before.seq
+    assert found.broken in (named[0], before[0])
+
+
+def test_a_log_that_is_gone_is_not_whole(office: Office) -> None:
+    chain = office.member("ana").workspace_id
+    assert verdict(office).holds
+    with office.database.transaction() as session:
+        session.execute(delete(AuditEvent).where(AuditEvent.chain == chain))
+        session.execute(delete(AuditHead).where(AuditHead.chain == chain))
+    assert verdict(office).reason == "every row is missing"

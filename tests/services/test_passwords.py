@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import func, select
 
 from portal.rules.credentials import verify_password
-from portal.rules.errors import Invalid, KeyRefused, NotFound
+from portal.rules.errors import Conflict, Invalid, KeyRefused, NotFound
 from portal.services import accounts, passwords, sessions
 from portal.services.passwords import MAILS_AN_HOUR, RESET_LIFE, NewPassword
 from portal.store.models import Account, OutgoingMail, UserSession
@@ -131,6 +131,36 @@ def test_using_one_link_ends_the_others(office: Office) -> None:
     reset(office, second)
     with pytest.raises(NotFound):
         reset(office, first)
+
+
+def test_a_changed_password_ends_the_links_that_were_sent(office: Office) -> None:
+    sent = link(office)
+    assert sent
+    change(office, sign_in(office)[0], new())
+    with pytest.raises(NotFound):
+        reset(office, sent, new(password="an attacker's choice", again="an attacker's choice"))
+
+
+@pytest.mark.parametrize("what", ["sign in", "prove", "change"])
+def test_the_old_password_is_good_for_nothing_once_there_is_a_new_one(office: Office, what: str) -> None:
+    """Also where it was verified just before: no session begins after all have ended."""
+    this, _ = sign_in(office)
+    actor, sent = office.actor("max"), link(office)
+    with office.database.transaction() as session:
+        attempt = accounts.begin_attempt(session, actor, "max@acme.test")
+    assert attempt.verify(OLD)
+    assert sent
+    reset(office, sent)
+    with pytest.raises(Conflict), office.database.transaction() as session:
+        if what == "sign in":
+            accounts.sign_in(session, actor, attempt, OLD, "Firefox on Linux")
+        elif what == "prove":
+            accounts.prove(session, actor, attempt, OLD, this)
+        else:
+            passwords.change(session, actor, attempt, new(password=OLD, again=OLD), this)
+    assert verify_password(account(office).password_hash, NEW)
+    with office.database.reading() as session:
+        assert session.scalar(select(func.count()).select_from(UserSession)) == 0
 
 
 def test_a_link_ends_after_its_half_hour(office: Office) -> None:

@@ -344,6 +344,32 @@ def test_what_an_admin_has_sent_ends_with_their_rights(office: Office, then: str
     assert len(office.told(action="invitation_withdrawn")) == 1
 
 
+@pytest.mark.parametrize("then", ["deactivate", "remove"])
+def test_who_leaves_does_not_come_back_by_an_old_link(office: Office, then: str) -> None:
+    leave(office, "ana", "max", "deactivate")
+    link = invite(office, email="max@acme.test", role="admin")
+    do(office, "ana", people.reactivate, office.member("max").public_id)
+    with pytest.raises(NotFound):
+        accept(office, link)
+    leave(office, "ana", "max", "deactivate")
+    link = invite(office, email="max@acme.test", role="admin")
+    office.change("max", deactivated_at=None)  # by whatever way
+    leave(office, "ana", "max", then)
+    with pytest.raises(NotFound):
+        accept(office, link)
+    assert not office.member("max").is_active
+
+
+def test_a_leaver_keeps_the_invitations_to_other_workspaces_and_others_theirs(office: Office) -> None:
+    elsewhere = do(
+        office, "zoe", invitations.invite, email="max@acme.test", role="member", levels={}, base_url="https://x"
+    )
+    other = invite(office)
+    leave(office, "ana", "max", "remove")
+    assert accept(office, other).name == "Ida Berg"
+    assert accept(office, elsewhere).name == "Max Brandt"
+
+
 def test_an_expired_invitation_is_not_listed(office: Office) -> None:
     invite(office)
     later = office.actor("ana", NOON + timedelta(days=7))

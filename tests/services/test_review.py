@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import update
 
 from portal.rules.access import AccessLevel, Role
-from portal.rules.errors import Invalid, NotFound
+from portal.rules.errors import Conflict, Invalid, NotFound
 from portal.rules.lifetimes import Lifetime
 from portal.services import audit, keys, review
 from portal.services.review import PAGE_SIZE, QUIET, Advice, Finding, Reviewed
@@ -147,16 +147,23 @@ def test_pages_and_counts_cover_every_key(office: Office) -> None:
 # --- Looks fine -----------------------------------------------------------------------------------------------------
 
 
-def mark(office: Office, key_id: str, note: str = "runs every January", name: str = "max") -> None:
+def mark(
+    office: Office,
+    key_id: str,
+    note: str = "runs every January",
+    name: str = "max",
+    finding: Finding = Finding.NEVER_EXPIRES,
+) -> None:
     actor = office.actor(name)
     with audit.transaction(office.database, actor) as session:
-        review.mark_fine(session, actor, key_id, Finding.NEVER_EXPIRES, note)
+        review.mark_fine(session, actor, key_id, finding, note)
 
 
 def test_what_looks_fine_is_hidden_for_ninety_days_and_told(office: Office) -> None:
     key, _ = office.generate("max", scopes=["leads:read"], expires=Lifetime.NEVER)
-    mark(office, key.id)
+    mark(office, key.id, name="ana")
     assert Finding.NEVER_EXPIRES not in found(office, at=NOON + QUIET - DAYS)
+    assert found(office, "max", NOON) == set()
     assert Finding.NEVER_EXPIRES in found(office, at=NOON + QUIET)
     [told] = office.told(action="key_reviewed")
     assert (told.details["finding"], told.details["note"]) == ("never_expires", "runs every January")
@@ -168,6 +175,23 @@ def test_looking_fine_needs_a_reason_that_can_be_read(note: str, office: Office)
     with pytest.raises(Invalid):
         mark(office, key.id, note)
     assert found(office) == {Finding.NEVER_EXPIRES}
+
+
+def test_what_somebody_finds_fine_is_hidden_from_them_and_not_from_administrators(office: Office) -> None:
+    key, _ = office.generate("max", scopes=["leads:read"], expires=Lifetime.NEVER)
+    mark(office, key.id)
+    assert found(office, "max") == set()
+    assert found(office) == {Finding.NEVER_EXPIRES}
+
+
+def test_nobody_marks_what_is_not_found_or_is_marked_already(office: Office) -> None:
+    key, _ = office.generate("max", scopes=["leads:read"], expires=Lifetime.NEVER)
+    for finding in set(Finding) - {Finding.NEVER_EXPIRES}:
+        with pytest.raises(Conflict):
+            mark(office, key.id, finding=finding)
+    mark(office, key.id)
+    with pytest.raises(Conflict):
+        mark(office, key.id)
 
 
 def test_nobody_marks_a_key_that_they_cannot_see(office: Office) -> None:

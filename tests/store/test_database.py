@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from sqlalchemy import Column, Integer, MetaData, Table, func, insert, select, text, update
 from sqlalchemy.exc import IntegrityError, OperationalError, StatementError
 
+from portal.logs import redact
 from portal.store.database import Database, Moment, checked_url
-from portal.store.models import Access, Account, Workspace
+from portal.store.models import Access, Account, OutgoingMail, Workspace
 
 NOON = datetime(2025, 11, 12, 12, 0, tzinfo=UTC)
 
@@ -231,3 +232,12 @@ def test_sqlite_files_and_postgresql_are_taken(written: str, driver: str) -> Non
 def test_any_other_database_is_refused(written: str) -> None:
     with pytest.raises(ValueError, match="it "):
         checked_url(written)
+
+
+def test_an_error_does_not_tell_what_was_to_be_written(database: Database) -> None:
+    """It is logged, and mails that wait hold one-time links."""
+    with pytest.raises(IntegrityError) as refused, database.transaction() as session:
+        session.add(
+            OutgoingMail(public_id="mail_1", recipient="a@b", subject=None, body="/reset/t0ken", created_at=NOON)
+        )
+    assert "t0ken" not in redact(str(refused.value))

@@ -394,6 +394,7 @@ def test_a_body_that_is_not_utf_8_is_refused(cast: Cast, key: MadeKey, body: byt
 
 def test_any_bytes_for_a_body_get_a_clear_answer(cast: Cast, key: MadeKey, database: Database) -> None:
     before = kept(database)
+    cast.lift_limits(key)
 
     @given(body=st.binary(max_size=200) | st.text(alphabet='{}[]":,fields1.e-\\ ', max_size=40).map(str.encode))
     @settings(max_examples=150, deadline=None)

@@ -12,6 +12,7 @@ import pytest
 from flask import Flask
 from sqlalchemy import event, func, insert, select, update
 
+from portal.mail import Folder
 from portal.store.database import Database
 from portal.store.models import Access, Account, ApiKey, AuditEvent, Member, Solution, UserSession
 from tests.cast import Cast, MadeKey, Person
@@ -313,6 +314,26 @@ def test_an_invitation_is_shown_once_mailed_and_gives_what_it_says(
     assert "Sales" in ida.get("/w/acme").text
     assert "Operations" not in words(ida.get("/w/acme").text)
     assert ida.get(path).status_code == 404
+
+
+@pytest.mark.parametrize("trouble", ["no thread", "no server"])
+def test_an_invitation_that_cannot_be_mailed_is_shown_all_the_same_and_that_is_logged(
+    trouble: str, cast: Cast, app: Flask, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("cannot now")
+
+    errands = app.extensions["portal"].errands
+    if trouble == "no thread":
+        monkeypatch.setattr(errands, "submit", refuse)
+    else:
+        monkeypatch.setattr(Folder, "send", refuse)
+    reply = cast.ana.post(f"{PEOPLE}/invite", {"email": "ida@acme.test", "role": "member"})
+    assert reply.status_code == 200
+    assert re.search(r"/invite/[\w-]{43}", reply.text)
+    if trouble == "no server":
+        errands.submit(int).result()
+    assert "cannot now" in caplog.text
 
 
 def test_a_withdrawn_link_opens_nothing(cast: Cast) -> None:

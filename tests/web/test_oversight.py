@@ -98,6 +98,12 @@ def test_user_text_is_shown_as_it_is(cast: Cast) -> None:
     assert "<b hx-get" not in cast.ana.get(AUDIT).text
 
 
+@pytest.mark.parametrize("number", ["2147483647", "2147483648", "9" * 17, "-1", "1e309", "١"])
+@pytest.mark.parametrize("side", ["before", "after"])
+def test_no_number_in_the_address_breaks_the_log(side: str, number: str, shared_cast: Cast) -> None:
+    assert shared_cast.ana.get(f"{AUDIT}?{side}={number}").status_code == 200
+
+
 # --- Whose events ---------------------------------------------------------------------------------------------------
 
 

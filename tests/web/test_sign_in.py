@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from werkzeug.test import TestResponse
 
 from portal.demo import PASSWORD
+from portal.logs import JsonLines
 from portal.rules.access import Role
 from portal.rules.credentials import new_id
-from portal.services import members, workspaces
+from portal.services import accounts, members, passwords, workspaces
 from portal.services.actor import operator
 from portal.store.database import Database
 from portal.store.models import Account, Member, Workspace
@@ -508,3 +509,36 @@ def test_a_workspaces_slug_says_nothing_of_workspaces_one_is_not_in(cast: Cast, 
     known, unknown = (cast.rio.get(f"/w/{slug}/api/keys") for slug in ("globex", "nowhere"))
     assert nothing_but_bytes(known, "globex") == nothing_but_bytes(unknown, "nowhere")
     assert known.status_code == 404
+
+
+def test_who_has_joined_is_told_so_though_signing_in_is_held_up(
+    cast: Cast, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others behind the same address may have used up its tries."""
+    with database.transaction() as session:
+        token = members.invite(session, operator(), workspaces.get(session, "acme"), "kim@acme.test", Role.MEMBER)
+    kim, path = cast.stranger("kim"), f"/invite/{token}"
+    kim.get(path)
+    cast.stranger().sign_in("wrong password here")
+    monkeypatch.setattr(accounts, "PREFIX_LIMIT", 1)
+    joined = kim.post(path, {"name": "Kim Ito", "password": "twelve chars", "password_again": "twelve chars"})
+    assert joined.status_code == 303
+    assert kim.get(joined.location).location.startswith("/login")
+    monkeypatch.undo()
+    assert kim.sign_in("twelve chars").status_code == 303
+
+
+@pytest.mark.parametrize("what", ["invite", "reset"])
+def test_a_one_time_link_is_in_no_log_whatever_breaks(
+    what: str, cast: Cast, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def break_down(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(members, "open_invitation", break_down)
+    monkeypatch.setattr(passwords, "open_reset", break_down)
+    token = "t0ken" * 8 + "end"
+    assert cast.stranger().get(f"/{what}/{token}").status_code == 500
+    (record,) = [each for each in caplog.records if each.message == "a request failed"]
+    assert token not in JsonLines().format(record)
+    assert f"/{what}/" in JsonLines().format(record)

@@ -1,0 +1,363 @@
+"""How often a key may be used: no 60 s hold more requests than one limit, no second more than another.
+
+On one host the counts lie in a file that all its processes map, whatever started them: exact over all of them. Over
+several hosts they lie in Redis (or Valkey); while that is away each host limits by its own file. Nothing here decides
+whether a key is good, and nothing of it outlasts a minute.
+"""
+
+import fcntl
+import logging
+import mmap
+import os
+import threading
+import time
+from collections.abc import Callable
+from ipaddress import ip_address
+from math import ceil
+from pathlib import Path
+from typing import NamedTuple
+
+from redis import Redis, RedisError
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from portal import metrics
+from portal.rules.text import network_of
+
+_log = logging.getLogger(__name__)
+
+PER_MINUTE = 1000  # requests in any 60 s, where an administrator set no other
+PER_SECOND = 50
+REDIS_PATIENCE = 0.1  # seconds to connect, and to wait for an answer
+_ASK_AGAIN = 1.0  # seconds between looks whether Redis is back
+_BAD_KEYS = 300  # a minute from one network; the sender of more is told to wait
+_NETWORKS = 20_000  # that a process counts apart
+
+
+class Verdict(NamedTuple):
+    """What the limits say of one request."""
+
+    limit: int  # requests in any 60 s
+    remaining: int
+    grows_in: float  # seconds until `remaining` next grows
+    wait: float  # seconds until a request may pass; 0 for one that passes
+
+    @property
+    def retry_after(self) -> int:
+        """Whole seconds to wait (RFC 9110, section 10.2.3)."""
+        return max(1, ceil(self.wait))
+
+    def reset_at(self, now: float) -> int:
+        """Say when `remaining` next grows, in Unix seconds."""
+        return ceil(now + self.grows_in)
+
+
+class RateLimit:
+    """The limits of one portal: Redis decides where there is one, else this host does."""
+
+    def __init__(self, path: Path, redis_url: str | None = None) -> None:
+        self._host = HostWindows(path)
+        self._shared = RedisWindows(redis_url) if redis_url else None
+        self._is_away = False  # Redis; then a thread looks for it
+        self._closing = threading.Event()
+        if self._shared:
+            metrics.redis_is_up(True)
+
+    def admit(self, key_pk: int, key_id: str, per_minute: int | None = None, per_second: int | None = None) -> Verdict:
+        """Count a request of a good key, or say how long it has to wait: by its own limits, or else the usual ones."""
+        per_minute, per_second = per_minute or PER_MINUTE, per_second or PER_SECOND
+        if self._shared is None or self._is_away:
+            return self._host.admit(key_pk, per_minute, per_second)
+        try:
+            verdict = self._shared.admit(key_id, per_minute, per_second)
+        except (RedisError, OSError) as error:
+            self._lose(error)
+            return self._host.admit(key_pk, per_minute, per_second)
+        if not verdict.wait:
+            self._host.admit(key_pk, per_minute, per_second, always=True)  # should Redis go away, this host knows
+        return verdict
+
+    @property
+    def shared_state(self) -> str | None:
+        """Say how Redis does, `up` or `away`; None where there is none."""
+        return None if self._shared is None else "away" if self._is_away else "up"
+
+    def close(self) -> None:
+        """Let go of the file and of Redis."""
+        self._closing.set()
+        self._host.close()
+        if self._shared:
+            self._shared.close()
+
+    def _lose(self, error: Exception) -> None:
+        self._is_away = True
+        metrics.redis_is_up(False)
+        _log.error("Redis is away: each host limits by itself until it is back", extra={"error": type(error).__name__})
+        threading.Thread(target=self._look_for_it, name="redis", daemon=True).start()
+
+    def _look_for_it(self) -> None:
+        assert self._shared is not None  # noqa: S101 - only then is this called
+        while not self._closing.wait(_ASK_AGAIN):
+            try:
+                self._shared.ping()
+            except (RedisError, OSError):
+                continue
+            _log.warning("Redis is back: the limits hold over all hosts again")
+            self._is_away = False
+            metrics.redis_is_up(True)
+            return
+
+
+# --- One host -------------------------------------------------------------------------------------------------------
+
+
+class _Wheel(NamedTuple):
+    """A window as a ring of buckets, one more than it is long: the oldest still counts until it has wholly left.
+
+    So no window of that length ever holds more than the limit, and a request waits at most a bucket's width too long.
+    """
+
+    width: float  # seconds of a bucket
+    buckets: int
+    head: int  # where in a slot its three numbers stand: newest bucket, sum, oldest bucket that is not empty
+    first: int  # where its counts begin
+    zeros: memoryview
+
+    def turn(self, heads: memoryview, counts: memoryview, slot: int, tick: int) -> int:
+        """Empty the buckets that have left the window; give the sum of the others."""
+        head, first = slot * _HEADS + self.head, slot * _COUNTS + self.first
+        gone = tick - heads[head]
+        if gone == 0:
+            return heads[head + 1]
+        total = heads[head + 1]
+        if gone >= self.buckets or gone < 0 or total == 0:  # below zero: the machine was started anew
+            counts[first : first + self.buckets] = self.zeros
+            total, heads[head + 2] = 0, tick
+        else:
+            for each in range(tick - gone + 1, tick + 1):
+                at = first + each % self.buckets
+                total -= counts[at]
+                counts[at] = 0
+        heads[head], heads[head + 1] = tick, total
+        return total
+
+    def add(self, heads: memoryview, counts: memoryview, slot: int, tick: int) -> None:
+        """Count one request in the newest bucket."""
+        head, at = slot * _HEADS + self.head, slot * _COUNTS + self.first + tick % self.buckets
+        if counts[at] < _FULL:
+            counts[at] += 1
+            heads[head + 1] += 1
+
+    def leaves_in(self, heads: memoryview, counts: memoryview, slot: int, now: float) -> float:
+        """Say in how many seconds the oldest bucket that holds requests leaves the window."""
+        head, first = slot * _HEADS + self.head, slot * _COUNTS + self.first
+        tick = heads[head]
+        oldest = max(heads[head + 2], tick - self.buckets + 1)
+        while oldest < tick and not counts[first + oldest % self.buckets]:
+            oldest += 1
+        heads[head + 2] = oldest
+        return max(0.0, (oldest + self.buckets) * self.width - now)
+
+
+_FULL = 65_535  # a count has 16 bits
+_SLOT = 512  # bytes of a key's slot: eight numbers of 64 bits, then counts of 16
+_HEADS, _COUNTS = _SLOT // 8, _SLOT // 2
+_MINUTE = _Wheel(0.5, 121, 1, 32, memoryview(bytes(121 * 2)).cast("H"))
+_SECOND = _Wheel(0.01, 101, 4, 32 + 121, memoryview(bytes(101 * 2)).cast("H"))
+_GROUP = 32  # slots that a key may lie in
+_GROUPS = 2048
+_SIZE = _SLOT * _GROUP * _GROUPS  # 32 MiB: 65,536 keys within one minute; beyond, the longest unused start anew
+_REMEMBERED = 100_000  # slots that a process knows by heart
+
+
+class HostWindows:
+    """The counts of one host, in a file that its processes map.
+
+    A key's slot is changed only under the lock of its group, which the system takes back from a process that dies. The
+    clock is the monotonic one, which all processes of a host share and nobody sets.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self._path = path
+        self._clock = clock
+        self._turn = threading.Lock()
+        self._file = -1
+        self._map: mmap.mmap | None = None
+        self._heads = self._counts = memoryview(b"")
+        self._known: dict[int, int] = {}  # slots by key; looked at again before they are believed
+
+    def admit(self, key: int, per_minute: int, per_second: int, *, always: bool = False) -> Verdict:
+        """Count a request unless one of the limits is met; `always` counts it all the same."""
+        group = (key * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF) >> 53
+        with self._turn:
+            if self._map is None:
+                self._open()
+            self._lock(fcntl.LOCK_EX, group)
+            try:
+                return self._judge(key, group, per_minute, per_second, always=always)
+            finally:
+                self._lock(fcntl.LOCK_UN, group)
+
+    def close(self) -> None:
+        """Let go of the file; the next request maps it again."""
+        with self._turn:
+            self._heads.release()
+            self._counts.release()
+            self._heads = self._counts = memoryview(b"")
+            if self._map is not None:
+                self._map.close()
+            if self._file >= 0:
+                os.close(self._file)
+            self._map, self._file = None, -1
+
+    def _judge(self, key: int, group: int, per_minute: int, per_second: int, *, always: bool) -> Verdict:
+        heads, counts, now = self._heads, self._counts, self._clock()
+        tick, short = int(now / _MINUTE.width), int(now / _SECOND.width)
+        slot = self._slot(key, group, tick)
+        in_minute = _MINUTE.turn(heads, counts, slot, tick)
+        in_second = _SECOND.turn(heads, counts, slot, short)
+        wait = 0.0
+        if in_minute >= per_minute:
+            wait = max(_MINUTE.leaves_in(heads, counts, slot, now), _MINUTE.width)
+        elif in_second >= per_second:
+            wait = max(_SECOND.leaves_in(heads, counts, slot, now), _SECOND.width)
+        if always or not wait:
+            _MINUTE.add(heads, counts, slot, tick)
+            _SECOND.add(heads, counts, slot, short)
+            in_minute += 1
+        grows_in = _MINUTE.leaves_in(heads, counts, slot, now)
+        return Verdict(per_minute, max(0, per_minute - in_minute), grows_in, wait)
+
+    def _slot(self, key: int, group: int, tick: int) -> int:
+        """Find a key's slot, or give it the one of its group that nobody used for longest."""
+        heads = self._heads
+        known = self._known.get(key)
+        if known is not None and heads[known * _HEADS] == key:
+            return known
+        first = group * _GROUP
+        slots = range(first, first + _GROUP)
+        found = next((slot for slot in slots if heads[slot * _HEADS] == key), None)
+        if found is None:
+            found = min(slots, key=lambda slot: heads[slot * _HEADS + _MINUTE.head])
+            start = found * _HEADS
+            heads[start : start + _HEADS] = memoryview(bytes(_SLOT)).cast("Q")
+            heads[start] = key
+        if len(self._known) >= _REMEMBERED:
+            self._known.clear()
+        self._known[key] = found
+        return found
+
+    def _lock(self, how: int, group: int) -> None:
+        if self._file >= 0:
+            fcntl.lockf(self._file, how, 1, group)
+
+    def _open(self) -> None:
+        """Map the file, made whole first: a page that the disk has no room for would end the process."""
+        try:
+            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            if os.fstat(self._file).st_size != _SIZE:
+                os.posix_fallocate(self._file, 0, _SIZE)
+            self._map = mmap.mmap(self._file, _SIZE)
+        except OSError as error:
+            if self._file >= 0:
+                os.close(self._file)
+            self._file = -1
+            self._map = mmap.mmap(-1, _SIZE)
+            _log.error("each process limits by itself: the file of counts cannot be made", exc_info=error)
+        self._heads = memoryview(self._map).cast("Q")
+        self._counts = memoryview(self._map).cast("H")
+
+
+# --- Bad keys -------------------------------------------------------------------------------------------------------
+
+
+class BadKeys:
+    """How many bad keys came from each network in this minute, as one process saw it.
+
+    They are still looked up, so that a good key from the same network passes whatever comes beside it. This machine's
+    own address is let be: it stands for whoever comes through a proxy that is not a trusted one.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._minute = 0
+        self._counts: dict[str, int] = {}
+
+    def wait_of(self, address: str | None) -> int:
+        """Count a bad key; give the seconds that its sender is to wait, 0 while there are few."""
+        now = self._clock()
+        minute = int(now // 60)
+        if minute != self._minute or len(self._counts) > _NETWORKS:
+            self._minute, self._counts = minute, {}
+        network = network_of(address)
+        if ip_address(address or "::").is_loopback:
+            return 0
+        count = self._counts[network] = self._counts.get(network, 0) + 1
+        if count == _BAD_KEYS + 1:
+            _log.warning("many bad keys come from one network", extra={"network": network})
+        return ceil(60 - now % 60) if count > _BAD_KEYS else 0
+
+
+# --- Several hosts --------------------------------------------------------------------------------------------------
+
+# A ring of the moments of the last `limit` requests, behind its two numbers: how many there ever were, and which was
+# the first less than a minute ago. By Redis's own clock, which all hosts share. Gives how many are left, and in how
+# many microseconds that grows and a request may pass.
+_ADMIT = """
+local limit, burst = tonumber(ARGV[1]), tonumber(ARGV[2])
+local clock = redis.call('TIME')
+local now = tonumber(clock[1]) * 1000000 + tonumber(clock[2])
+local count, first = 0, 0
+local head = redis.call('GETRANGE', KEYS[1], 0, 15)
+if #head == 16 then count, first = struct.unpack('>dd', head) end
+local function moment(n)
+    local at = 16 + (n % limit) * 8
+    return (struct.unpack('>d', redis.call('GETRANGE', KEYS[1], at, at + 7)))
+end
+if count > first and moment(count - 1) <= now - 60000000 then first = count end
+while first < count and moment(first) <= now - 60000000 do first = first + 1 end
+local wait = 0
+if count - first >= limit then
+    wait = moment(first) + 60000000 - now
+elseif burst < limit and count - first >= burst then
+    wait = math.max(0, moment(count - burst) + 1000000 - now)
+end
+if wait == 0 then
+    local at = 16 + (count % limit) * 8
+    redis.call('SETRANGE', KEYS[1], at, struct.pack('>d', now))
+    count = count + 1
+end
+redis.call('SETRANGE', KEYS[1], 0, struct.pack('>dd', count, first))
+redis.call('PEXPIRE', KEYS[1], 61000)
+local grows = 0
+if first < count then grows = math.max(0, moment(first) + 60000000 - now) end
+return {limit - (count - first), grows, wait}
+"""
+
+
+class RedisWindows:
+    """The counts of all hosts, in Redis or Valkey: one round trip a request."""
+
+    def __init__(self, url: str) -> None:
+        self._redis: Redis = Redis.from_url(
+            url,
+            socket_timeout=REDIS_PATIENCE,
+            socket_connect_timeout=REDIS_PATIENCE,
+            retry=Retry(NoBackoff(), 0),
+        )
+        self._admit = self._redis.register_script(_ADMIT)
+
+    def admit(self, key_id: str, per_minute: int, per_second: int) -> Verdict:
+        """Count a request unless one of the limits is met. Raises RedisError or OSError."""
+        remaining, grows, wait = self._admit(
+            keys=[f"latchkey:rate:{key_id}:{per_minute}"], args=[per_minute, per_second]
+        )
+        return Verdict(per_minute, max(0, remaining), grows / 1e6, wait / 1e6)
+
+    def ping(self) -> None:
+        """Ask whether Redis is there. Raises RedisError or OSError."""
+        self._redis.ping()
+
+    def close(self) -> None:
+        """Hang up."""
+        self._redis.close()

@@ -1,0 +1,66 @@
+"""What integrations are answered, as bytes: made here for the views and for the door before them alike."""
+
+import json
+from typing import Any, NamedTuple
+from urllib.parse import urlencode
+
+from portal.rules.errors import KeyRefused, Refusal
+
+PRODUCT = "Latchkey"
+
+to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+AWAY = (
+    "We cannot reach our records right now. Try again in a few seconds. "
+    "Requests with keys get 503 meanwhile; your keys are unchanged."
+)
+_KEY_WORDS = {
+    "missing_key": "Send your key as: Authorization: Bearer <key>.",
+    "malformed_key": "The Authorization header does not hold one key of our format.",
+    "invalid_key": "This key cannot be used.",
+    "missing_scope": "The key lacks the scope that this needs. Scopes cannot be added: generate a replacement.",
+    "access_withdrawn": "The key has the scope, but its member no longer has that access. Ask an administrator.",
+}
+
+
+class Answer(NamedTuple):
+    """A whole answer but for the headers that every answer has."""
+
+    status: int
+    headers: list[tuple[str, str]]
+    body: bytes
+
+
+def error(
+    request_id: str, status: int, kind: str, code: str, message: str, /, *headers: tuple[str, str], **extra: Any
+) -> Answer:
+    """Make `{"error": {"type", "code", "message", …}, "meta": {"requestId": …}}`."""
+    body = {"error": {"type": kind, "code": code, "message": message, **extra}, "meta": {"requestId": request_id}}
+    return Answer(status, list(headers), to_json(body).encode())
+
+
+def unavailable(request_id: str) -> Answer:
+    """Say that the trouble is ours (503): never a 401."""
+    return error(request_id, 503, "api_error", "unavailable", AWAY, ("Retry-After", "5"))
+
+
+def too_many(request_id: str, retry_after: int, message: str) -> Answer:
+    """Refuse for now (429); `retry_after` in seconds."""
+    wait = ("Retry-After", str(retry_after))
+    return error(request_id, 429, "rate_limit_error", "rate_limit_exceeded", message, wait)
+
+
+def refuse(refused: KeyRefused, request_id: str, base_url: str) -> Answer:
+    """Answer 401 or 403 with the challenge of RFC 6750, section 3. All that `invalid_key` stands for look alike."""
+    challenge = f'Bearer realm="{PRODUCT}"'
+    words = _KEY_WORDS[refused.code]
+    if refused.required is None:
+        if refused.refusal is not Refusal.MISSING:
+            challenge += ', error="invalid_token"'
+        return error(request_id, 401, "authentication_error", refused.code, words, ("WWW-Authenticate", challenge))
+    challenge += f', error="insufficient_scope", scope="{refused.required}"'
+    extra: dict[str, Any] = {"requiredScope": refused.required, "heldScopes": refused.held}
+    if refused.refusal is Refusal.MISSING_SCOPE:
+        query = urlencode({"from": refused.key_id, "add": refused.required}, safe=":")
+        extra["fixUrl"] = f"{base_url}/w/{refused.workspace}/api/keys/new?{query}"
+    return error(request_id, 403, "authorization_error", refused.code, words, ("WWW-Authenticate", challenge), **extra)

@@ -1,0 +1,248 @@
+"""The door before Flask: who asks, and how often, decided once for every request with a key.
+
+For the routes that need a key it checks it, counts it against its limits and notes its use; a request that may pass
+goes on to the view with its `Passage`, any other is answered here, at a fraction of the cost. `/verify` is answered
+here in any case: it asks nothing else. A request without any credential goes on: its view says what is missing, or that
+there is no such route.
+"""
+
+import logging
+import secrets
+import time
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from email.utils import format_datetime
+from functools import lru_cache
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import parse_qsl
+
+from portal import metrics
+from portal.rules.access import Scope
+from portal.rules.credentials import KEY_SHAPED
+from portal.rules.errors import KeyRefused, Refusal
+from portal.services import usage
+from portal.services.key_check import Caller, KeyCheck
+from portal.services.rate_limit import BadKeys, RateLimit, Verdict
+from portal.services.usage import Usage
+from portal.store.database import MISTAKES, TROUBLE
+from portal.web import answers
+from portal.web.answers import Answer
+from portal.web.front import ENDPOINT, Headers, StartResponse, Wsgi
+
+_log = logging.getLogger(__name__)
+
+PASSAGE = "portal.passage"  # in the WSGI environment
+VERIFY = "/verify"
+_MAX_SCOPES = 20  # that one /verify asks about
+_STATUS_LINES = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
+
+
+class Passage:
+    """One request on its way through the door."""
+
+    __slots__ = ("caller", "now", "refused", "request_id", "scope", "verdict")
+
+    def __init__(self) -> None:
+        self.request_id = new_request_id()
+        self.now = datetime.now(UTC)
+        self.caller: Caller | None = None
+        self.verdict: Verdict | None = None
+        self.scope = ""  # that the view needs
+        self.refused = False  # and noted so
+
+
+class Door:
+    """WSGI middleware between the front and Flask."""
+
+    def __init__(
+        self,
+        app: Wsgi,
+        keyed: set[str],
+        key_check: KeyCheck,
+        rate_limit: RateLimit,
+        notes: Usage,
+        base_url: str,
+    ) -> None:
+        """Stand before `app`; `keyed` are the paths that need a key, those that end in `/` with all that begins so."""
+        self._app = app
+        self._paths = {path for path in keyed if not path.endswith("/")} | {VERIFY}
+        self._folders = tuple(path for path in keyed if path.endswith("/"))
+        self._key_check = key_check
+        self._rate_limit = rate_limit
+        self._notes = notes
+        self._base_url = base_url
+        self._bad_keys = BadKeys()
+
+    def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        """Let a request pass, or answer it."""
+        path = environ["PATH_INFO"]
+        if path not in self._paths and not path.startswith(self._folders):
+            return self._app(environ, start_response)
+        is_verify = path == VERIFY
+        passage = environ[PASSAGE] = Passage()
+        environ[ENDPOINT] = "verify" if is_verify else "door"  # until the view is known
+        refusal = self._judge(environ, passage, is_verify=is_verify)
+        caller = passage.caller
+        if caller is None:
+            if refusal is None:
+                return self._app(environ, start_response)
+            return _send(refusal, _common(passage), start_response)
+        headers = _common(passage) + _of_key(caller, passage)
+        if refusal is not None:
+            return _send(refusal, headers, start_response)
+        if is_verify:
+            return _send(self._verify(environ, passage, caller), headers, start_response)
+
+        def start(status: str, own: Headers, exc_info: Any = None) -> Any:
+            if not passage.refused:
+                self._note(environ, passage, caller, int(status[:3]))
+            return start_response(status, own + headers, exc_info)
+
+        return self._app(environ, start)
+
+    def _judge(self, environ: dict[str, Any], passage: Passage, *, is_verify: bool) -> Answer | None:
+        """Check the key and its limits; None for a request that may go on."""
+        try:
+            caller = self._key_check.check(
+                environ.get("HTTP_AUTHORIZATION"),
+                account_id=environ.get("HTTP_ACCOUNT_ID"),
+                query=environ.get("QUERY_STRING", ""),
+                now=passage.now,
+            )
+        except KeyRefused as refused:
+            if refused.refusal is Refusal.MISSING and not is_verify:
+                return None
+            return self._refuse(environ, passage, refused)
+        except MISTAKES:
+            raise
+        except TROUBLE as trouble:
+            _log.error("the database cannot be asked", exc_info=trouble)
+            return answers.unavailable(passage.request_id)
+        passage.caller = caller
+        verdict = passage.verdict = self._rate_limit.admit(
+            caller.key_pk, caller.key_id, caller.rate_per_minute, caller.rate_per_second
+        )
+        if not verdict.wait:
+            return None
+        metrics.refused(str(Refusal.RATE_LIMITED))
+        noted = _use(environ, passage, caller.key_pk, "", 429)
+        self._notes.refused(noted, str(Refusal.RATE_LIMITED), " ".join(caller.reach.effective_texts))
+        message = f"This key was used too often. Try again in {verdict.retry_after} s."
+        return answers.too_many(passage.request_id, verdict.retry_after, message)
+
+    def _refuse(self, environ: dict[str, Any], passage: Passage, refused: KeyRefused) -> Answer:
+        note_refusal(self._notes, environ, passage, refused)
+        is_bad_key = refused.required is None and refused.refusal is not Refusal.MISSING
+        if is_bad_key and (wait := self._bad_keys.wait_of(environ["REMOTE_ADDR"])):
+            return answers.too_many(passage.request_id, wait, "Too many bad keys came from your network.")
+        return answers.refuse(refused, passage.request_id, self._base_url)
+
+    def _verify(self, environ: dict[str, Any], passage: Passage, caller: Caller) -> Answer:
+        """Answer a reverse proxy: whose key this is, or why it may not."""
+        wanted = _wanted(environ.get("QUERY_STRING", ""))
+        if wanted is None:
+            message = f"scope must be <app>:read or <app>:write; at most {_MAX_SCOPES} of them."
+            return answers.error(passage.request_id, 400, "validation_error", "invalid_parameter", message)
+        for scope in wanted:
+            passage.scope = str(scope)
+            try:
+                caller.require(scope)
+            except KeyRefused as refused:
+                return self._refuse(environ, passage, refused)
+        self._note(environ, passage, caller, 200)
+        told = [
+            ("X-Auth-Workspace", caller.workspace_id),
+            ("X-Auth-Member", caller.member_id),
+            ("X-Auth-Key", caller.key_id),
+            ("X-Auth-Scopes", " ".join(caller.reach.effective_texts)),
+            ("X-Auth-Environment", caller.environment),
+        ]
+        return Answer(200, told, b"")
+
+    def _note(self, environ: dict[str, Any], passage: Passage, caller: Caller, status: int) -> None:
+        noted = _use(environ, passage, caller.key_pk, passage.scope, status)
+        self._notes.accepted(noted, is_first=caller.is_unused, new_digest=caller.new_digest)
+
+
+def note_refusal(notes: Usage, environ: dict[str, Any], passage: Passage, refused: KeyRefused) -> None:
+    """Keep a known key's exact reason under the request id.
+
+    Nothing is logged here: it would fill the disk, and the time it takes would tell a known key from an unknown one.
+    """
+    passage.refused = True
+    metrics.refused(str(refused.refusal))
+    if refused.key_pk is not None:
+        noted = _use(environ, passage, refused.key_pk, refused.required or "", refused.refusal.status)
+        notes.refused(noted, str(refused.refusal), " ".join(refused.held) if refused.required else refused.had)
+
+
+def new_request_id() -> str:
+    """Make the id under which a request can be asked about."""
+    return "req_" + secrets.token_hex(12)
+
+
+def client_label(environ: dict[str, Any]) -> str:
+    """Give the product that a client says it is, such as `python-requests/2.32`: the first word, if it is plain."""
+    word = environ.get("HTTP_USER_AGENT", "")[:61].partition(" ")[0]
+    is_plain = word.isascii() and word.isprintable() and len(word) <= 60
+    return word if is_plain and not ("_" in word and KEY_SHAPED.search(word)) else ""
+
+
+def _use(environ: dict[str, Any], passage: Passage, key: int, scope: str, status: int) -> usage.Request:
+    return usage.Request(
+        key,
+        passage.now,
+        passage.request_id,
+        environ["REQUEST_METHOD"],
+        environ["PATH_INFO"],
+        status,
+        scope,
+        environ["REMOTE_ADDR"] or "",
+        client_label(environ),
+    )
+
+
+def _wanted(query: str) -> list[Scope] | None:
+    """Read the scopes that `/verify` is asked about; None for what is none."""
+    if not query:
+        return []
+    try:
+        pairs = parse_qsl(query, keep_blank_values=True, errors="strict", max_num_fields=_MAX_SCOPES)
+    except ValueError:
+        return None
+    found = [Scope.parse(value) for name, value in pairs if name == "scope"]
+    scopes = [scope for scope in found if scope is not None]
+    return scopes if len(scopes) == len(found) else None
+
+
+def _common(passage: Passage) -> Headers:
+    return [("X-Request-Id", passage.request_id), ("Cache-Control", "no-store")]
+
+
+def _of_key(caller: Caller, passage: Passage) -> Headers:
+    """Tell a key's limits, its environment and when it ends."""
+    headers = [("X-Environment", caller.environment)]
+    if verdict := passage.verdict:
+        headers += [
+            ("X-RateLimit-Limit", str(verdict.limit)),
+            ("X-RateLimit-Remaining", str(verdict.remaining)),
+            ("X-RateLimit-Reset", str(verdict.reset_at(time.time()))),
+        ]
+    if caller.ends_at:
+        headers += _expiry(caller.ends_at)
+    return headers
+
+
+@lru_cache(maxsize=4096)
+def _expiry(moment: datetime) -> Sequence[tuple[str, str]]:
+    """Write when a key stops, for `X-Key-Expires-At` and for `Sunset` (RFC 8594)."""
+    at = moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+    return [("X-Key-Expires-At", at), ("Sunset", format_datetime(moment, usegmt=True))]
+
+
+def _send(answer: Answer, headers: Headers, start_response: StartResponse) -> list[bytes]:
+    kind = [("Content-Type", "application/json")] if answer.body else []
+    length = [("Content-Length", str(len(answer.body)))]
+    start_response(_STATUS_LINES[answer.status], [*kind, *length, *answer.headers, *headers])
+    return [answer.body]

