@@ -345,7 +345,7 @@ def kills(kind: str, count: int) -> bool:
                 threads.append(threading.Thread(target=make_keys, args=(browser, told)))
             for thread in threads:
                 thread.start()
-            time.sleep(random.uniform(0.05, 0.6))
+            time.sleep(random.uniform(0.05, 2.5))
             os.killpg(process.pid, signal.SIGKILL)
             told.is_over = True
             process.wait()

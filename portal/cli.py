@@ -320,6 +320,7 @@ def run_server(settings: Settings, target: str = "app:create_app") -> None:
         blocking_threads=_THREADS,
         websockets=False,
         respawn_failed_workers=True,
+        respawn_interval=0.5,  # seconds; one that was killed is back before its clients have counted to two
         workers_kill_timeout=10,
         log_level=LogLevels.error,  # it warns of the threads that are meant, and tells what we have told
         working_dir=Path(__file__).parent.parent,
