@@ -322,6 +322,7 @@ def run_server(settings: Settings, target: str = "app:create_app") -> None:
         respawn_failed_workers=True,
         respawn_interval=0.5,  # seconds; one that was killed is back before its clients have counted to two
         workers_kill_timeout=10,
+        log_dictconfig={"formatters": {name: {"()": "portal.logs.JsonLines"} for name in ("generic", "access")}},
         log_level=LogLevels.error,  # it warns of the threads that are meant, and tells what we have told
         working_dir=Path(__file__).parent.parent,
     )

@@ -24,9 +24,9 @@ FLOORS = {
     "portal.services": 5,
     "portal.web": 6,
     "portal.demo": 6,
-    "portal.logs": 6,
-    "portal.cli": 7,
-    "app": 8,
+    "portal.logs": 7,
+    "portal.cli": 8,
+    "app": 9,
 }
 # The bottom of the services: what the others stand on.
 FLOORS |= {f"portal.services.{name}": 4 for name in ("actor", "audit", "key_check", "rate_limit", "readiness", "usage")}

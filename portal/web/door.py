@@ -117,7 +117,7 @@ class Door:
         except MISTAKES:
             raise
         except TROUBLE as trouble:
-            _log.error("the database cannot be asked", exc_info=trouble)
+            _log.error("the database cannot be asked", exc_info=trouble, extra={"request_id": passage.request_id})
             return answers.unavailable(passage.request_id)
         passage.caller = caller
         verdict = passage.verdict = self._rate_limit.admit(

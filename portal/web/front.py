@@ -117,8 +117,9 @@ class Front:
             try:
                 return self._app(environ, start_safely)
             except Exception:
-                _log.exception("a request failed, and so did telling of it")
-                return _refuse(environ, start_safely, _BROKEN)
+                request_id = "req_" + secrets.token_hex(12)
+                _log.exception("a request failed, and so did telling of it", extra={"request_id": request_id})
+                return _refuse(environ, start_safely, _BROKEN, request_id)
 
     def _take_body(self, environ: dict[str, Any]) -> "Refusal | None":
         """Wait for the whole body, up to one byte over its limit, which then answers 413 however it was sent.
@@ -186,9 +187,11 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     return mapped or address
 
 
-def _refuse(environ: dict[str, Any], start_response: StartResponse, refusal: Refusal) -> list[bytes]:
+def _refuse(
+    environ: dict[str, Any], start_response: StartResponse, refusal: Refusal, request_id: str = ""
+) -> list[bytes]:
     """Answer without the portal's help: JSON to integrations, a plain line to people."""
-    request_id = "req_" + secrets.token_hex(12)
+    request_id = request_id or "req_" + secrets.token_hex(12)
     if environ["PATH_INFO"].startswith(_INTEGRATIONS):
         error = {"type": refusal.type, "code": refusal.code, "message": refusal.message}
         body = json.dumps({"error": error, "meta": {"requestId": request_id}}).encode()
