@@ -1,6 +1,6 @@
 # make run    start the portal on http://127.0.0.1:5000 (PORT=… and PORTAL_… in the environment change it)
-# make test   lint, type check and the whole test suite, on SQLite and on PostgreSQL, browser tests included
-#             (all of those on SQLite; on PostgreSQL the whole jobs)
+# make test   lint, type check and the tests: all on SQLite; then on PostgreSQL those that a database can change, which
+#             leaves out rules, settings and logs, what is marked `once`, and in the browser all but the whole jobs
 # make lint   only the linters and the type checker      make format   let them repair what they can
 # make lock   pin the dependencies of pyproject.toml again (UPGRADE=1: to the newest)      make clean   start over
 

@@ -108,6 +108,15 @@
     if (radio) radio.checked = true;
   }, true);
 
+  // Leaves the dialog with all answers: the browser sends them, not htmx.
+  document.addEventListener("click", (event) => {
+    const leave = event.target.closest("#new-key-form [data-native]");
+    if (!leave) return;
+    event.preventDefault();
+    leave.form.action = leave.formAction;
+    HTMLFormElement.prototype.submit.call(leave.form);
+  });
+
   // Another owner or preset: what went is said once, and the review sentence asks again with the ticks that are left.
   document.addEventListener("htmx:after:swap", ({ detail: { ctx } }) => {
     if (!["owner-scopes", "preset-apply"].includes(ctx.sourceElement.id)) return;

@@ -1,17 +1,26 @@
 """Databases and servers for all tests. One run uses one kind of database; `make test` runs once with each."""
 
 import os
+import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from argon2 import PasswordHasher
 from flask import Flask
-from jinja2 import FileSystemBytecodeCache
+from jinja2 import BytecodeCache, FileSystemBytecodeCache
+from sqlalchemy import event, make_url
 
 from app import create_app
+from portal.rules import credentials
+from portal.services.key_check import KeyCheck
+from portal.services.usage import Usage
 from portal.store.database import Database
+from portal.web.http import Portal
 from tests.cast import Cast
 from tests.databases import KINDS, Template, migrated_template
 from tests.servers import Server, serving
@@ -29,6 +38,15 @@ def pytest_configure_node(node: Any) -> None:
     node.workerinput["template_url"] = template_of(node.config).url
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Run on SQLite alone what no database can change: the tests that ask for none, and those that are marked so."""
+    if config.getoption("--database") == "sqlite":
+        return
+    once = [it for it in items if it.get_closest_marker("once") or "template" not in getattr(it, "fixturenames", ())]
+    config.hook.pytest_deselected(items=once)
+    items[:] = [item for item in items if item not in set(once)]
+
+
 def template_of(config: pytest.Config) -> Template:
     """Return the run's template database; in the process that leads the run, make it at the first call."""
     if hasattr(config, "workerinput"):
@@ -36,8 +54,19 @@ def template_of(config: pytest.Config) -> Template:
     if TEMPLATE not in config.stash:
         until_the_end = ExitStack()
         config.add_cleanup(until_the_end.close)
-        config.stash[TEMPLATE] = until_the_end.enter_context(migrated_template(config.getoption("--database")))
+        with quick_passwords():
+            config.stash[TEMPLATE] = until_the_end.enter_context(migrated_template(config.getoption("--database")))
     return config.stash[TEMPLATE]
+
+
+@contextmanager
+def quick_passwords() -> Iterator[None]:
+    """Hash passwords with a hundredth of the work, for tests about something else; tests/rules has the real work."""
+    hasher = PasswordHasher(time_cost=1, memory_cost=64, parallelism=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(credentials, "_hasher", hasher)
+        patch.setattr(credentials, "_NOBODY", hasher.hash("nobody"))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -46,10 +75,80 @@ def template(pytestconfig: pytest.Config) -> Template:
     return template_of(pytestconfig)
 
 
+class Place:
+    """A portal and a database whose connections lead to another copy of the demo for every test.
+
+    For every engine SQLAlchemy compiles its statements anew, and for every portal Werkzeug its addresses and Jinja its
+    templates; either takes longer than most tests.
+    """
+
+    def __init__(self, template: Template, instance: Path, templates: BytecodeCache) -> None:
+        self._template, self.instance, self._templates = template, instance, templates
+        self._url = ""
+        self._led: list[Database] = []
+
+    @contextmanager
+    def filled(self) -> Iterator[str]:
+        """Make a copy of the demo, to which new connections lead; give its address."""
+        with self._template.copy() as url:
+            self._url = url
+            for database in self._led:
+                database.url = make_url(url)
+            yield url
+
+    @cached_property
+    def database(self) -> Database:
+        """The database, without the portal."""
+        return self._lead(Database(self._url))
+
+    @contextmanager
+    def portal(self) -> Iterator[Flask]:
+        """Let the portal be one that has just started: nothing in memory, no connection, no mail sent."""
+        was: Portal = self._app.extensions["portal"]
+        parts = (KeyCheck(was.database, was.settings.keyring), Usage(was.database), ThreadPoolExecutor(1, "errands"))
+        self._app.extensions["portal"] = Portal(was.settings, was.database, *parts)
+        yield self._app
+        self._app.extensions["portal"].close()
+        shutil.rmtree(was.settings.mail_folder, ignore_errors=True)
+
+    @cached_property
+    def _app(self) -> Flask:
+        app = create_app({"PORTAL_DATABASE_URL": self._url, "PORTAL_INSTANCE": str(self.instance)})
+        app.jinja_env.bytecode_cache = self._templates
+        self._lead(app.extensions["portal"].database)
+        return app
+
+    def _lead(self, database: Database) -> Database:
+        self._led.append(database)
+
+        @event.listens_for(database.engine, "do_connect")
+        def lead(dialect: object, record: object, positional: list[Any], named: dict[str, Any]) -> None:
+            if database.is_sqlite:
+                positional[0] = database.url.database
+            else:
+                named["dbname"] = database.url.database
+
+        return database
+
+
+@pytest.fixture(scope="session")
+def place(template: Template, tmp_path_factory: pytest.TempPathFactory, compiled_templates: BytecodeCache) -> Place:
+    """Where the tests are that have a database of their own, one after another."""
+    return Place(template, tmp_path_factory.mktemp("instance"), compiled_templates)
+
+
+@pytest.fixture(scope="session")
+def shared_place(
+    template: Template, tmp_path_factory: pytest.TempPathFactory, compiled_templates: BytecodeCache
+) -> Place:
+    """Where the tests are that share a database with those of their module."""
+    return Place(template, tmp_path_factory.mktemp("instance"), compiled_templates)
+
+
 @pytest.fixture
-def database_url(template: Template) -> Iterator[str]:
+def database_url(place: Place) -> Iterator[str]:
     """A database with the demo's people, apps and records that this test alone has."""
-    with template.copy() as url:
+    with place.filled() as url:
         yield url
 
 
@@ -61,26 +160,23 @@ def blank_url(template: Template) -> Iterator[str]:
 
 
 @pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
+def database(place: Place, database_url: str) -> Iterator[Database]:
     """The test's database, for services that are called directly and for looking at what was stored."""
-    database = Database(database_url)
-    yield database
-    database.close()
+    yield place.database
+    place.database.close()
 
 
 @pytest.fixture(scope="session")
-def compiled_templates(tmp_path_factory: pytest.TempPathFactory) -> FileSystemBytecodeCache:
-    """Templates compiled once a run: each portal would compile them anew, which takes longer than most tests."""
-    return FileSystemBytecodeCache(str(tmp_path_factory.mktemp("templates")))
+def compiled_templates(pytestconfig: pytest.Config) -> BytecodeCache:
+    """Templates compiled once and kept, each with its source's sum; compiling takes longer than most tests."""
+    return FileSystemBytecodeCache(str(pytestconfig.cache.mkdir("templates")))
 
 
 @pytest.fixture
-def app(database_url: str, tmp_path: Path, compiled_templates: FileSystemBytecodeCache) -> Iterator[Flask]:
-    """The portal on the test's database, asked in process. Its secrets lie in `tmp_path`."""
-    app = create_app({"PORTAL_DATABASE_URL": database_url, "PORTAL_INSTANCE": str(tmp_path)})
-    app.jinja_env.bytecode_cache = compiled_templates
-    yield app
-    app.extensions["portal"].close()
+def app(place: Place, database_url: str) -> Iterator[Flask]:
+    """The portal on the test's database, asked in process."""
+    with place.portal() as app:
+        yield app
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from datetime import datetime
 
 from sqlalchemy import select
 
-from portal.rules.access import Scope
+from portal.rules.access import AccessLevel, Scope
 from portal.rules.credentials import Keyring
 from portal.rules.errors import Refusal
 from portal.services import key_views, keys, members
@@ -39,6 +39,7 @@ class Explanation:
     may_generate: bool  # whether this seat can make a key with what was missing
     successor_id: str
     ask: tuple[str, ...]  # who can hand out what is missing
+    may_help: bool  # whether this seat can do that itself: give the owner access, or reactivate it
     stopped_by: str
 
 
@@ -59,11 +60,14 @@ def explain(session: Session, actor: Actor, seat: Seat, keyring: Keyring, reques
     app = _app(session, seat, scope, row)
     may_generate = False
     ask: tuple[str, ...] = ()
+    may_help = seat.is_admin
     if reason in _OF_THE_KEY and scope and app:
         planned = keys.plan(session, actor, keys.Draft(owner=key.owner.id))
         may_generate = reason is Refusal.MISSING_SCOPE and scope in planned.grantable
         ask = tuple(members.granters(session, seat, app.solution_id, for_api_member=row.member.is_api))
+        may_help = seat.is_admin or (row.member.is_api and seat.level_in(app.solution_id) is AccessLevel.MANAGE)
     elif reason is Refusal.OWNER_INACTIVE:
+        may_help = seat.is_admin or row.member.is_api
         ask = tuple(members.admin_names(session, seat.workspace.id))
     successor = session.scalar(
         select(ApiKey.public_id).where(ApiKey.replaces_id == row.id, ApiKey.revoked_at.is_(None))
@@ -79,6 +83,7 @@ def explain(session: Session, actor: Actor, seat: Seat, keyring: Keyring, reques
         may_generate=may_generate,
         successor_id=successor or "",
         ask=ask,
+        may_help=may_help and row.member.removed_at is None,
         stopped_by=key_views.stopped_by(session, row),
     )
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, UnaryExpression, and_, case, exists, func, or_, select
+from sqlalchemy import ColumnElement, Row, Select, UnaryExpression, and_, case, exists, func, not_, or_, select
 from sqlalchemy.orm import aliased, contains_eager, joinedload
 
 from portal.rules import text
@@ -40,10 +40,13 @@ class ScopeView:
     solution_name: str
     action: str
     effective: bool
+    owner_is_active: bool
 
     @property
     def why_not(self) -> str:
         """Why the scope does nothing now, for a person."""
+        if not self.owner_is_active:
+            return "its owner is deactivated"
         return "" if self.effective else f"its owner no longer has {self.action} in {self.solution_name}"
 
 
@@ -54,6 +57,7 @@ class OwnerView:
     id: str
     name: str
     kind: str
+    is_active: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,12 +250,14 @@ def _in_state(state: str, now: datetime) -> list[ColumnElement[bool]]:
 def _narrowed(now: datetime) -> dict[str, ColumnElement[bool]]:
     """Tell apart the keys that are neither deleted nor retired."""
     unexpired = or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now)
-    active = and_(unexpired, ApiKey.deactivated_at.is_(None))
+    owner_is_there = and_(Member.deactivated_at.is_(None), Member.removed_at.is_(None))
+    active = and_(unexpired, ApiKey.deactivated_at.is_(None), owner_is_there)
+    stopped = or_(ApiKey.deactivated_at.is_not(None), not_(owner_is_there))
     return {
         "active": active,
-        "deactivated": and_(unexpired, ApiKey.deactivated_at.is_not(None)),
+        "deactivated": and_(unexpired, stopped),
         "expired": ApiKey.expires_at <= now,
-        "stopped": or_(ApiKey.expires_at <= now, ApiKey.deactivated_at.is_not(None)),
+        "stopped": or_(ApiKey.expires_at <= now, stopped),
         "expiring": and_(ApiKey.expires_at.between(now, now + EXPIRING), active),
         "unused": and_(active, func.coalesce(ApiKey.last_used_at, ApiKey.created_at) < now - UNUSED),
     }
@@ -445,7 +451,10 @@ def _view(
         environment=key.environment,
         state=state,
         owner=OwnerView(
-            key.member.public_id, key.member.name, "me" if is_mine else "api" if key.member.is_api else "human"
+            key.member.public_id,
+            key.member.name,
+            "me" if is_mine else "api" if key.member.is_api else "human",
+            key.member.is_active,
         ),
         scopes=tuple(scopes),
         created_at=key.created_at,
@@ -518,8 +527,10 @@ def scopes_of(session: Session, keys: Sequence[ApiKey]) -> dict[int, list[ScopeV
     for key_id, action, slug, app_name, solution_name, level in rows:
         granted = level_of(Role(owner[key_id].role), AccessLevel(level) if level else None)
         scope = Scope(slug, Action(action))
-        works = bool(effective_scopes([scope], {slug: granted})) and owner[key_id].is_active
-        views.setdefault(key_id, []).append(ScopeView(str(scope), app_name, slug, solution_name, action, works))
+        is_there = owner[key_id].is_active
+        works = bool(effective_scopes([scope], {slug: granted})) and is_there
+        view = ScopeView(str(scope), app_name, slug, solution_name, action, works, is_there)
+        views.setdefault(key_id, []).append(view)
     return views
 
 

@@ -276,6 +276,7 @@ def _quiet(active: Select[ApiKey], seat: Seat, now: datetime) -> Subquery:
 def _show(row: Row[Any], seat: Seat, keyring: Keyring) -> Reviewed:
     kind = "me" if row.member_id == seat.member.id else "api" if row.account_id is None else "human"
     findings = _findings(row.risk)
+    keeps_some = row.owner_is_active and (row.paused or 0) < (row.scopes or 0)
     return Reviewed(
         id=row.public_id,
         name=row.name,
@@ -285,7 +286,7 @@ def _show(row: Row[Any], seat: Seat, keyring: Keyring) -> Reviewed:
         owner_name=row.owner_name,
         owner_kind=kind,
         findings=findings,
-        advice=_advice(findings, may_rotate=kind != "human", owner_is_active=row.owner_is_active),
+        advice=_advice(findings, may_rotate=kind != "human", keeps_some=keeps_some),
         created_at=row.created_at,
         expires_at=row.expires_at,
         last_used_at=row.last_used_at,
@@ -297,14 +298,14 @@ def _show(row: Row[Any], seat: Seat, keyring: Keyring) -> Reviewed:
     )
 
 
-def _advice(findings: Sequence[Finding], *, may_rotate: bool, owner_is_active: bool) -> Advice:
+def _advice(findings: Sequence[Finding], *, may_rotate: bool, keeps_some: bool) -> Advice:
     """Recommend one thing for the riskiest finding: of another human's key, only what an administrator can do."""
     if not findings:
         return Advice.LOOK
     advice = _ADVICE[findings[0]]
     if advice in (Advice.ROTATE, Advice.ROTATE_NARROWER, Advice.MOVE) and not may_rotate:
         return Advice.DEACTIVATE
-    if findings[0] is Finding.OWNER_LOST and may_rotate and owner_is_active:
+    if findings[0] is Finding.OWNER_LOST and may_rotate and keeps_some:
         return Advice.ROTATE_NARROWER
     return advice
 

@@ -3,16 +3,17 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flask import Response, flash, make_response, redirect, request
+from flask import Response, flash, make_response, redirect, request, url_for
 
-from portal.rules.access import AccessLevel
+from portal.rules.access import AccessLevel, Action, Scope
 from portal.rules.errors import Conflict, Forbidden, Invalid, NeedsProof
-from portal.services import api_members, members, offboarding
+from portal.services import api_members, key_views, members, offboarding
 from portal.services.api_members import Listed
 from portal.store.database import Session
 from portal.store.models import Member, Solution
+from portal.web import generate
 from portal.web.guards import actor, in_workspace, recently_proved, seat
-from portal.web.http import answer, page_number, public_id, reading, transaction
+from portal.web.http import answer, page_number, public_id, reading, transaction, without_keys
 from portal.web.keys import keyring
 from portal.web.members import (
     TO_API_MEMBERS,
@@ -29,6 +30,10 @@ from portal.web.members import (
     solutions,
     span,
 )
+
+# What the form of an API member carries along when it is opened from the form of a key, each behind `_KEY`.
+_KEY = "key-"
+_CARRIED = ("name", "note", "environment", "scopes", "expires", "from")
 
 
 def _check_lead() -> None:
@@ -123,7 +128,7 @@ def new() -> Response:
     """Make an API member with access where the viewer manages a solution."""
     _check_lead()
     if request.method != "POST":  # HEAD is a GET
-        return _new_form({}, {})
+        return _first_form()
     chosen: dict[str, AccessLevel] = {}
     try:
         chosen = levels_in_form(TO_API_MEMBERS)
@@ -132,14 +137,78 @@ def new() -> Response:
     except Invalid as error:
         return _new_form(chosen, error.problems)
     flash(f"“{made.name}” is made.")
-    return make_response(redirect(here("api_member", mid=made.public_id), 303))
+    return _go_on(made.public_id)
 
 
-def _new_form(chosen: Mapping[str, AccessLevel], errors: Mapping[str, str]) -> Response:
+def _first_form() -> Response:
+    """Show the form as it is opened: for a key that is to move (`from`), or for somebody who leaves (`leaving`)."""
+    key_id, leaving = public_id(request.args.get("from", "")), public_id(request.args.get("leaving", ""))
+    if not key_id:
+        return _new_form({}, {}, [("leaving", leaving)] if leaving else [])
+    with reading() as session:
+        key = key_views.get(session, actor(), seat(), keyring(), key_id)
+        needed = _needed(session, [scope.text for scope in key.scopes])
+    return _new_form(needed, {}, [(f"{_KEY}from", key_id)], name=key.name)
+
+
+@pages.post("/api-members/new/for-key", endpoint="new_api_member_for_key")
+@in_workspace
+def new_for_key() -> Response:
+    """Show the form in between: it carries the answers of a key’s form along, and offers the access that these need."""
+    _check_lead()
+    carried = [(f"{_KEY}{name}", value) for name in _CARRIED for value in request.form.getlist(name)]
+    with reading() as session:
+        needed = _needed(session, request.form.getlist("scopes"))
+    return _new_form(needed, {}, carried, name="")
+
+
+def _go_on(made: str) -> Response:
+    """Go back to where the API member was needed, else to its page."""
+    if f"{_KEY}environment" in request.form:
+        return generate.resume(made, {name: request.form.getlist(f"{_KEY}{name}") for name in _CARRIED})
+    if key_id := public_id(answer(f"{_KEY}from")):
+        for_key: dict[str, Any] = {"ws": seat().workspace.slug, "owner": made, "from": key_id}
+        url = url_for("keys.new", **for_key)
+    elif leaving := public_id(answer("leaving")):
+        url = here("leave", mid=leaving, to=made)
+    else:
+        url = here("api_member", mid=made)
+    return make_response(redirect(url, 303))
+
+
+def _needed(session: Session, scopes: Sequence[str]) -> dict[str, AccessLevel]:
+    """Give the least access by solution that some scopes need."""
+    wanted = [scope for each in scopes if (scope := Scope.parse(each))]
+    needed = {}
+    for shelf in members.shelves_for(session, seat()):
+        apps = {app.slug for app in shelf.apps}
+        actions = {scope.action for scope in wanted if scope.app in apps}
+        if actions:
+            needed[shelf.solution.slug] = AccessLevel.FULL if Action.WRITE in actions else AccessLevel.READ
+    return needed
+
+
+def _new_form(
+    chosen: Mapping[str, AccessLevel],
+    errors: Mapping[str, str],
+    carried: Sequence[tuple[str, str]] | None = None,
+    *,
+    name: str | None = None,
+) -> Response:
+    """Show the form; it carries along what it was opened with."""
     with reading() as session:
         rows = matrix(session, solutions(session), TO_API_MEMBERS, {}, chosen)
-    answers = {"name": answer("name"), "purpose": answer("purpose")}
-    return page("api_members/new.html", 422 if errors else 200, matrix=rows, answers=answers, errors=errors)
+    if carried is None:
+        given = request.form.items(multi=True)
+        carried = [each for each in given if each[0] == "leaving" or each[0].startswith(_KEY)]
+    context = {
+        "matrix": rows,
+        "answers": {"name": answer("name") if name is None else name, "purpose": answer("purpose")},
+        "carried": [(field, without_keys(value)) for field, value in carried],
+        "for_key": any(field.startswith(_KEY) for field, _ in carried),
+        "errors": errors,
+    }
+    return page("api_members/new.html", 422 if errors else 200, **context)
 
 
 @pages.route("/api-members/<public_id:mid>/access", methods=["GET", "POST"], endpoint="api_member_access")

@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 PASSAGE = "portal.passage"  # in the WSGI environment
 VERIFY = "/verify"
 _MAX_SCOPES = 20  # that one /verify asks about
-_STATUS_LINES = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
+_STATUS_LINES = {status.value: f"{status.value} {status.phrase.upper()}" for status in HTTPStatus}
 
 
 class Passage:

@@ -1,11 +1,11 @@
 """Generating a key: its form with owners, scopes and presets, the check page, and the one reveal of its text."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from flask import Response, flash, make_response, render_template, request, url_for
+from flask import Response, flash, make_response, redirect, render_template, request, url_for
 
 from portal.rules.access import AccessLevel, Action, Environment, Scope
 from portal.rules.credentials import PlainKey
@@ -68,6 +68,44 @@ def new() -> Response:
         if add in planned.beyond:  # then the new key would be no replacement
             planned = keys.plan(session, actor(), replace(draft, replaces=""))
     return _form(planned, add=add)
+
+
+@pages.get("/keys/<public_id:key_id>/move")
+@in_workspace
+def move(key_id: str) -> Response:
+    """Go on to where an API member takes a key over: the first that may do all that the key may, else a new one."""
+    here: dict[str, Any] = {"ws": seat().workspace.slug, "from": key_id}
+    with reading() as session:
+        key = key_views.get(session, actor(), seat(), keyring(), key_id)
+        owners = keys.plan(session, actor(), keys.first_draft(session, actor(), seat(), similar_to=key_id)).owners
+    wanted = [scope for view in key.scopes if (scope := Scope.parse(view.text))]
+    for owner in owners:
+        if owner.kind == "api" and all(
+            scope.action in owner.access.get(scope.app, AccessLevel.NONE).actions for scope in wanted
+        ):
+            return make_response(redirect(url_for("keys.new", owner=owner.member.public_id, **here), 303))
+    return make_response(redirect(url_for("members.new_api_member", **here), 303))
+
+
+def resume(owner: str, given: Mapping[str, Sequence[str]]) -> Response:
+    """Go on with the form of a new key, with the answers that were `given` before its API member was made."""
+
+    def first(name: str) -> str:
+        return next(iter(given.get(name, ())), "")
+
+    with reading() as session:
+        similar_to = public_id(first("from"))
+        draft = keys.first_draft(session, actor(), seat(), owner=owner, similar_to=similar_to)
+        draft = replace(
+            draft,
+            name=first("name"),
+            note=first("note"),
+            environment=first("environment"),
+            scopes=list(given.get("scopes", ())),
+            expires=first("expires") or draft.expires,
+        )
+        planned = keys.plan(session, actor(), draft)
+    return make_response(render_template("keys/new.html", **_choices(planned), errors={}, section="keys"))
 
 
 @pages.post("/keys/new/scopes")

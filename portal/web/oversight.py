@@ -341,8 +341,13 @@ def _mends(found: Explanation) -> Iterator[dict[str, str]]:
             yield {"text": "Look at the path that the program calls: the name of the app in it may be wrong."}
         elif not may_hand_out:
             yield {"text": f"{key.owner.name} can generate a key with {scope}."}
+        elif found.may_help:
+            yield _give_access(found)
+            yield {"text": f"Then generate a key with {scope}", "url": url_for("keys.new", add=scope, **new)}
         else:
             yield {"text": f"{_ask(found)} for the access that {scope} needs, then generate a key with it."}
+    elif found.reason is Refusal.ACCESS_WITHDRAWN and found.may_help:
+        yield _give_access(found)
     elif found.reason is Refusal.ACCESS_WITHDRAWN:
         yield {"text": f"{_ask(found)} to give {key.owner.name} the access that {scope} needs."}
     elif found.reason is Refusal.DEACTIVATED:
@@ -359,6 +364,9 @@ def _mends(found: Explanation) -> Iterator[dict[str, str]]:
         yield {"text": "Let the program use the key that replaced it", "url": url}
     elif found.reason in (Refusal.REVOKED, Refusal.RETIRED):
         yield similar if may_hand_out else {"text": f"{key.owner.name} can generate another one."}
+    elif found.reason is Refusal.OWNER_INACTIVE and found.may_help:
+        page = "members.reactivate_api_member" if found.owner.is_api else "members.reactivate_person"
+        yield {"text": f"Reactivate {found.owner.name}", "url": url_for(page, ws=ws, mid=found.owner.public_id)}
     elif found.reason is Refusal.OWNER_INACTIVE:
         yield {"text": f"{_ask(found)} to reactivate {key.owner.name}, or generate a key for another member."}
     elif found.reason is Refusal.OTHER_WORKSPACE:
@@ -369,6 +377,14 @@ def _mends(found: Explanation) -> Iterator[dict[str, str]]:
         yield {
             "text": "Delete this key, generate another one, and tell whoever runs Latchkey: its row was tampered with."
         }
+
+
+def _give_access(found: Explanation) -> dict[str, str]:
+    page = "members.api_member_access" if found.owner.is_api else "members.person_access"
+    return {
+        "text": f"Give {found.owner.name} the access that {found.request.required} needs",
+        "url": url_for(page, ws=seat().workspace.slug, mid=found.owner.public_id),
+    }
 
 
 def _ask(found: Explanation) -> str:

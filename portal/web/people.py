@@ -43,6 +43,7 @@ def index() -> Response:
     with reading() as session:
         found = people.list_for(session, seat(), filters, number=page_number(), size=page_size(), now=actor().at)
         every = solutions(session)
+        waiting = len(invitations.open_invitations(session, actor(), seat())) if seat().is_admin else 0
     first, last = span(found.number, found.size, len(found.rows))
     given = {name: getattr(filters, name) or None for name in ("q", "role", "solution", "state")}
     return page(
@@ -58,6 +59,7 @@ def index() -> Response:
         last=last,
         url=here("people", **given),
         is_admin=seat().is_admin,
+        waiting=waiting,
     )
 
 

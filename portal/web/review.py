@@ -65,10 +65,10 @@ def _whose() -> str:
 def _row(key: Reviewed) -> dict[str, Any]:
     ws = seat().workspace.slug
     urls = {
-        Advice.DEACTIVATE: url_for("keys.deactivate", ws=ws, key_id=key.id),
+        Advice.DEACTIVATE: url_for("review.stop", ws=ws, key=key.id),  # which comes back to the review
         Advice.ROTATE: url_for("keys.rotate", ws=ws, key_id=key.id),
         Advice.ROTATE_NARROWER: url_for("keys.rotate", ws=ws, key_id=key.id),
-        Advice.MOVE: f"{url_for('keys.new', ws=ws)}?from={key.id}",
+        Advice.MOVE: url_for("keys.move", ws=ws, key_id=key.id),
         Advice.LOOK: url_for("keys.requests", ws=ws, key_id=key.id),
     }
     words = {
@@ -92,10 +92,10 @@ def _row(key: Reviewed) -> dict[str, Any]:
 
 def _evidence(key: Reviewed, finding: Finding) -> str:
     """Say in a sentence what a finding rests on."""
-    used = relative(key.last_used_at) if key.last_used_at else "never"
+    used = f"last used {relative(key.last_used_at)}" if key.last_used_at else "never used"
     return {
         Finding.OWNER_LOST: (
-            f"{key.owner_name} lost what {_scopes(key.paused_scopes)} of {key.scope_count} need."
+            f"{key.owner_name} lost the access that {_lost(key)}."
             if key.owner_is_active
             else f"{key.owner_name} is deactivated or has left: every request is refused."
         ),
@@ -103,12 +103,18 @@ def _evidence(key: Reviewed, finding: Finding) -> str:
         Finding.EXPIRING: f"It stops {relative(key.expires_at)}." if key.expires_at else "",
         Finding.REFUSED_OFTEN: f"{thousands(key.refusals)} requests were refused in the last 24 hours.",
         Finding.ADMIN_OWNED: "It acts for an administrator. A program needs less: give it an API member of its own.",
-        Finding.STALE: f"Last used {used}.",
+        Finding.STALE: f"{used.capitalize()}.",
         Finding.NEVER_USED: f"Made {relative(key.created_at)} and never used.",
         Finding.TOO_LONG: "It was made for longer than the policy allows now.",
-        Finding.NEVER_EXPIRES: f"Made {relative(key.created_at)}, last used {used}.",
+        Finding.NEVER_EXPIRES: f"Made {relative(key.created_at)}, {used}.",
         Finding.UNUSED_SCOPES: f"{_scopes(key.scope_count)}, {key.unused_scopes} not used in 60 days.",
     }[finding]
+
+
+def _lost(key: Reviewed) -> str:
+    if key.paused_scopes == key.scope_count:
+        return "its only scope needs" if key.scope_count == 1 else f"all its {key.scope_count} scopes need"
+    return f"{key.paused_scopes} of its {key.scope_count} scopes {'needs' if key.paused_scopes == 1 else 'need'}"
 
 
 def _scopes(count: int) -> str:

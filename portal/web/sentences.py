@@ -53,7 +53,7 @@ class Telling:
 
 # What was done, and how trying it is called. A field in braces is one of the functions or details below.
 _SAYS: dict[Event, tuple[str, str]] = {
-    Event.SIGNED_IN: ("signed in as {target}", "sign in as {target}"),
+    Event.SIGNED_IN: ("{target} signed in", "sign in as {target}"),
     Event.SIGN_IN_FAILED: ("gave a password that did not match, for {target}", "sign in as {target}"),
     Event.SIGNED_OUT: ("signed out", "sign out"),
     Event.PROVED: ("confirmed their password", "confirm their password"),
@@ -120,7 +120,7 @@ def tell(event: AuditEvent, names: Names) -> Telling:
         attempt = _filled(_words_of(event.action)[1], event, names)
         parts = (Part("tried to "), *attempt, Part(". Refused: "), Part(reason, "name"))
     else:
-        actor = "" if event.action == Event.MEMBER_JOINED else actor
+        actor = "" if event.action in (Event.MEMBER_JOINED, Event.SIGNED_IN) else actor
         parts = tuple(_filled(_words_of(event.action)[0], event, names))
     return Telling(
         id=event.public_id,

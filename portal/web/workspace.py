@@ -11,7 +11,7 @@ from portal.services.audit import Event
 from portal.services.policy import Policy
 from portal.store.models import App, Solution
 from portal.web.guards import actor, in_workspace, recently_proved, seat
-from portal.web.http import answer, reading, transaction
+from portal.web.http import answer, page_or_fragment, reading, transaction
 
 pages = Blueprint("workspace", __name__, url_prefix="/w/<slug:ws>")
 
@@ -161,11 +161,7 @@ def set_policy() -> Response:
     _admins_only()
     standing = policy.of(seat().workspace)
     if request.method != "POST":  # HEAD is a GET
-        asked = request.args.get("max_key_days", str(standing.max_key_days or ""))
-        wanted = standing
-        if "max_key_days" in request.args and asked in policy.LIMITS:
-            wanted = policy.read(asked, request.args.get("admins_own_live") == "yes")
-        return _policy_page(standing, wanted, previewed="max_key_days" in request.args)
+        return _policy_page(standing, standing)
     try:
         wanted = policy.read(answer("max_key_days"), answer("admins_own_live") == "yes")
         was = policy.read(answer("was_days", str(standing.max_key_days or "")), answer("was_live", "yes") == "yes")
@@ -174,6 +170,19 @@ def set_policy() -> Response:
     except Invalid as error:
         return _policy_page(standing, standing, errors=error.problems)
     return _done("The policy is saved. It holds for every key made, rotated or reactivated from now on.")
+
+
+@pages.post("/policy/preview")
+@in_workspace
+def preview_policy() -> Response:
+    """Tell which standing keys a policy would break, and change nothing."""
+    _admins_only()
+    standing = policy.of(seat().workspace)
+    try:
+        wanted = policy.read(answer("max_key_days"), answer("admins_own_live") == "yes")
+    except Invalid as error:
+        return _policy_page(standing, standing, errors=error.problems)
+    return _policy_page(standing, wanted, previewed=True)
 
 
 def _policy_page(
@@ -190,4 +199,4 @@ def _policy_page(
         "previewed": previewed,
         "errors": errors or {},
     }
-    return make_response(render_template("workspace/policy.html", **context), 422 if errors else 200)
+    return page_or_fragment("workspace/policy.html", "workspace/_breaking.html", 422 if errors else 200, **context)

@@ -1,8 +1,10 @@
 """What a page must be for people who see, point, zoom, read or hear it differently; each check lists what is wrong."""
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal
 
 from axe_playwright_python.base import AXE_SCRIPT
@@ -16,7 +18,9 @@ LOOKS: tuple[tuple[Literal["light", "dark"], int], ...] = (
     ("dark", 320),
     ("light", 320),
 )
-OPPOSITE = (("light", 1280), ("dark", 320))
+OPPOSITE = LOOKS[0], LOOKS[2]
+SLOW = ("color-contrast", "target-size")
+PICTURES = os.environ.get("WALK_PICTURES")  # names a folder that keeps pictures, for people who want to see them
 # What opens over a page, whose rest was a stop before.
 PARTS = ("dialog:modal", ".strip:has(.panel)", ":popover-open")
 ADDRESSES = "name => [...document.querySelectorAll(`[${name}]`)].map((node) => node.getAttribute(name))"
@@ -39,8 +43,9 @@ const call = (node) => node.id ? `#${node.id}` : `${node.localName} “${node.te
 def all_round(page: Page, *, thoroughly: bool = False) -> list[str]:
     """Look at a page in both themes, on a screen, on a phone and magnified.
 
-    axe takes its time. What it looks for depends on theme or on width, but for contrast on both; so it sees two
-    opposite looks, or all `thoroughly`, and contrast is measured in each. Of what opens over a page it sees only that.
+    axe takes its time, most of it for two rules that have twins here, which see all that opens over a page too:
+    contrast, measured in each look, and targets. So axe sees two opposite looks, the second without these rules, or all
+    looks with all rules `thoroughly`. Of what opens over a page it sees only that.
     """
     part = next((part for part in PARTS if page.locator(part).count()), "html")
     faults = outline(page) + motion(page) + plain_twins(page) + clocks(page)
@@ -49,7 +54,8 @@ def all_round(page: Page, *, thoroughly: bool = False) -> list[str]:
         page.set_viewport_size({"width": width, "height": 900 if width > 320 else 568})
         found = contrast(page) + overflow(page)
         if thoroughly or (theme, width) in OPPOSITE:
-            found += axe(page, part) + targets(page) + spacing(page)
+            slow = () if thoroughly or (theme, width) == OPPOSITE[0] else SLOW
+            found += axe(page, part, slow) + targets(page) + spacing(page)
         faults += [f"{theme}, {width}: {fault}" for fault in found]
     page.set_viewport_size({"width": 320, "height": 256})  # 1280 × 1024, magnified to 400 %
     faults += overflow(page)
@@ -57,13 +63,22 @@ def all_round(page: Page, *, thoroughly: bool = False) -> list[str]:
     return faults
 
 
-def axe(page: Page, within: str = "html") -> list[str]:
-    """Run axe-core with all rules of the six tags, on the page or on a part of it."""
+def picture(page: Page, name: str) -> None:
+    """Keep a picture of a page in both opposite looks, where somebody wants them."""
+    for theme, width in OPPOSITE if PICTURES else ():
+        page.emulate_media(color_scheme=theme)
+        page.set_viewport_size({"width": width, "height": 900})
+        page.screenshot(path=Path(str(PICTURES), f"{width} {name}.png"), full_page=True)
+
+
+def axe(page: Page, within: str = "html", without: Sequence[str] = ()) -> list[str]:
+    """Run axe-core with all rules of the six tags, `without` some, on the page or on a part of it."""
     if not page.evaluate("Boolean(window.axe)"):
         page.evaluate(AXE_SCRIPT)
     # Without `preload` axe does not read the style sheets itself, which is for experimental rules alone.
     only = {"type": "tag", "values": TAGS}
-    options = {"runOnly": only, "resultTypes": ["violations"], "preload": False, "iframes": False}
+    rules = {rule: {"enabled": False} for rule in without}
+    options = {"runOnly": only, "rules": rules, "resultTypes": ["violations"], "preload": False, "iframes": False}
     found: dict[str, Any] = page.evaluate("([within, options]) => axe.run(within, options)", [within, options])
     return [
         f"axe {violation['id']}: {', '.join(str(node['target']) for node in violation['nodes'][:3])}"

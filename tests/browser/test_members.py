@@ -1,10 +1,7 @@
 """People and API members on the screen: every page for everybody, and offboarding by hand."""
 
-import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Literal
 
 import pytest
 from playwright.sync_api import Page, expect
@@ -20,12 +17,6 @@ from tests.browser.conftest import NewPage
 from tests.servers import Server
 
 HOME = "/w/acme"
-LOOKS: tuple[tuple[Literal["light", "dark"], int], ...] = (("light", 1280), ("dark", 320))
-# Names a folder that keeps a picture of every page, for people who want to see them.
-PICTURES = os.environ.get("WALK_PICTURES")
-
-
-WIDE = (looking.axe, looking.outline, looking.targets, looking.clocks)
 
 
 @dataclass
@@ -95,25 +86,14 @@ def addresses(scene: Scene) -> dict[str, str]:
     }
 
 
-# Of pages that are made of the same parts, one is looked at on a phone.
-ON_A_PHONE = ("api members", "detail, first key", "access", "delete", "people", "person", "leave", "invite")
-
-
-@pytest.mark.parametrize(("theme", "width"), LOOKS)
-def test_every_page_is_for_everybody(
-    new_page: NewPage, scene: Scene, theme: Literal["light", "dark"], width: int
-) -> None:
-    page = new_page("ana", theme=theme, width=width)
-    is_phone = width == 320
+@pytest.mark.timeout(180)
+def test_every_page_is_for_everybody(new_page: NewPage, scene: Scene) -> None:
+    page = new_page("ana")
     faults = []
     for name, address in addresses(scene).items():
-        if is_phone and name not in ON_A_PHONE:
-            continue
         page.goto(address)
-        checks = (looking.axe, looking.contrast, looking.overflow, looking.spacing) if is_phone else WIDE
-        faults += [f"{name}: {fault}" for check in checks for fault in check(page)]
-        if PICTURES:
-            page.screenshot(path=Path(PICTURES, f"{width} {name}.png"), full_page=True)
+        faults += [f"{name}: {fault}" for fault in looking.all_round(page)]
+        looking.picture(page, name)
     assert faults == []
 
 

@@ -5,8 +5,15 @@ from collections.abc import Iterator
 import pytest
 
 from portal.store.database import Database
-from tests.databases import Template
+from tests.conftest import Place, quick_passwords
 from tests.services.office import Office
+
+
+@pytest.fixture(scope="module", autouse=True)
+def passwords() -> Iterator[None]:
+    """Sign people in without the work that guessing must cost."""
+    with quick_passwords():
+        yield
 
 
 @pytest.fixture
@@ -19,21 +26,17 @@ def office(database: Database) -> Iterator[Office]:
 
 
 @pytest.fixture(scope="module")
-def office_of_module(template: Template) -> Iterator[Office]:
+def office_of_module(shared_place: Place) -> Iterator[Office]:
     """The office behind `shared_office`."""
-    with template.copy() as url:
-        database = Database(url)
-        office = Office(database)
+    with shared_place.filled():
+        office = Office(shared_place.database)
         yield office
         office.close()
-        database.close()
+        shared_place.database.close()
 
 
 @pytest.fixture
 def shared_office(office_of_module: Office) -> Office:
-    """The services on a database that a module's tests share: for refusals, which leave it as it was.
-
-    SQLAlchemy compiles every statement anew for every database, which takes longer than most tests.
-    """
+    """The services on a database that a module's tests share: for refusals, which leave it as it was."""
     office_of_module.begin()
     return office_of_module

@@ -82,6 +82,14 @@ def test_a_key_that_is_refused_all_day_is_found(office: Office) -> None:
     assert found(office, at=NOON + timedelta(hours=26)) == set()
 
 
+def test_a_key_that_can_do_nothing_any_more_is_to_be_stopped_for_nothing_narrower_is_left(office: Office) -> None:
+    office.generate("max", name="All lost", scopes=["leads:read"])
+    office.generate("max", name="Half lost", scopes=["leads:read", "tasks:read"])
+    lose_sales(office)
+    advice = {each.name: each.advice for each in look(office, "max", NOON)}
+    assert advice == {"All lost": Advice.DEACTIVATE, "Half lost": Advice.ROTATE_NARROWER}
+
+
 def test_a_live_key_of_an_administrator_should_move_to_an_api_member(office: Office) -> None:
     office.generate("ana", scopes=["leads:read"], environment="test")
     assert look(office) == []

@@ -55,6 +55,7 @@ POST   /w/<slug:ws>/api/keys/new/scopes                   303 404 200 200 200 40
 POST   /w/<slug:ws>/api/keys/new/review                   303 404 422 422 422 404 400 400
 GET    …/<public_id:key_id>/deactivate                    303 404 200 404 200 404 303 303
 POST   …/<public_id:key_id>/deactivate                    303 404 303 404 303 404 400 400
+GET    …/<public_id:key_id>/move                          303 404 303 404 303 404 303 303
 GET    …/<public_id:key_id>/reactivate                    303 404 200 404 403 404 303 303
 POST   …/<public_id:key_id>/reactivate                    303 404 303 404 403 404 400 400
 GET    …/<public_id:key_id>/delete                        303 404 200 404 200 404 303 303
@@ -93,6 +94,7 @@ POST   /w/<slug:ws>/review/deactivate                     303 404 303 303 303 40
 GET    /w/<slug:ws>/workspace                             303 404 403 403 200 404 303 303
 GET    /w/<slug:ws>/policy                                303 404 403 403 200 404 303 303
 POST   /w/<slug:ws>/policy                                303 404 403 403 303 404 400 400
+POST   /w/<slug:ws>/policy/preview                        303 404 403 403 200 404 400 400
 GET    /w/<slug:ws>/solutions/new                         303 404 403 403 200 404 303 303
 POST   /w/<slug:ws>/solutions/new                         303 404 403 403 422 404 400 400
 GET    /w/<slug:ws>/solutions/<slug:solution>/edit        303 404 403 403 200 404 303 303
@@ -104,6 +106,7 @@ POST   /w/<slug:ws>/apps/<slug:app>/edit                  303 404 403 403 422 40
 GET    /w/<slug:ws>/api-members                           303 404 403 200 200 404 303 303
 GET    /w/<slug:ws>/api-members/new                       303 404 403 200 200 404 303 303
 POST   /w/<slug:ws>/api-members/new                       303 404 403 422 422 404 400 400
+POST   /w/<slug:ws>/api-members/new/for-key               303 404 403 200 200 404 400 400
 GET    /w/<slug:ws>/api-members/<public_id:mid>           303 404 403 200 200 404 303 303
 GET    /w/<slug:ws>/api-members/<public_id:mid>/access    303 404 403 200 200 404 303 303
 POST   /w/<slug:ws>/api-members/<public_id:mid>/access    303 404 403 303 303 404 400 400

@@ -15,6 +15,7 @@ from portal.store.database import Database
 from tests.cast import HTMX, KEY_TEXT, Cast, MadeKey
 from tests.web.looking import SECURITY_HEADERS, everything, kept, token_on
 
+pytestmark = pytest.mark.once
 KEYS = "/w/acme/api/keys"
 
 

@@ -1,11 +1,11 @@
 """The pages of people and API members: what each shows to whom, what they send on, and what they cost."""
 
+import html
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email import message_from_bytes, policy
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -204,13 +204,72 @@ def test_nobody_signs_in_as_an_api_member(cast: Cast) -> None:
 
 
 def test_the_generate_form_leads_leads_to_a_new_api_member(cast: Cast) -> None:
-    link = f'href="{API}/new"'
+    link = f'formaction="{API}/new/for-key"'
     assert link in cast.lea.get("keys/new").text
     assert link in cast.ana.get("keys/new").text
     assert link not in cast.rio.get("keys/new").text
 
 
 # --- People ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_key_form_goes_on_with_its_answers_after_an_api_member_was_made_for_it(cast: Cast) -> None:
+    answers = cast.lea.form(
+        scopes=["tasks:read", "reservations:write"], name="Kept name", environment="live", expires="1y"
+    )
+    between = cast.lea.post(f"{API}/new/for-key", answers).text
+    carried: dict[str, list[str]] = {}
+    for name, value in re.findall(r'name="(key-\w+)" value="([^"]*)"', between):
+        carried.setdefault(name, []).append(html.unescape(value))
+    assert re.search(r'name="access-operations"\s+value="full"[^>]*checked', between)  # what the ticks need
+    reply = cast.lea.post(f"{API}/new", {"name": "Carrier", "access-operations": "read", **carried})
+    assert reply.status_code == 200
+    assert "“Carrier” is made." in reply.text
+    assert 'value="Kept name"' in reply.text
+    for name, value in (("environment", "live"), ("expires", "1y"), ("scopes", "tasks:read")):
+        assert re.search(rf'name="{name}"\s+value="{value}"[^>]*checked', reply.text), name
+    assert "reservations:write was removed" in reply.text  # it was given less than the ticks need
+    assert re.search(r'name="owner"\s+value="mem_\w+"[^>]*checked[^>]*>(?:(?!<input).)*Carrier', reply.text, re.DOTALL)
+
+
+def test_moving_a_key_goes_to_an_api_member_that_may_do_as_much_else_to_a_new_one(cast: Cast) -> None:
+    key = cast.lea.generate(["tasks:write"], name="Mover")
+    make(cast.lea, "Too little", operations="read")
+    away = cast.lea.get(f"keys/{key.id}/move").headers["Location"]
+    assert away == f"{API}/new?from={key.id}"
+    form = cast.lea.get(away).text
+    assert 'value="Mover"' in form
+    assert re.search(r'name="access-operations"\s+value="full"[^>]*checked', form)
+    reply = cast.lea.post(f"{API}/new", {"name": "Mover", "access-operations": "full", "key-from": key.id})
+    made = reply.headers["Location"]
+    assert f"from={key.id}" in made
+    assert cast.lea.get(f"keys/{key.id}/move").headers["Location"].partition("?")[2] == made.partition("?")[2]
+    assert re.search(rf'name="replaces"\s+value="{key.id}"[^>]*checked', cast.lea.get(made).text)
+
+
+def test_an_api_member_made_for_somebody_who_leaves_goes_back_to_that(cast: Cast, database: Database) -> None:
+    key = cast.max.generate(["leads:read"], name="Departing")
+    person = person_id(database, "max")
+    link = re.search(rf'href="([^"]+leaving={id_of(person)})"', cast.ana.get(f"{person}/leave").text)
+    assert link
+    assert f'name="leaving" value="{id_of(person)}"' in cast.ana.get(link[1]).text
+    reply = cast.ana.post(f"{API}/new", {"name": "Heir", "access-sales": "read", "leaving": id_of(person)})
+    back = cast.ana.get(reply.headers["Location"]).text
+    assert "Move to Heir" in words(back)
+    heir = id_of(reply.headers["Location"]).partition("to=")[2]
+    answers = cast.ana.form(scopes=["leads:read"], owner=heir, replaces=key.id, overlap="24h", **{"from": key.id})
+    assert f'href="{person}/leave?to={heir}"' in cast.ana.post("keys", answers).text  # Done goes on with the others
+
+
+def test_the_keys_of_somebody_deactivated_are_not_called_active(cast: Cast, database: Database) -> None:
+    cast.max.generate(["leads:read"], name="Left behind")
+    person = person_id(database, "max")
+    cast.ana.post(f"{person}/leave", {"then": "deactivate"})
+    for page in (cast.ana.get(person).text, cast.ana.get("keys?owner=all").text):
+        assert "Owner deactivated" in words(page)
+        assert "no longer has" not in page
+    assert "Left behind" not in cast.ana.get("keys?owner=all&state=active").text
+    assert "Left behind" in cast.ana.get("keys?owner=all&state=deactivated").text
 
 
 def test_leads_see_people_and_only_admins_have_what_changes_them(cast: Cast, database: Database) -> None:
@@ -292,14 +351,12 @@ def test_leaving_needs_no_password_and_coming_back_does(cast: Cast, database: Da
 # --- Invitations ----------------------------------------------------------------------------------------------------
 
 
-def test_an_invitation_is_shown_once_mailed_and_gives_what_it_says(
-    cast: Cast, database: Database, app: Flask, tmp_path: Path
-) -> None:
+def test_an_invitation_is_shown_once_mailed_and_gives_what_it_says(cast: Cast, database: Database, app: Flask) -> None:
     answers = {"email": "ida@acme.test", "role": "member", "access-sales": "full"}
     reply = cast.ana.post(f"{PEOPLE}/invite", answers)
     (link,) = set(re.findall(r"http://[^<\s]+/invite/[\w-]{43}", reply.text))
     app.extensions["portal"].errands.submit(int).result()  # whatever was sent on before is done by now
-    (mail,) = (tmp_path / "mail").iterdir()
+    (mail,) = app.extensions["portal"].settings.mail_folder.iterdir()
     letter = message_from_bytes(mail.read_bytes(), policy=policy.default)
     assert letter["To"] == "ida@acme.test"
     assert link in letter.get_content().replace("=\n", "")
@@ -372,11 +429,11 @@ def crowd(database: Database, people: int = 300, bots: int = 199, keys: int = 20
         known = {"password_hash": "none", "created_at": now}
         names = [f"X {n}" for n in range(people)]
         rows = [
-            {"public_id": f"acc_x{n}", "email": f"x{n}@acme.test", "name": name, **known}
+            {"public_id": f"acc_crowd{n}", "email": f"x{n}@acme.test", "name": name, **known}
             for n, name in enumerate(names)
         ]
         session.execute(insert(Account), rows)
-        found = session.scalars(select(Account.id).where(Account.public_id.like("acc_x%")))
+        found = session.scalars(select(Account.id).where(Account.public_id.like("acc_crowd%")))
         rows = [{"public_id": f"mem_h{n}", "name": f"X {n}", "account_id": id, **here} for n, id in enumerate(found)]
         session.execute(insert(Member), rows)
         led = {"manager_id": lea.id, "created_by_id": lea.id, "purpose": "Something", **here}

@@ -337,6 +337,21 @@ def test_what_would_mend_it_is_a_link_where_one_can_do_it(cast: Cast) -> None:
     assert "mended since" in mend(explained(cast.lea, stopped))
 
 
+def test_whoever_can_give_the_access_back_gets_a_link_and_is_not_told_to_ask_themselves(cast: Cast) -> None:
+    made = cast.lea.post("/w/acme/api-members/new", {"name": "Night bot", "access-operations": "read"})
+    address = made.headers["Location"]
+    key = cast.lea.generate(["tasks:read"], owner=address.rpartition("/")[2])
+    cast.lea.post(f"{address}/access", {"access-operations": "none"})
+    refused = cast.call("GET", "/apps/tasks/records", key).get_json()["meta"]["requestId"]
+    cast.lea.post(f"{address}/deactivate")
+    stopped = cast.call("GET", "/apps/tasks/records", key).get_json()["meta"]["requestId"]
+    flush(cast)
+    for person in (cast.lea, cast.ana):
+        assert f'href="{address}/access"' in mend(explained(person, refused))
+        assert f'href="{address}/reactivate"' in mend(explained(person, stopped))
+        assert "Ask " not in mend(explained(person, refused)) + mend(explained(person, stopped))
+
+
 def test_a_hint_lists_the_refusals_of_its_key_and_a_whole_key_is_not_shown_again(cast: Cast) -> None:
     key = cast.rio.generate(name="Lister")
     request_id = cast.call("POST", "/apps/tasks/records", key, json={"fields": {}}).get_json()["meta"]["requestId"]

@@ -52,7 +52,8 @@ def test_stopping_many_stops_none_when_one_is_not_ones_own(cast: Cast) -> None:
 
 def test_the_policy_is_previewed_saved_and_obeyed_by_the_form(cast: Cast) -> None:
     cast.rio.generate(name="Endless", expires="never")
-    preview = cast.ana.get("/w/acme/policy?max_key_days=30&admins_own_live=yes").text
+    assert "No standing key breaks this policy" in cast.ana.get("/w/acme/policy").text
+    preview = cast.ana.post("/w/acme/policy/preview", {"max_key_days": "30", "admins_own_live": "yes"}).text
     assert "1 standing key would break this policy" in preview
     assert "Endless" in preview
     assert cast.ana.post("/w/acme/policy", {"max_key_days": "30", "admins_own_live": "yes"}).status_code == 303

@@ -1,0 +1,153 @@
+"""What a reverse proxy is told at /verify, and the limits that every request with a key meets."""
+
+import time
+from collections.abc import Callable
+
+import pytest
+from flask import Flask
+from werkzeug.test import TestResponse
+
+from tests.cast import Cast, MadeKey
+from tests.web.looking import error
+
+
+@pytest.fixture
+def key(cast: Cast) -> MadeKey:
+    return cast.rio.generate()
+
+
+def verify(app: Flask, key: MadeKey | None = None, query: str = "", **options: object) -> TestResponse:
+    client = app.test_client(use_cookies=False)
+    headers = {**(key.bearer if key else {}), **options.pop("headers", {})}  # type: ignore[dict-item]
+    method = str(options.pop("method", "GET"))
+    return client.open(f"/verify{query}", method=method, headers=headers, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_good_key_is_told_in_headers(cast: Cast, key: MadeKey, method: str) -> None:
+    me = cast.call("GET", "/me", key).get_json()["data"]
+    reply = verify(cast.app, key, "?scope=tasks:read", method=method)
+    assert (reply.status_code, reply.data) == (200, b"")
+    told = {name: value for name, value in reply.headers.items() if name.startswith("X-Auth-")}
+    assert told == {
+        "X-Auth-Workspace": me["workspace"]["id"],
+        "X-Auth-Member": me["member"]["id"],
+        "X-Auth-Key": key.id,
+        "X-Auth-Scopes": "tasks:read",
+        "X-Auth-Environment": "live",
+    }
+    assert reply.headers["Cache-Control"] == "no-store"
+    assert reply.headers["X-Environment"] == "live"
+
+
+def test_a_sandbox_key_says_so(cast: Cast) -> None:
+    reply = verify(cast.app, cast.rio.generate(environment="test"))
+    assert reply.headers["X-Auth-Environment"] == "test"
+
+
+def test_every_scope_that_is_asked_for_is_needed(cast: Cast) -> None:
+    key = cast.max.generate(["leads:read", "leads:write"])
+    assert verify(cast.app, key, "?scope=leads:read&scope=leads:write").status_code == 200
+    refused = verify(cast.app, key, "?scope=leads:read&scope=tasks:write")
+    told = error(refused, 403)
+    assert (told["code"], told["requiredScope"], told["heldScopes"]) == (
+        "missing_scope",
+        "tasks:write",
+        ["leads:read", "leads:write"],
+    )
+    assert 'error="insufficient_scope", scope="tasks:write"' in refused.headers["WWW-Authenticate"]
+    assert not [name for name, _ in refused.headers if name.startswith("X-Auth-")]
+
+
+@pytest.mark.parametrize(
+    "query", ["?scope=", "?scope=tasks", "?scope=tasks:*", "?scope=%ff", "?" + "scope=a:read&" * 30]
+)
+def test_what_is_no_scope_is_said_to_be_none(cast: Cast, key: MadeKey, query: str) -> None:
+    assert error(verify(cast.app, key, query), 400)["type"] == "validation_error"
+
+
+@pytest.mark.parametrize("header", [None, "Bearer nonsense", "Basic x", "unknown"])
+def test_door_and_views_refuse_alike(cast: Cast, key: MadeKey, header: str | None) -> None:
+    if header == "unknown":
+        cast.rio.post(f"keys/{key.id}/deactivate")
+        header = f"Bearer {key.text}"
+    headers = {} if header is None else {"Authorization": header}
+    seen = []
+    for reply in (verify(cast.app, headers=headers), cast.call("GET", "/me", headers=headers)):
+        body = reply.get_json()
+        body["meta"].pop("requestId")
+        volatile = ("X-Request-Id", "Content-Length")
+        seen.append((reply.status, body, sorted((k, v) for k, v in reply.headers.items() if k not in volatile)))
+    assert seen[0] == seen[1]
+    assert seen[0][0] == "401 UNAUTHORIZED"
+
+
+def test_a_key_in_the_query_is_refused(cast: Cast, key: MadeKey) -> None:
+    assert error(verify(cast.app, key, f"?key={key.text}"), 401)["code"] == "malformed_key"
+
+
+def test_the_workspace_that_is_asserted_counts(cast: Cast, key: MadeKey) -> None:
+    assert error(verify(cast.app, key, headers={"Account-Id": "ws_other"}), 401)["code"] == "invalid_key"
+
+
+def test_what_was_verified_is_noted_as_a_use(cast: Cast, key: MadeKey) -> None:
+    verify(cast.app, key, "?scope=tasks:read", headers={"User-Agent": "gateway/1"})
+    refused = verify(cast.app, key, "?scope=tasks:write")
+    cast.app.extensions["portal"].usage.flush()
+    assert "gateway/1" in cast.rio.get(f"keys/{key.id}").text
+    told = cast.rio.post("/w/acme/explain", {"request_id": refused.headers["X-Request-Id"]}).text
+    assert "tasks:write" in told
+    assert "/verify" in told
+
+
+def test_every_answer_to_a_key_tells_its_limits(cast: Cast, key: MadeKey) -> None:
+    before = time.time()
+    replies = [
+        cast.call("GET", "/me", key),
+        cast.call("GET", "/apps/tasks/records", key),
+        cast.call("POST", "/apps/tasks/records", key),
+        cast.call("GET", "/apps/tasks/records/rec_none", key),
+        cast.call("DELETE", "/apps/tasks/records", key),
+        verify(cast.app, key),
+    ]
+    assert [reply.status_code for reply in replies] == [200, 200, 403, 404, 405, 200]
+    assert [reply.headers["X-RateLimit-Limit"] for reply in replies] == ["1000"] * 6
+    assert [int(reply.headers["X-RateLimit-Remaining"]) for reply in replies] == list(range(999, 993, -1))
+    for reply in replies:
+        assert before + 58 < int(reply.headers["X-RateLimit-Reset"]) <= time.time() + 62
+        assert reply.headers["X-Environment"] == "live"
+    for refused in (cast.call("GET", "/me"), cast.call("GET", "/me", headers={"Authorization": "Bearer x"})):
+        assert not [name for name, _ in refused.headers if name.startswith("X-RateLimit")]
+
+
+def test_a_key_that_comes_too_often_waits_and_is_told_why(cast: Cast, key: MadeKey) -> None:
+    other = cast.rio.generate(name="Another")
+    replies = [cast.call("GET", "/me", key) for _ in range(70)]
+    refused = [reply for reply in replies if reply.status_code == 429]
+    passed = len(replies) - len(refused)
+    assert passed >= 50
+    assert {reply.status_code for reply in replies} == {200, 429}
+    told = error(refused[0], 429)
+    assert (told["type"], told["code"]) == ("rate_limit_error", "rate_limit_exceeded")
+    assert int(refused[0].headers["Retry-After"]) >= 1
+    assert refused[0].headers["X-RateLimit-Remaining"] == "950"
+    assert "WWW-Authenticate" not in refused[0].headers
+    assert cast.call("GET", "/me", other).status_code == 200
+    cast.app.extensions["portal"].usage.flush()
+    page = cast.rio.post("/w/acme/explain", {"request_id": refused[0].headers["X-Request-Id"]}).text
+    assert "more often than its limits allow" in page
+    assert "429" in page
+
+
+def test_bad_keys_of_one_network_never_hurt_a_good_one(cast: Cast, key: MadeKey, launch: Callable[..., Flask]) -> None:
+    app = launch(PORTAL_TRUSTED_PROXIES="127.0.0.1")
+
+    def call(text: str, address: str = "203.0.113.7") -> TestResponse:
+        headers = {"Authorization": f"Bearer {text}", "X-Forwarded-For": address}
+        return app.test_client(use_cookies=False).get("/api/v1/me", headers=headers)
+
+    answers = [call("sk_live_nonsense").status_code for _ in range(320)]
+    assert answers[:300] == [401] * 300
+    assert set(answers[300:]) <= {401, 429}  # a new minute counts anew
+    assert call(key.text).status_code == 200
+    assert call("sk_live_nonsense", "203.0.113.8").status_code == 401
