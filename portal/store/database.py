@@ -185,8 +185,7 @@ class _Hush:
 def _prepare_postgresql(engine: Engine) -> None:
     hush = _Hush()
 
-    @event.listens_for(engine, "do_connect")
-    def connect(dialect: Dialect, record: object, arguments: Any, options: Any) -> _Impatient:
+    def connect(*arguments: Any, **options: Any) -> Any:
         hush.check()
         try:
             connection = _Impatient.connect(*arguments, **options)
@@ -205,6 +204,7 @@ def _prepare_postgresql(engine: Engine) -> None:
         finally:
             connection.silence = _SILENCE
 
+    engine.dialect.connect = connect  # type: ignore[method-assign]
     engine.dialect.do_ping = quick_ping  # type: ignore[assignment,method-assign]
 
 
