@@ -39,6 +39,7 @@ from portal.web import (
 )
 from portal.web.door import Door
 from portal.web.front import Front
+from portal.web.parts import Portal
 
 ROOT = Path(__file__).parent
 
@@ -80,7 +81,7 @@ def create_app(environ: Mapping[str, str] | None = None) -> Flask:
         database = Database(settings.database_url)
     except ValueError as error:
         sys.exit(f"Cannot start: PORTAL_DATABASE_URL: {error}.")
-    portal = http.Portal(
+    portal = Portal(
         settings,
         database,
         KeyCheck(database, settings.keyring),
@@ -121,14 +122,7 @@ def create_app(environ: Mapping[str, str] | None = None) -> Flask:
     app.jinja_env.globals["asset"] = _assets(app)
     app.jinja_env.globals["product"] = answers.PRODUCT
     cli.register(app, settings, database)
-    door = Door(
-        app.wsgi_app,
-        guards.keyed_paths(app),
-        portal.key_check,
-        portal.rate_limit,
-        portal.usage,
-        settings.base_url,
-    )
+    door = Door(app.wsgi_app, guards.keyed_paths(app), lambda: app.extensions["portal"])
     app.wsgi_app = Front(door, settings, http.body_limit)  # type: ignore[method-assign]
     return app
 

@@ -3,7 +3,6 @@
 import os
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -18,9 +17,11 @@ from sqlalchemy import event, make_url
 from app import create_app
 from portal.rules import credentials
 from portal.services.key_check import KeyCheck
+from portal.services.rate_limit import RateLimit
+from portal.services.readiness import Readiness
 from portal.services.usage import Usage
 from portal.store.database import Database
-from portal.web.http import Portal
+from portal.web.parts import Portal
 from tests.cast import Cast
 from tests.databases import KINDS, Template, migrated_template
 from tests.servers import Server, serving
@@ -105,8 +106,15 @@ class Place:
     def portal(self) -> Iterator[Flask]:
         """Let the portal be one that has just started: nothing in memory, no connection, no mail sent."""
         was: Portal = self._app.extensions["portal"]
-        parts = (KeyCheck(was.database, was.settings.keyring), Usage(was.database), ThreadPoolExecutor(1, "errands"))
-        self._app.extensions["portal"] = Portal(was.settings, was.database, *parts)
+        counts = self.instance / "rates"
+        counts.unlink(missing_ok=True)
+        parts = (
+            KeyCheck(was.database, was.settings.keyring),
+            Usage(was.database),
+            RateLimit(counts),
+            Readiness(was.database),
+        )
+        self._app.extensions["portal"] = Portal(was.settings, was.database, *parts, readiness=Readiness(was.database))
         yield self._app
         self._app.extensions["portal"].close()
         shutil.rmtree(was.settings.mail_folder, ignore_errors=True)

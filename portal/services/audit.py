@@ -202,10 +202,10 @@ def verify(session: Session, chain: int) -> Verdict:
     """
     end = select(AuditHead.seq, AuditHead.hash).where(AuditHead.chain == chain)
     before = session.execute(end).one_or_none()
-    columns = [column for column in AuditEvent.__table__.columns if column.key not in ("id", "hash", "seq")]
-    names = (*(column.key for column in columns), "seq")
+    table = AuditEvent.__table__.c  # bare columns: through the class, each row is dearer
+    names = [column.key for column in table if column.key not in ("id", "hash")]
+    rows = select(*(table[name] for name in names), table.hash).where(table.chain == chain).order_by(table.seq)
     previous, seq, last = BEGINNING, 0, ""
-    rows = select(*columns, AuditEvent.seq, AuditEvent.hash).where(AuditEvent.chain == chain).order_by(AuditEvent.seq)
     for read in _rows(session, rows):
         if read is None:
             return Verdict(seq, _id_after(session, chain, seq), "the next row holds what nobody wrote there")

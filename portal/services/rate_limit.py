@@ -184,6 +184,7 @@ class HostWindows:
         self._file = -1
         self._map: mmap.mmap | None = None
         self._heads = self._counts = memoryview(b"")
+        self._roomy: set[int] = set()  # groups that have their place on the disk
         self._known: dict[int, int] = {}  # slots by key; looked at again before they are believed
 
     def admit(self, key: int, per_minute: int, per_second: int, *, always: bool = False) -> Verdict:
@@ -192,6 +193,8 @@ class HostWindows:
         with self._turn:
             if self._map is None:
                 self._open()
+            if group not in self._roomy:
+                self._make_room(group)
             self._lock(fcntl.LOCK_EX, group)
             try:
                 return self._judge(key, group, per_minute, per_second, always=always)
@@ -201,14 +204,11 @@ class HostWindows:
     def close(self) -> None:
         """Let go of the file; the next request maps it again."""
         with self._turn:
-            self._heads.release()
-            self._counts.release()
-            self._heads = self._counts = memoryview(b"")
-            if self._map is not None:
-                self._map.close()
+            self._let_go()
             if self._file >= 0:
                 os.close(self._file)
-            self._map, self._file = None, -1
+            self._file = -1
+            self._roomy.clear()
 
     def _judge(self, key: int, group: int, per_minute: int, per_second: int, *, always: bool) -> Verdict:
         heads, counts, now = self._heads, self._counts, self._clock()
@@ -252,20 +252,42 @@ class HostWindows:
             fcntl.lockf(self._file, how, 1, group)
 
     def _open(self) -> None:
-        """Map the file, made whole first: a page that the disk has no room for would end the process."""
         try:
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             if os.fstat(self._file).st_size != _SIZE:
-                os.posix_fallocate(self._file, 0, _SIZE)
-            self._map = mmap.mmap(self._file, _SIZE)
+                os.ftruncate(self._file, _SIZE)  # it takes room on the disk only where it is used
+            self._map_it(mmap.mmap(self._file, _SIZE))
         except OSError as error:
-            if self._file >= 0:
-                os.close(self._file)
-            self._file = -1
-            self._map = mmap.mmap(-1, _SIZE)
-            _log.error("each process limits by itself: the file of counts cannot be made", exc_info=error)
-        self._heads = memoryview(self._map).cast("Q")
-        self._counts = memoryview(self._map).cast("H")
+            self._count_alone(error)
+
+    def _make_room(self, group: int) -> None:
+        """See to it that the disk has a group's place: a page without one would end the process when it is written."""
+        if self._file >= 0:
+            try:
+                os.posix_fallocate(self._file, group * _GROUP * _SLOT, _GROUP * _SLOT)
+            except OSError as error:
+                self._let_go()
+                self._count_alone(error)
+        self._roomy.add(group)
+
+    def _count_alone(self, error: OSError) -> None:
+        _log.error("each process limits by itself: the file of counts cannot be written", exc_info=error)
+        if self._file >= 0:
+            os.close(self._file)
+        self._file = -1
+        self._map_it(mmap.mmap(-1, _SIZE))
+
+    def _map_it(self, made: mmap.mmap) -> None:
+        self._map = made
+        self._heads, self._counts = memoryview(made).cast("Q"), memoryview(made).cast("H")
+
+    def _let_go(self) -> None:
+        self._heads.release()
+        self._counts.release()
+        self._heads = self._counts = memoryview(b"")
+        if self._map is not None:
+            self._map.close()
+        self._map = None
 
 
 # --- Bad keys -------------------------------------------------------------------------------------------------------

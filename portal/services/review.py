@@ -25,12 +25,11 @@ from sqlalchemy import (
     or_,
     select,
     true,
-    tuple_,
 )
-from sqlalchemy.orm import aliased
+from sqlalchemy.orm import Mapped, aliased
 
 from portal.rules import text
-from portal.rules.access import AccessLevel, Environment, Role, level_of, may_grant
+from portal.rules.access import AccessLevel, Action, Environment, Role, level_of, may_grant
 from portal.rules.credentials import KEY_SHAPED, Keyring
 from portal.rules.errors import Conflict, Invalid
 from portal.services import audit, key_views, keys, members, policy
@@ -90,16 +89,11 @@ _ADVICE = {
 # A key's findings as bits of one number, the riskiest highest: the greater it is, the riskier is the key.
 _BIT = {finding: 1 << (len(Finding) - rank) for rank, finding in enumerate(Finding, 1)}
 _ANY = sum(_BIT.values())
-# What `rules.access` allows, as rows that SQL can look in: role and level of a member, and what they may hold or grant.
+# What `rules.access` allows, as words to look for: role and level of a member, and what that one may hold or grant.
 _NONE = AccessLevel.NONE.value
-_HAVES = [(role, level, level_of(role, level)) for role in Role for level in AccessLevel]
-_HOLDABLE = [(str(role), level.value, str(action)) for role, level, has in _HAVES for action in has.actions]
-_GRANTABLE = [
-    (str(role), level.value, given.value)
-    for role, level, has in _HAVES
-    for given in AccessLevel
-    if may_grant(has, given)
-]
+_HAVES = [(f"{role}:{level.value}", level_of(role, level)) for role in Role for level in AccessLevel]
+_HOLDABLE = [f"{have}:{action}" for have, level in _HAVES for action in Action if action in level.actions]
+_GRANTABLE = [f"{have}:{given.value}" for have, level in _HAVES for given in AccessLevel if may_grant(level, given)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,29 +146,28 @@ def look(
     session: Session, actor: Actor, seat: Seat, keyring: Keyring, finding: Finding | None = None, number: int = 1
 ) -> Review:
     """Review the active keys that a seat sees: live before sandbox, then the riskiest."""
-    judged = _judged(key_views.visible_to(seat), seat, actor.at).subquery()
-    keys_at = session.execute(select(judged.c.risk, func.count()).group_by(judged.c.risk)).all()
+    visible = key_views.visible_to(seat)
+    judged = _judged(visible, seat, actor.at)
+    risks = session.execute(judged.with_only_columns(judged.selected_columns.id, judged.selected_columns.risk)).all()
     counts = Counter[Finding]()
-    for risk, count in keys_at:
+    for risk, count in Counter(risk for _, risk in risks).items():
         counts.update(dict.fromkeys(_findings(risk), count))
     bits = _BIT[finding] if finding else _ANY
-    total = sum(count for risk, count in keys_at if risk & bits)
-    number = min(number, max(1, -(-total // PAGE_SIZE)))
-    page = _riskiest_first(judged).where(judged.c.risk.bitwise_and(bits) > 0).limit(PAGE_SIZE)
-    rows = session.execute(page.offset((number - 1) * PAGE_SIZE)) if total else ()
-    return Review([_show(row, seat, keyring) for row in rows], counts, number, total)
+    wanted = [key_id for key_id, risk in risks if risk & bits]
+    number = min(number, max(1, -(-len(wanted) // PAGE_SIZE)))
+    first = (number - 1) * PAGE_SIZE
+    page = visible.where(ApiKey.id.in_(wanted[first : first + PAGE_SIZE]))
+    return Review(_read(session, actor, seat, keyring, page), counts, number, len(wanted))
 
 
 def chosen(session: Session, actor: Actor, seat: Seat, keyring: Keyring, key_ids: Sequence[str]) -> list[Reviewed]:
     """Look at some keys, such as those that were ticked: of those that a seat sees, the active ones."""
     ticked = key_views.visible_to(seat).where(ApiKey.public_id.in_(key_ids))
-    rows = session.execute(_riskiest_first(_judged(ticked, seat, actor.at).subquery()))
-    return [_show(row, seat, keyring) for row in rows]
+    return _read(session, actor, seat, keyring, ticked)
 
 
-def _riskiest_first(judged: Subquery) -> Select[*tuple[Any, ...]]:
-    key = judged.c
-    return select(judged).order_by(key.environment, key.risk.desc(), key.name_folded, key.id)  # "live" before "test"
+def _read(session: Session, actor: Actor, seat: Seat, keyring: Keyring, some: Select[ApiKey]) -> list[Reviewed]:
+    return [_show(row, seat, keyring) for row in session.execute(_judged(some, seat, actor.at))]
 
 
 def _findings(risk: int) -> tuple[Finding, ...]:
@@ -182,13 +175,15 @@ def _findings(risk: int) -> tuple[Finding, ...]:
 
 
 def _judged(visible: Select[ApiKey], seat: Seat, now: datetime) -> Select[*tuple[Any, ...]]:
-    """Select the active ones of some keys, each with its figures and with `risk`: what is found of it, as bits."""
+    """Select the active ones of some keys, each with its figures and with `risk`: what is found of it, as bits.
+
+    Nothing is left out by `risk`, because a database would compute it once more for that.
+    """
     active = visible.where(*key_views.going_on(now))
     held, refused, quiet = _held(active, now), _refused(active, now), _quiet(active, seat, now)
-    owner_is_active = and_(*members.ACTIVE, Account.deactivated_at.is_(None))
     limit = seat.workspace.max_key_days
     holds: dict[Finding, ColumnElement[bool]] = {
-        Finding.OWNER_LOST: or_(held.c.paused > 0, ~owner_is_active),
+        Finding.OWNER_LOST: or_(held.c.paused > 0, ~_owner_is_active),
         Finding.ABOVE_GRANTER: held.c.above > 0,
         Finding.EXPIRING: ApiKey.expires_at <= now + key_views.EXPIRING,
         Finding.REFUSED_OFTEN: refused.c.count > MANY_REFUSALS,
@@ -199,20 +194,34 @@ def _judged(visible: Select[ApiKey], seat: Seat, now: datetime) -> Select[*tuple
         Finding.NEVER_EXPIRES: ApiKey.expires_at.is_(None),
         Finding.UNUSED_SCOPES: held.c.unused > 0,
     }
-    risk = sum((case((holds[finding], bit), else_=0) for finding, bit in _BIT.items()), start=literal(0))
+    found = sum((case((holds[finding], bit), else_=0) for finding, bit in _BIT.items()), start=literal(0))
+    risk = found.bitwise_and(func.coalesce(quiet.c.bits, 0).bitwise_not()).label("risk")
     return (
         active.outerjoin(Account, Account.id == Member.account_id)
         .outerjoin(held, held.c.id == ApiKey.id)
         .outerjoin(refused, refused.c.id == ApiKey.id)
         .outerjoin(quiet, quiet.c.id == ApiKey.id)
         .with_only_columns(
-            ApiKey.id, ApiKey.public_id, ApiKey.name, ApiKey.name_folded, ApiKey.last_four, ApiKey.environment,
-            ApiKey.created_at, ApiKey.expires_at, ApiKey.last_used_at, ApiKey.member_id,
-            Member.name.label("owner_name"), Member.account_id, owner_is_active.label("owner_is_active"),
-            held.c.scopes, held.c.paused, held.c.unused, refused.c.count.label("refusals"),
-            risk.bitwise_and(func.coalesce(quiet.c.bits, 0).bitwise_not()).label("risk"),
+            ApiKey.id, ApiKey.public_id, ApiKey.name, ApiKey.last_four, ApiKey.environment, ApiKey.created_at,
+            ApiKey.expires_at, ApiKey.last_used_at, ApiKey.member_id, Member.name.label("owner_name"),
+            Member.account_id, _owner_is_active.label("owner_is_active"), held.c.scopes, held.c.paused, held.c.unused,
+            refused.c.count.label("refusals"), risk,
         )
+        .order_by(ApiKey.environment, risk.desc(), ApiKey.name_folded, ApiKey.id)  # "live" comes before "test"
     )  # fmt: skip
+
+
+def _words(role: Mapped[str], level: Mapped[str], what: Mapped[str]) -> ColumnElement[str]:
+    return role + ":" + func.coalesce(level, _NONE) + ":" + what
+
+
+_MarkedBy = aliased(Member, name="marked_by")
+_Granter, _Granters = aliased(Member, name="granter"), aliased(Access, name="granters")
+_works = _words(Member.role, Access.level, KeyScope.action).in_(_HOLDABLE)
+_granter_may = _words(_Granter.role, _Granters.level, Access.level).in_(_GRANTABLE)
+_granter_is_active = _Granter.deactivated_at.is_(None) & _Granter.removed_at.is_(None)
+_above = and_(_Granter.id.is_not(None), ~and_(_granter_is_active, _granter_may))
+_owner_is_active = and_(*members.ACTIVE, Account.deactivated_at.is_(None))
 
 
 def _held(active: Select[ApiKey], now: datetime) -> Subquery:
@@ -220,11 +229,6 @@ def _held(active: Select[ApiKey], now: datetime) -> Subquery:
 
     Scopes are unused that a key of more than 60 days, which was used in the last 60, was not used with in these.
     """
-    granter, granters = aliased(Member), aliased(Access)
-    works = tuple_(Member.role, func.coalesce(Access.level, _NONE), KeyScope.action).in_(_HOLDABLE)
-    granter_may = tuple_(granter.role, func.coalesce(granters.level, _NONE), Access.level).in_(_GRANTABLE)
-    granter_is_active = granter.deactivated_at.is_(None) & granter.removed_at.is_(None)
-    above = and_(granter.id.is_not(None), ~and_(granter_is_active, granter_may))
     since = now - UNUSED_SCOPES
     is_called = KeyCaller.scope == App.slug + ":" + KeyScope.action
     used = exists().where(KeyCaller.key_id == ApiKey.id, KeyCaller.last_at > since, is_called)
@@ -233,13 +237,13 @@ def _held(active: Select[ApiKey], now: datetime) -> Subquery:
         active.join(KeyScope, KeyScope.key_id == ApiKey.id)
         .join(App, App.id == KeyScope.app_id)
         .outerjoin(Access, (Access.solution_id == App.solution_id) & (Access.member_id == ApiKey.member_id))
-        .outerjoin(granter, (granter.id == Access.granted_by_id) & Member.account_id.is_(None))
-        .outerjoin(granters, (granters.solution_id == App.solution_id) & (granters.member_id == granter.id))
+        .outerjoin(_Granter, (_Granter.id == Access.granted_by_id) & Member.account_id.is_(None))
+        .outerjoin(_Granters, (_Granters.solution_id == App.solution_id) & (_Granters.member_id == _Granter.id))
         .with_only_columns(
             ApiKey.id,
             func.count().label("scopes"),
-            func.count(case((~works, 1))).label("paused"),
-            func.count(case((above, 1))).label("above"),
+            func.count(case((~_works, 1))).label("paused"),
+            func.count(case((_above, 1))).label("above"),
             func.count(case((unused, 1))).label("unused"),
         )
         .group_by(ApiKey.id)
@@ -261,11 +265,10 @@ def _refused(active: Select[ApiKey], now: datetime) -> Subquery:
 
 def _quiet(active: Select[ApiKey], seat: Seat, now: datetime) -> Subquery:
     """Gather what looks fine for now of each key, as bits; an administrator relies on administrators' words only."""
-    marked_by = aliased(Member)
-    relied_on = marked_by.role == Role.ADMIN if seat.is_admin else true()
+    relied_on = _MarkedBy.role == Role.ADMIN if seat.is_admin else true()
     return (
         active.join(KeyReview, KeyReview.key_id == ApiKey.id)
-        .join(marked_by, marked_by.id == KeyReview.by_id)
+        .join(_MarkedBy, _MarkedBy.id == KeyReview.by_id)
         .where(KeyReview.until > now, relied_on)
         .with_only_columns(ApiKey.id, func.sum(distinct(case(_BIT, value=KeyReview.finding, else_=0))).label("bits"))
         .group_by(ApiKey.id)

@@ -15,7 +15,8 @@ from portal.services.actor import Actor
 from portal.services.passwords import NewPassword
 from portal.web.display import absolute
 from portal.web.guards import actor, anybody, signed_in, start_browser_session, visitor
-from portal.web.http import Portal, afterwards, answer, page_or_fragment, reading, send_mails, transaction
+from portal.web.http import afterwards, answer, page_or_fragment, reading, send_mails, transaction
+from portal.web.parts import Portal
 from portal.web.sign_in import ROLES
 
 pages = Blueprint("account", __name__)

@@ -9,7 +9,7 @@ there is no such route.
 import logging
 import secrets
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from functools import lru_cache
@@ -22,13 +22,14 @@ from portal.rules.access import Scope
 from portal.rules.credentials import KEY_SHAPED
 from portal.rules.errors import KeyRefused, Refusal
 from portal.services import usage
-from portal.services.key_check import Caller, KeyCheck
-from portal.services.rate_limit import BadKeys, RateLimit, Verdict
+from portal.services.key_check import Caller
+from portal.services.rate_limit import BadKeys, Verdict
 from portal.services.usage import Usage
 from portal.store.database import MISTAKES, TROUBLE
 from portal.web import answers
 from portal.web.answers import Answer
 from portal.web.front import ENDPOINT, Headers, StartResponse, Wsgi
+from portal.web.parts import Portal
 
 _log = logging.getLogger(__name__)
 
@@ -55,23 +56,12 @@ class Passage:
 class Door:
     """WSGI middleware between the front and Flask."""
 
-    def __init__(
-        self,
-        app: Wsgi,
-        keyed: set[str],
-        key_check: KeyCheck,
-        rate_limit: RateLimit,
-        notes: Usage,
-        base_url: str,
-    ) -> None:
+    def __init__(self, app: Wsgi, keyed: set[str], parts: Callable[[], Portal]) -> None:
         """Stand before `app`; `keyed` are the paths that need a key, those that end in `/` with all that begins so."""
         self._app = app
         self._paths = {path for path in keyed if not path.endswith("/")} | {VERIFY}
         self._folders = tuple(path for path in keyed if path.endswith("/"))
-        self._key_check = key_check
-        self._rate_limit = rate_limit
-        self._notes = notes
-        self._base_url = base_url
+        self._parts = parts
         self._bad_keys = BadKeys()
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
@@ -104,7 +94,7 @@ class Door:
     def _judge(self, environ: dict[str, Any], passage: Passage, *, is_verify: bool) -> Answer | None:
         """Check the key and its limits; None for a request that may go on."""
         try:
-            caller = self._key_check.check(
+            caller = self._parts().key_check.check(
                 environ.get("HTTP_AUTHORIZATION"),
                 account_id=environ.get("HTTP_ACCOUNT_ID"),
                 query=environ.get("QUERY_STRING", ""),
@@ -120,23 +110,23 @@ class Door:
             _log.error("the database cannot be asked", exc_info=trouble, extra={"request_id": passage.request_id})
             return answers.unavailable(passage.request_id)
         passage.caller = caller
-        verdict = passage.verdict = self._rate_limit.admit(
+        verdict = passage.verdict = self._parts().rate_limit.admit(
             caller.key_pk, caller.key_id, caller.rate_per_minute, caller.rate_per_second
         )
         if not verdict.wait:
             return None
         metrics.refused(str(Refusal.RATE_LIMITED))
         noted = _use(environ, passage, caller.key_pk, "", 429)
-        self._notes.refused(noted, str(Refusal.RATE_LIMITED), " ".join(caller.reach.effective_texts))
+        self._parts().usage.refused(noted, str(Refusal.RATE_LIMITED), " ".join(caller.reach.effective_texts))
         message = f"This key was used too often. Try again in {verdict.retry_after} s."
         return answers.too_many(passage.request_id, verdict.retry_after, message)
 
     def _refuse(self, environ: dict[str, Any], passage: Passage, refused: KeyRefused) -> Answer:
-        note_refusal(self._notes, environ, passage, refused)
+        note_refusal(self._parts().usage, environ, passage, refused)
         is_bad_key = refused.required is None and refused.refusal is not Refusal.MISSING
         if is_bad_key and (wait := self._bad_keys.wait_of(environ["REMOTE_ADDR"])):
             return answers.too_many(passage.request_id, wait, "Too many bad keys came from your network.")
-        return answers.refuse(refused, passage.request_id, self._base_url)
+        return answers.refuse(refused, passage.request_id, self._parts().settings.base_url)
 
     def _verify(self, environ: dict[str, Any], passage: Passage, caller: Caller) -> Answer:
         """Answer a reverse proxy: whose key this is, or why it may not."""
@@ -162,7 +152,7 @@ class Door:
 
     def _note(self, environ: dict[str, Any], passage: Passage, caller: Caller, status: int) -> None:
         noted = _use(environ, passage, caller.key_pk, passage.scope, status)
-        self._notes.accepted(noted, is_first=caller.is_unused, new_digest=caller.new_digest)
+        self._parts().usage.accepted(noted, is_first=caller.is_unused, new_digest=caller.new_digest)
 
 
 def note_refusal(notes: Usage, environ: dict[str, Any], passage: Passage, refused: KeyRefused) -> None:

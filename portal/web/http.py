@@ -4,9 +4,8 @@ import json
 import logging
 import re
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -35,15 +34,11 @@ from portal.rules.errors import (
     UnsupportedType,
 )
 from portal.services import audit, outbox
-from portal.services.key_check import KeyCheck
-from portal.services.rate_limit import RateLimit
-from portal.services.readiness import Readiness
-from portal.services.usage import Usage
-from portal.settings import Settings
-from portal.store.database import MISTAKES, TROUBLE, Database, Session
+from portal.store.database import MISTAKES, TROUBLE, Session
 from portal.web import answers, display
 from portal.web.door import PASSAGE, Passage, new_request_id, note_refusal
 from portal.web.front import ENDPOINT
+from portal.web.parts import Portal
 
 _log = logging.getLogger(__name__)
 
@@ -54,29 +49,6 @@ JSON_LIMIT = 1024 * 1024
 _PUBLIC_ID = re.compile(PUBLIC_ID)
 _MAX_CARRIED = 150  # answers of a form that are sent back to be sent again
 UNSAFE = frozenset({"POST", "PUT", "PATCH", "DELETE"})
-
-
-@dataclass(frozen=True, slots=True)
-class Portal:
-    """What a running portal is made of; one per application."""
-
-    settings: Settings
-    database: Database
-    key_check: KeyCheck
-    usage: Usage
-    rate_limit: RateLimit
-    readiness: Readiness
-    # What need not be done before an answer goes out, or must not be told by the time that it takes.
-    errands: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "errands"))
-
-    def close(self) -> None:
-        """Write down what is still only in memory and give the connections back."""
-        self.errands.shutdown()
-        self.usage.close()
-        self.rate_limit.close()
-        self.key_check.close()
-        self.readiness.close()
-        self.database.close()
 
 
 def portal() -> Portal:

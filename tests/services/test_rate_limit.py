@@ -135,6 +135,16 @@ def test_where_no_file_can_be_made_a_process_limits_by_itself(tmp_path: Path, ca
     assert "file of counts" in caplog.text
 
 
+def test_a_full_disk_ends_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    windows = HostWindows(tmp_path / "rates")
+    windows.admit(1, 2, MANY)
+    with patch.object(os, "posix_fallocate", side_effect=OSError(28, "No space left on device")):
+        assert [windows.admit(2, 2, MANY).wait > 0 for _ in range(3)] == [False, False, True]
+    assert "file of counts" in caplog.text
+    windows.close()
+    assert (tmp_path / "rates").stat().st_blocks * 512 < 1 << 20, "only what is used takes room"
+
+
 def _use(path: Path, redis_url: str | None, count: int) -> int:
     """Use one key from one process over some threads; give how often it passed."""
     limit = RateLimit(path, redis_url)

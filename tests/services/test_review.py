@@ -118,6 +118,13 @@ def test_a_key_made_before_a_stricter_policy_is_found_and_goes_on(office: Office
     office.check(plain)
 
 
+def test_a_key_that_lives_just_as_long_as_the_policy_allows_is_in_order(office: Office) -> None:
+    office.generate("max", scopes=["leads:read"], expires=Lifetime.DAYS_90)
+    with office.database.transaction() as session:
+        session.execute(update(Workspace).where(Workspace.slug == "acme").values(max_key_days=90))
+    assert found(office) == set()
+
+
 @pytest.mark.parametrize(("name", "sees"), [("max", {"max"}), ("lea", {"api"}), ("ana", {"max", "api"})])
 def test_everybody_reviews_what_they_answer_for(name: str, sees: set[str], office: Office) -> None:
     office.generate("max", name="max", scopes=["leads:read"], expires=Lifetime.NEVER)
@@ -138,6 +145,17 @@ def test_live_comes_before_sandbox_and_the_riskiest_first(office: Office) -> Non
     office.generate("max", name="live, never ends", scopes=["leads:read"], expires="never")
     office.generate("max", name="live, ending", scopes=["leads:read"], at=NOON - 80 * DAYS)
     assert [key.name for key in look(office)] == ["live, ending", "live, never ends", "sandbox, never ends"]
+
+
+def test_one_finding_is_asked_for_and_all_are_counted(office: Office) -> None:
+    office.generate("max", name="ending", scopes=["leads:read"], at=NOON - 80 * DAYS)
+    office.generate("max", name="never ends", scopes=["leads:read"], expires="never")
+    with office.database.reading() as session:
+        actor, seat = office.actor("ana"), office.seat("ana")
+        seen = review.look(session, actor, seat, office.keyring, Finding.NEVER_USED)
+    assert [key.name for key in seen.keys] == ["ending"]
+    assert seen.total == 1
+    assert seen.counts == {Finding.EXPIRING: 1, Finding.NEVER_USED: 1, Finding.NEVER_EXPIRES: 1}
 
 
 def test_pages_and_counts_cover_every_key(office: Office) -> None:
@@ -175,6 +193,16 @@ def test_what_looks_fine_is_hidden_for_ninety_days_and_told(office: Office) -> N
     assert Finding.NEVER_EXPIRES in found(office, at=NOON + QUIET)
     [told] = office.told(action="key_reviewed")
     assert (told.details["finding"], told.details["note"]) == ("never_expires", "runs every January")
+
+
+def test_what_looks_fine_twice_hides_no_more_than_that(office: Office) -> None:
+    key, _ = office.generate("max", scopes=["leads:read"], expires=Lifetime.NEVER)
+    later = NOON + 8 * DAYS
+    for name in ("max", "ana"):
+        mark(office, key.id, name=name)
+    assert found(office, at=later) == {Finding.NEVER_USED}
+    mark(office, key.id, finding=Finding.NEVER_USED)
+    assert look(office, at=later) == []
 
 
 @pytest.mark.parametrize("note", ["", "   ", "n" * 141, "a\u202eb"])

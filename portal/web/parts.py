@@ -1,0 +1,34 @@
+"""The parts of a running portal."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from portal.services.key_check import KeyCheck
+from portal.services.rate_limit import RateLimit
+from portal.services.readiness import Readiness
+from portal.services.usage import Usage
+from portal.settings import Settings
+from portal.store.database import Database
+
+
+@dataclass(frozen=True, slots=True)
+class Portal:
+    """What a running portal is made of; one per application."""
+
+    settings: Settings
+    database: Database
+    key_check: KeyCheck
+    usage: Usage
+    rate_limit: RateLimit
+    readiness: Readiness
+    # What need not be done before an answer goes out, or must not be told by the time that it takes.
+    errands: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "errands"))
+
+    def close(self) -> None:
+        """Write down what is still only in memory and give the connections back."""
+        self.errands.shutdown()
+        self.usage.close()
+        self.rate_limit.close()
+        self.key_check.close()
+        self.readiness.close()
+        self.database.close()
