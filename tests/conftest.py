@@ -114,7 +114,7 @@ class Place:
             RateLimit(counts),
             Readiness(was.database),
         )
-        self._app.extensions["portal"] = Portal(was.settings, was.database, *parts, readiness=Readiness(was.database))
+        self._app.extensions["portal"] = Portal(was.settings, was.database, *parts)
         yield self._app
         self._app.extensions["portal"].close()
         shutil.rmtree(was.settings.mail_folder, ignore_errors=True)

@@ -40,19 +40,19 @@ def refused(app: Flask, *arguments: str, typed: str = "") -> str:
 
 
 @contextmanager
-def portal_on(url: str, tmp_path: Path) -> Iterator[Flask]:
+def portal_on(url: str, other: Flask) -> Iterator[Flask]:
     """A portal with the secrets of the test's other one."""
-    app = create_app({"PORTAL_DATABASE_URL": url, "PORTAL_INSTANCE": str(tmp_path)})
+    app = create_app({"PORTAL_DATABASE_URL": url, "PORTAL_INSTANCE": other.instance_path})
     yield app
     app.extensions["portal"].close()
 
 
 @pytest.fixture
-def empty(blank_url: str, tmp_path: Path) -> Iterator[Flask]:
+def empty(blank_url: str, app: Flask) -> Iterator[Flask]:
     """A portal on a migrated database in which nobody is yet."""
     migrate(blank_url)
-    with portal_on(blank_url, tmp_path) as app:
-        yield app
+    with portal_on(blank_url, app) as other:
+        yield other
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_a_backup_moves_everything_to_another_kind_of_database_and_back(
     before = content(database)
     assert before["api_key"]
     assert before["usage"]
-    with portal_on(f"sqlite:///{tmp_path}/between.db", tmp_path) as between:
+    with portal_on(f"sqlite:///{tmp_path}/between.db", empty) as between:
         run(between, "migrate")
         run(between, "restore", str(file), "--resurrect")
         assert status(between, key) == 200
@@ -160,7 +160,7 @@ def test_it_overwrites_nothing_and_leaves_nothing_half_made(app: Flask, blank_ur
     path.write_text("mine")
     assert "cannot be written" in refused(app, "backup", str(path))
     assert path.read_text() == "mine"
-    with portal_on(blank_url, tmp_path) as blank:
+    with portal_on(blank_url, app) as blank:
         refused(blank, "backup", str(tmp_path / "half"))
     assert not (tmp_path / "half").exists()
 

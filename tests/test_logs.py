@@ -194,14 +194,16 @@ def test_a_line_says_when_how_grave_and_who(log: Log) -> None:
     assert log.last["at"].endswith("+00:00")
 
 
-def test_a_line_of_a_request_says_whose_it_was_by_ids_only(app: Flask, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_line_of_a_request_says_whose_it_was_by_ids_only(
+    app: Flask, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: Any, **__: Any) -> str:
         raise LookupError("broken")
 
     cast = Cast(app)
     key = cast.rio.generate()
-    app.view_functions["api.me"] = guards.with_key()(fail)
-    app.view_functions["home.index"] = guards.in_workspace(fail)
+    monkeypatch.setitem(app.view_functions, "api.me", guards.with_key()(fail))
+    monkeypatch.setitem(app.view_functions, "home.index", guards.in_workspace(fail))
     caplog.handler.setFormatter(JsonLines())
     called = cast.call("GET", "/me", key)
     opened = cast.rio.get("/w/acme")
