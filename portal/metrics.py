@@ -11,6 +11,7 @@ import logging
 import mmap
 import os
 import platform
+import shutil
 import threading
 import time
 import tomllib
@@ -20,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 
 _log = logging.getLogger(__name__)
 FOLDER = "PORTAL_METRICS_FOLDER"  # an environment variable from `serve` to its workers, no setting
@@ -202,8 +203,13 @@ def _numbers() -> Numbers:
 @contextmanager
 def shared() -> Iterator[None]:
     """Give the processes that are started meanwhile a folder to count in together, in memory where there is room."""
-    memory = Path("/dev/shm")  # noqa: S108 - the folder below is made private
-    with TemporaryDirectory(prefix="latchkey-", dir=memory if os.access(memory, os.W_OK) else None) as folder:
+    shm = Path("/dev/shm")  # noqa: S108 - the folder below is made private
+    place = shm if os.access(shm, os.W_OK) else Path(gettempdir())
+    for left in place.glob("latchkey-*-*"):  # by one that was killed
+        pid = left.name.split("-")[1]
+        if pid.isdigit() and not _is_alive(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+    with TemporaryDirectory(prefix=f"latchkey-{os.getpid()}-", dir=place) as folder:
         os.environ[FOLDER] = folder
         try:
             yield

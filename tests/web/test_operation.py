@@ -1,6 +1,9 @@
 """What those who run the portal ask it: alive, ready, numbers (T-67); and that a database that hangs hangs nobody."""
 
+import os
 import socket
+import stat
+import subprocess
 import time
 import urllib.error
 import urllib.request
@@ -15,6 +18,7 @@ from flask.testing import FlaskClient
 from prometheus_client.parser import text_string_to_metric_families
 
 from app import create_app
+from portal import metrics
 from portal.metrics import BUCKETS
 from portal.store.database import Database
 from tests.cast import Cast
@@ -200,3 +204,19 @@ def test_all_workers_count_together_and_exactly(template: Template, tmp_path: Pa
                 assert found["latchkey_requests_total|api.me|GET|4xx"] == n
                 seen.add(found["latchkey_processes"])
         assert max(seen) > 1
+
+
+def test_what_a_killed_server_left_behind_goes_with_the_next_start() -> None:
+    with metrics.shared():
+        mine = Path(os.environ[metrics.FOLDER])
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    left = mine.with_name(f"latchkey-{ended.pid}-left")
+    others = mine.with_name(f"latchkey-{os.getppid()}-theirs")
+    for folder in (left, others):
+        folder.mkdir()
+    with metrics.shared():
+        assert (left.exists(), others.exists()) == (False, True)
+        assert stat.S_IMODE(Path(os.environ[metrics.FOLDER]).stat().st_mode) == 0o700
+    others.rmdir()
+    assert metrics.FOLDER not in os.environ
