@@ -2,6 +2,7 @@
 
 import http.client
 import re
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import urlencode, urlsplit
+
+from sqlalchemy.engine import make_url
 
 from portal.demo import PASSWORD
 from portal.settings import Settings
@@ -34,9 +37,12 @@ class Stage:
 
 
 @contextmanager
-def stage(kind: str) -> Iterator[Stage]:
-    """Make a database that is there only for one trial."""
+def stage(kind: str, disk: Path | None = None) -> Iterator[Stage]:
+    """Make a database that is there only for one trial; a SQLite file may lie on a disk of one's own."""
     with migrated_template(kind) as template, template.copy() as url, TemporaryDirectory() as folder:
+        if disk:
+            shutil.copyfile(str(make_url(url).database), disk / "portal.db")
+            url = f"sqlite:///{disk}/portal.db"
         settings = Settings.from_environ({"PORTAL_DATABASE_URL": url}, Path(folder))
         database = Database(url)
         office = Office(database, settings.keyring)

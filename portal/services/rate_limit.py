@@ -21,6 +21,7 @@ from redis import Redis, RedisError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from portal import metrics
 from portal.rules.text import network_of
 
 _log = logging.getLogger(__name__)
@@ -59,6 +60,8 @@ class RateLimit:
         self._shared = RedisWindows(redis_url) if redis_url else None
         self._is_away = False  # Redis; then a thread looks for it
         self._closing = threading.Event()
+        if self._shared:
+            metrics.redis_is_up(True)
 
     def admit(self, key_pk: int, key_id: str, per_minute: int | None = None, per_second: int | None = None) -> Verdict:
         """Count a request of a good key, or say how long it has to wait: by its own limits, or else the usual ones."""
@@ -88,6 +91,7 @@ class RateLimit:
 
     def _lose(self, error: Exception) -> None:
         self._is_away = True
+        metrics.redis_is_up(False)
         _log.error("Redis is away: each host limits by itself until it is back", extra={"error": type(error).__name__})
         threading.Thread(target=self._look_for_it, name="redis", daemon=True).start()
 
@@ -100,6 +104,7 @@ class RateLimit:
                 continue
             _log.warning("Redis is back: the limits hold over all hosts again")
             self._is_away = False
+            metrics.redis_is_up(True)
             return
 
 

@@ -39,6 +39,7 @@ from portal.services import audit, outbox
 from portal.store.database import MISTAKES, TROUBLE, Session
 from portal.web import answers, display
 from portal.web.door import PASSAGE, Passage, new_request_id, note_refusal
+from portal.web.front import ENDPOINT
 from portal.web.parts import Portal
 
 _log = logging.getLogger(__name__)
@@ -202,6 +203,7 @@ def _finish(response: Response) -> Response:
 
 
 def _begin() -> None:
+    request.environ[ENDPOINT] = request.endpoint or "none"
     passage: Passage | None = request.environ.get(PASSAGE)
     g.now = passage.now if passage else datetime.now(UTC)
     g.request_id = passage.request_id if passage else new_request_id()
