@@ -29,7 +29,7 @@ GROUPS: dict[str, tuple[str, frozenset[Event]]] = {
         frozenset(
             event
             for event in Event
-            if event.startswith(("backup_", "workspace_", "solution_", "app_", "policy_", "audit_"))
+            if event.startswith(("backup_", "workspace_", "solution_", "app_", "policy_", "audit_", "verifier_"))
         ),
     ),
     "records": (
