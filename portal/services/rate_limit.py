@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from ipaddress import ip_address
 from math import ceil
 from pathlib import Path
@@ -307,17 +308,23 @@ class BadKeys:
 
     def wait_of(self, address: str | None) -> int:
         """Count a bad key; give the seconds that its sender is to wait, 0 while there are few."""
+        network = _sender(address)
+        if network is None:
+            return 0
         now = self._clock()
         minute = int(now // 60)
         if minute != self._minute or len(self._counts) > _NETWORKS:
             self._minute, self._counts = minute, {}
-        network = network_of(address)
-        if ip_address(address or "::").is_loopback:
-            return 0
         count = self._counts[network] = self._counts.get(network, 0) + 1
         if count == _BAD_KEYS + 1:
             _log.warning("many bad keys come from one network", extra={"network": network})
         return ceil(60 - now % 60) if count > _BAD_KEYS else 0
+
+
+@lru_cache(maxsize=4096)
+def _sender(address: str | None) -> str | None:
+    """Name the network that an address belongs to; None for this machine's own."""
+    return None if ip_address(address or "::").is_loopback else network_of(address)
 
 
 # --- Several hosts --------------------------------------------------------------------------------------------------

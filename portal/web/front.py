@@ -15,6 +15,7 @@ import secrets
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from functools import lru_cache
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -162,8 +163,7 @@ class Front:
                     break
             if environ.get("HTTP_X_FORWARDED_PROTO") in ("http", "https"):
                 environ["wsgi.url_scheme"] = environ["HTTP_X_FORWARDED_PROTO"]
-        address = _address(peer)
-        environ["REMOTE_ADDR"] = str(address) if address else None
+        environ["REMOTE_ADDR"] = _plain(peer)
         for name in _FORWARDED:
             environ.pop(name, None)
 
@@ -178,6 +178,7 @@ def _host_name(host: str) -> str:
     return (match[1] or match[2]).lower() if match else ""
 
 
+@lru_cache(maxsize=4096)  # the same few ask again and again, and reading one costs as much as looking up a key
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
         address = ipaddress.ip_address(text if "%" not in text else "")  # scope ids may be of any length
@@ -185,6 +186,13 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         return None
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return mapped or address
+
+
+@lru_cache(maxsize=4096)
+def _plain(text: str) -> str | None:
+    """Write an address in its one usual form; None for what is none."""
+    address = _address(text)
+    return str(address) if address else None
 
 
 def _refuse(
