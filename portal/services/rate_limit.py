@@ -68,13 +68,18 @@ class RateLimit:
         per_minute, per_second = per_minute or PER_MINUTE, per_second or PER_SECOND
         if self._shared is None or self._is_away:
             return self._host.admit(key_pk, per_minute, per_second)
+        # Redis knows nothing of what passed while it was away. Whatever it does, a host alone exceeds no limit by more
+        # than its processes judge at one moment.
+        verdict = self._host.admit(key_pk, per_minute, per_second, noted=False)
+        if verdict.wait:
+            return verdict
         try:
             verdict = self._shared.admit(key_id, per_minute, per_second)
         except (RedisError, OSError) as error:
             self._lose(error)
             return self._host.admit(key_pk, per_minute, per_second)
         if not verdict.wait:
-            self._host.admit(key_pk, per_minute, per_second, always=True)  # should Redis go away, this host knows
+            self._host.admit(key_pk, per_minute, per_second, noted=True)  # should Redis go away, this host knows
         return verdict
 
     @property
@@ -185,8 +190,8 @@ class HostWindows:
         self._roomy: set[int] = set()  # groups that have their place on the disk
         self._known: dict[int, int] = {}  # slots by key; looked at again before they are believed
 
-    def admit(self, key: int, per_minute: int, per_second: int, *, always: bool = False) -> Verdict:
-        """Count a request unless one of the limits is met; `always` counts it all the same."""
+    def admit(self, key: int, per_minute: int, per_second: int, *, noted: bool | None = None) -> Verdict:
+        """Judge a request; count it if it passes, or as `noted` says."""
         group = (key * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF) >> 53
         with self._turn:
             if self._map is None:
@@ -195,7 +200,7 @@ class HostWindows:
                 self._make_room(group)
             self._lock(fcntl.LOCK_EX, group)
             try:
-                return self._judge(key, group, per_minute, per_second, always=always)
+                return self._judge(key, group, per_minute, per_second, noted)
             finally:
                 self._lock(fcntl.LOCK_UN, group)
 
@@ -208,7 +213,7 @@ class HostWindows:
             self._file = -1
             self._roomy.clear()
 
-    def _judge(self, key: int, group: int, per_minute: int, per_second: int, *, always: bool) -> Verdict:
+    def _judge(self, key: int, group: int, per_minute: int, per_second: int, noted: bool | None) -> Verdict:
         heads, counts, now = self._heads, self._counts, self._clock()
         tick, short = int(now / _MINUTE.width), int(now / _SECOND.width)
         slot = self._slot(key, group, tick)
@@ -219,7 +224,7 @@ class HostWindows:
             wait = max(_MINUTE.leaves_in(heads, counts, slot, now), _MINUTE.width)
         elif in_second >= per_second:
             wait = max(_SECOND.leaves_in(heads, counts, slot, now), _SECOND.width)
-        if always or not wait:
+        if noted or (noted is None and not wait):
             _MINUTE.add(heads, counts, slot, tick)
             _SECOND.add(heads, counts, slot, short)
             in_minute += 1
