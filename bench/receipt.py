@@ -146,7 +146,7 @@ WAYS = ("deactivate", "delete", "expire", "retire", "withdraw", "demote", "membe
 def race(lines: Sequence[Line], text: str, end: Callable[[], float]) -> tuple[float, list[tuple[float, int]]]:
     """Call without a pause on every line while the key is ended; give that moment, and when each call began."""
     ended: list[float] = []
-    warm = Barrier(len(lines) + 1)
+    warm = Barrier(len(lines) + 1, timeout=30)  # should a key not work yet
 
     def call(line: Line) -> list[tuple[float, int]]:
         if line.call(text, CALL) != ACCEPTED:
