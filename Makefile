@@ -20,7 +20,7 @@ PYTEST       := $(PY) -m pytest -q -n 2 --dist loadfile
 COMPILE_LOCK := $(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
                 --no-emit-index-url $(if $(UPGRADE),--upgrade)
 
-.PHONY: run test lint format lock clean venv chromium
+.PHONY: run test lint format lock clean venv chromium proxies
 .NOTPARALLEL:
 # Where this is set (many containers do), every start compiles every module anew, which takes longer than the start.
 unexport PYTHONDONTWRITEBYTECODE
@@ -28,7 +28,7 @@ unexport PYTHONDONTWRITEBYTECODE
 run: $(ENV)
 	@exec $(PY) -m flask serve
 
-test: lint chromium
+test: lint chromium proxies
 	@echo "tests on SQLite"
 	@$(PYTEST) --database=sqlite
 	@echo "tests on PostgreSQL"
@@ -78,3 +78,11 @@ chromium:
 	    as_root=$$(test "$$(id -u)" = 0 || echo sudo); $$as_root apt-get update -qq; \
 	    $$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -yqq --no-install-recommends chromium fonts-dejavu-core \
 	    >/dev/null || echo "apt could not install Chromium" >&2; }
+
+# The configurations in deploy/ are tried with the real programs (tests/test_deploy.py), with the same rule as above.
+proxies:
+	@{ command -v nginx >/dev/null || test -x /usr/sbin/nginx; } && command -v caddy >/dev/null || \
+	    ! command -v apt-get >/dev/null || { echo "installing nginx and Caddy with apt"; \
+	    as_root=$$(test "$$(id -u)" = 0 || echo sudo); $$as_root apt-get update -qq; \
+	    $$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -yqq --no-install-recommends nginx-light caddy openssl \
+	    >/dev/null || echo "apt could not install nginx and Caddy" >&2; }

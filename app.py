@@ -6,13 +6,14 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from flask import Flask, Response, url_for
+from flask import Flask, url_for
 from flask_wtf.csrf import CSRFProtect
 from werkzeug.routing import BaseConverter
 
 from portal import cli, logs
 from portal.services.key_check import KeyCheck
 from portal.services.rate_limit import RateLimit
+from portal.services.readiness import Readiness
 from portal.services.usage import Usage
 from portal.settings import BadSetting, Settings
 from portal.store.database import Database
@@ -30,6 +31,7 @@ from portal.web import (
     key_pages,
     keys,
     members,
+    operation,
     oversight,
     people,
     reference,
@@ -89,6 +91,7 @@ def create_app(environ: Mapping[str, str] | None = None) -> Flask:
         KeyCheck(database, settings.keyring),
         Usage(database),
         RateLimit(instance / "rates", settings.redis_url),
+        Readiness(database),
     )
 
     app = Flask(__name__, root_path=str(ROOT), instance_path=str(instance.resolve()), static_folder=None)
@@ -119,21 +122,15 @@ def create_app(environ: Mapping[str, str] | None = None) -> Flask:
     assert key_pages and rotation  # noqa: S101 - imported for the views that they add to keys.pages
     assert verifiers  # noqa: S101 - and this to workspace.pages
     assert people and api_members  # noqa: S101 - and these to members.pages
-    rooms = (sign_in, account, home, keys, members, review, oversight, workspace, reference)
+    rooms = (sign_in, account, home, keys, members, review, oversight, workspace, reference, operation)
     for blueprint in (*(room.pages for room in rooms), api.api, introspection.oauth):
         app.register_blueprint(blueprint)
-    app.add_url_rule("/healthz", "healthz", guards.anybody(_healthz))
     app.jinja_env.globals["asset"] = _assets(app)
     app.jinja_env.globals["product"] = answers.PRODUCT
     cli.register(app, settings, database)
     door = Door(app.wsgi_app, guards.keyed_paths(app), lambda: app.extensions["portal"])
     app.wsgi_app = Front(door, settings, http.body_limit)  # type: ignore[method-assign]
     return app
-
-
-def _healthz() -> Response:
-    """Say that the process serves; asks nothing of the database."""
-    return Response("ok\n", mimetype="text/plain")
 
 
 def _assets(app: Flask) -> object:

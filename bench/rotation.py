@@ -86,6 +86,7 @@ def trial(kind: str, rate: float, seconds: float) -> bool:
     """Run one trial; print its figures and say whether all is as it must be."""
     with stage(kind) as here, serving(here.url, here.instance, PORTAL_WORKERS=str(WORKERS)) as server:
         view, plain = here.office.generate("max", at=datetime.now(UTC), name="Rotating", scopes=["leads:read"])
+        here.office.lift_limits(view.id)
         texts = {OLD: plain.reveal()}
         opened = [lines_to_all(server, texts[OLD], client=client, address=at) for at, client in (SWITCHING, STAYING)]
         switching, staying = (Program(lines, texts) for lines in opened)
@@ -95,6 +96,7 @@ def trial(kind: str, rate: float, seconds: float) -> bool:
             try:
                 time.sleep(seconds / 4)
                 new_id, texts[NEW] = rotate(browser, view.id)
+                here.office.lift_limits(new_id)
                 switching.holds = NEW
                 rotated = datetime.now(UTC)
                 time.sleep(seconds / 4)

@@ -2,20 +2,23 @@
 
 import http.client
 import re
+import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import urlencode, urlsplit
 
+from sqlalchemy.engine import make_url
+
 from portal.demo import PASSWORD
 from portal.settings import Settings
 from portal.store.database import Database
 from tests.databases import migrated_template
-from tests.servers import Server
+from tests.servers import Server, serving
 from tests.services.office import Office
 
 WORKERS = 4
@@ -34,15 +37,35 @@ class Stage:
 
 
 @contextmanager
-def stage(kind: str) -> Iterator[Stage]:
-    """Make a database that is there only for one trial."""
+def stage(kind: str, disk: Path | None = None) -> Iterator[Stage]:
+    """Make a database that is there only for one trial; a SQLite file may lie on a disk of one's own."""
     with migrated_template(kind) as template, template.copy() as url, TemporaryDirectory() as folder:
+        if disk:
+            shutil.copyfile(str(make_url(url).database), disk / "portal.db")
+            url = f"sqlite:///{disk}/portal.db"
         settings = Settings.from_environ({"PORTAL_DATABASE_URL": url}, Path(folder))
         database = Database(url)
         office = Office(database, settings.keyring)
         yield Stage(url, Path(folder), database, office)
         office.close()
         database.close()
+
+
+@contextmanager
+def hosts(here: Stage, count: int = 1, **settings: str) -> Iterator[list[Server]]:
+    """Serve a stage from so many hosts: each has a folder of its own and its share of the workers, all one secret."""
+    secrets = {
+        "PORTAL_SECRET_KEY": (here.instance / "secret_key").read_text().strip(),
+        "PORTAL_KEY_PEPPERS": "local:" + (here.instance / "key_pepper").read_text().strip(),
+        "PORTAL_WORKERS": str(WORKERS // count),
+    }
+    with ExitStack() as stack:
+        servers = []
+        for n in range(count):
+            folder = here.instance / f"host-{n}"
+            folder.mkdir()
+            servers.append(stack.enter_context(serving(here.url, folder, **secrets, **settings)))
+        yield servers
 
 
 class Line:
@@ -53,14 +76,17 @@ class Line:
         self.port = int(host.port or 0)
         self.client = client
         self.answers: Counter[int] = Counter()  # by status
+        self.retry_after = ""  # of the last answer
         self.connection = http.client.HTTPConnection("127.0.0.1", self.port, _PATIENCE, source_address=(address, 0))
         self.connection.connect()
 
-    def call(self, text: str, path: str = "/api/v1/me") -> int:
-        """Call with a key; give the status."""
-        self.connection.request("GET", path, headers={"Authorization": f"Bearer {text}", "User-Agent": self.client})
+    def call(self, text: str, path: str = "/api/v1/me", more: Mapping[str, str] | None = None) -> int:
+        """Call with a key, and with `more` headers; give the status."""
+        headers = {"Authorization": f"Bearer {text}", "User-Agent": self.client, **(more or {})}
+        self.connection.request("GET", path, headers=headers)
         with self.connection.getresponse() as answer:
             answer.read()
+        self.retry_after = answer.headers.get("Retry-After", "")
         self.answers[answer.status] += 1
         return answer.status
 
@@ -88,15 +114,20 @@ def _inode(local: int, remote: int) -> str:
 
 
 def lines_to_all(
-    server: Server, key: str, each: int = 1, client: str = "bench/1", address: str = "127.0.0.1"
+    server: Server,
+    key: str,
+    each: int = 1,
+    client: str = "bench/1",
+    address: str = "127.0.0.1",
+    workers: int = WORKERS,
 ) -> list[Line]:
     """Open connections until every worker serves so many, a worker after the other; the surplus is closed again.
 
-    The first line's count of answers tells of the surplus too.
+    Each takes a call, so the key's limits must be lifted. The first line's count of answers tells of the surplus too.
     """
     found: dict[int, list[Line]] = {}
     surplus: Counter[int] = Counter()
-    for _ in range(100 * WORKERS):
+    for _ in range(100 * workers):
         line = Line(server, client, address)
         line.call(key)  # only then has a worker taken it
         lines = found.setdefault(line.worker(), [])
@@ -105,11 +136,11 @@ def lines_to_all(
         else:
             surplus += line.answers
             line.close()
-        if len(found) == WORKERS and all(len(lines) == each for lines in found.values()):
+        if len(found) == workers and all(len(lines) == each for lines in found.values()):
             opened = [lines[n] for n in range(each) for lines in found.values()]
             opened[0].answers += surplus
             return opened
-    raise RuntimeError(f"Only {len(found)} of {WORKERS} workers took connections.")
+    raise RuntimeError(f"Only {len(found)} of {workers} workers took connections.")
 
 
 class Browser:
@@ -172,10 +203,15 @@ class Browser:
         self._connection = http.client.HTTPConnection(host, int(port), _PATIENCE)
 
 
+def lines_to_hosts(servers: Sequence[Server], key: str, each: int = 1) -> list[list[Line]]:
+    """Open so many connections to every worker of every host; give them by host."""
+    return [lines_to_all(server, key, each, workers=WORKERS // len(servers)) for server in servers]
+
+
 def wait_until(moment: float) -> None:
     """Sleep until a moment of the monotonic clock."""
     if (left := moment - time.monotonic()) > 0:
         time.sleep(left)
 
 
-__all__ = ["WORKERS", "Browser", "Line", "Stage", "lines_to_all", "stage", "wait_until"]
+__all__ = ["WORKERS", "Browser", "Line", "Stage", "hosts", "lines_to_all", "lines_to_hosts", "stage", "wait_until"]

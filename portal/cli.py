@@ -15,15 +15,27 @@ from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
 from granian.log import LogLevels
 
-from portal import demo, mail
+from portal import demo, mail, metrics
 from portal.rules.access import Role
 from portal.rules.errors import NotFound, PortalError
 from portal.rules.schemas import Schema
 from portal.rules.text import clean_email
-from portal.services import accounts, audit, key_views, keys, members, notices, outbox, passwords, workspaces
+from portal.services import (
+    accounts,
+    audit,
+    key_views,
+    keys,
+    members,
+    notices,
+    outbox,
+    passwords,
+    restoring,
+    workspaces,
+)
 from portal.services.actor import operator
 from portal.settings import Settings
-from portal.store.database import MISTAKES, TROUBLE, Database
+from portal.store import backup
+from portal.store.database import MISTAKES, TROUBLE, Database, Session
 from portal.store.migrate import migrate
 
 _THREADS = 64  # a process; all but one wait for bodies that are still on their way
@@ -51,7 +63,8 @@ def register(app: Flask, settings: Settings, database: Database) -> None:
             has_demo = True
         database.close()
         _welcome(settings, has_demo=has_demo)
-        run_server(settings)
+        with metrics.shared():
+            run_server(settings)
 
     @command("migrate")
     def migrate_command() -> None:
@@ -162,6 +175,55 @@ def register(app: Flask, settings: Settings, database: Database) -> None:
         click.echo(f"Send this link to {email}; it works once, for {passwords.RESET_LIFE.seconds // 60} minutes:")
         click.echo(f"{settings.base_url}/reset/{token}")
 
+    @command("backup")
+    @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+    def backup_command(file: Path) -> None:
+        """Write the whole database to a new file that only you may read. The portal may go on serving."""
+        try:
+            made = backup.write(database, file)
+        except OSError as error:
+            raise click.ClickException(f"{file} cannot be written: {error.strerror}.") from None
+        click.echo(f"{_counted(made.rows, 'row')} of {_counted(len(made.tables), 'table')} are in {file}.")
+        click.echo("It holds digests, no key and no password. To use it you need the PORTAL_KEY_PEPPERS of today.")
+
+    @command("restore")
+    @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+    @click.option("--replace", is_flag=True, help="Take out first what the database holds.")
+    @click.option("--resurrect", is_flag=True, help="Let everything work that worked when the backup was made.")
+    @click.option("--deactivate-keys", is_flag=True, help="Deactivate all keys; people reactivate theirs.")
+    def restore(file: Path, replace: bool, resurrect: bool, deactivate_keys: bool) -> None:
+        """Put a backup into an empty, migrated database. Stop the portal first.
+
+        With --replace, what the database knows to be ended since then (keys, members, access …) stays ended.
+        """
+        with backup.read(file) as found:
+            knows_later = replace and not _is_blank(database)
+            has_keys = bool(found.manifest.tables["api_key"]["rows"])
+            if has_keys and not (knows_later or resurrect or deactivate_keys):
+                _ask_to_resurrect(found.manifest.made_at)
+            with database.transaction() as session:
+                database.take_time(session.connection())
+                ended = _replace(session, found, keep=knows_later and not resurrect, replace=replace)
+                now = operator().at
+                stopped = restoring.deactivate_keys(session, now) if deactivate_keys else 0
+                restoring.tell(session, operator(), found.manifest.made_at)
+                lost = restoring.unknown_peppers(session, {pepper.id for pepper in settings.keyring.peppers})
+                orphans = restoring.without_admin(session)
+        made = found.manifest.made_at
+        rows = _counted(found.manifest.rows, "row")
+        click.echo(f"The database is as it was at {made:%Y-%m-%d %H:%M:%S} UTC: {rows}.")
+        for what, count in ended.items():
+            click.echo(f"  stays as it was since then: {what}: {count}")
+        if stopped:
+            click.echo(f"{_counted(stopped, 'key')} deactivated. Their people may reactivate them.")
+        for pepper, count in lost.items():
+            click.echo(
+                f"Warning: {_counted(count, 'key')} cannot be used: PORTAL_KEY_PEPPERS lacks {pepper}.", err=True
+            )
+        for slug in orphans:
+            click.echo(f"Warning: nobody administers {slug} any more.", err=True)
+        click.echo("Everybody must sign in again.")
+
     @command("notify")
     def notify() -> None:
         """Mail the people whose keys expire soon; to be run once an hour or a day."""
@@ -178,6 +240,37 @@ def register(app: Flask, settings: Settings, database: Database) -> None:
             raise click.ClickException(f"{_counted(len(failed), 'mail')} not taken, kept for the next run:\n{tries}")
 
 
+def _is_blank(database: Database) -> bool:
+    with database.reading() as session:
+        return backup.is_empty(session)
+
+
+def _ask_to_resurrect(made_at: datetime) -> None:
+    """An empty database knows nothing of what was ended after a backup."""
+    click.echo(
+        f"Keys, members and access that were ended after {made_at:%Y-%m-%d %H:%M} UTC would work again. To decide"
+        " without being asked: --resurrect lets them, --deactivate-keys restores all keys deactivated.",
+        err=True,
+    )
+    if not click.confirm("Restore everything as it was then?", err=True):
+        raise click.ClickException("Nothing was changed.")
+
+
+def _replace(session: Session, found: backup.Backup, *, keep: bool, replace: bool) -> dict[str, int]:
+    if keep:
+        restoring.set_aside(session)
+    if replace:
+        backup.clear(session)
+    elif not backup.is_empty(session):
+        raise click.ClickException("The database is not empty. To take out what it holds, say --replace.")
+    found.load(session)
+    if not keep:
+        return {}
+    ended = restoring.end_again(session)
+    restoring.forget_aside(session)
+    return ended
+
+
 def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
@@ -189,6 +282,8 @@ def _say_errors(function: Callable[..., None]) -> Callable[..., None]:
             function(**values)
         except PortalError as error:
             raise click.ClickException(error.message) from None
+        except backup.BadBackup as error:
+            raise click.ClickException(str(error)) from None
         except (*TROUBLE, *MISTAKES) as error:
             reason = str(getattr(error, "orig", error)).strip().splitlines()[0]
             advice = "If it is new, run: flask migrate."
@@ -227,7 +322,9 @@ def run_server(settings: Settings, target: str = "app:create_app") -> None:
         blocking_threads=_THREADS,
         websockets=False,
         respawn_failed_workers=True,
+        respawn_interval=0.5,  # seconds; one that was killed is back before its clients have counted to two
         workers_kill_timeout=10,
+        log_dictconfig={"formatters": {name: {"()": "portal.logs.JsonLines"} for name in ("generic", "access")}},
         log_level=LogLevels.error,  # it warns of the threads that are meant, and tells what we have told
         working_dir=Path(__file__).parent.parent,
     )

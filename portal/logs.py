@@ -6,9 +6,10 @@ import re
 import sys
 from datetime import UTC, datetime
 
-from flask import g, has_request_context
+from flask import g, has_request_context, request
 
 from portal.rules.credentials import KEY_SHAPED
+from portal.web.door import PASSAGE
 
 _REDACTED = "[redacted]"
 _LONGEST = 16_384  # characters of one text; a traceback fits, what somebody sends to keep us busy does not
@@ -45,14 +46,27 @@ class JsonLines(logging.Formatter):
             "logger": record.name,
             "message": redact(record.getMessage()),
         }
-        if has_request_context() and "request_id" in g:
-            facts["request_id"] = g.request_id
+        facts |= _who()
         for name, value in vars(record).items():
             if name not in _STANDARD:
                 facts[name] = _REDACTED if _SECRET_NAME.search(name) else redact(str(value))
         if record.exc_info:
             facts["exception"] = redact(self.formatException(record.exc_info))
         return json.dumps(facts)
+
+
+def _who() -> dict[str, str]:
+    """Say whose request a line belongs to: never a name or an address, only ids that lead to them."""
+    if not has_request_context() or "request_id" not in g:
+        return {}
+    found = {"request_id": g.request_id}
+    if (passage := request.environ.get(PASSAGE)) and passage.caller:
+        found |= {"key_id": passage.caller.key_id, "member_id": passage.caller.member_id}
+    elif actor := g.get("actor"):
+        found["member_id"] = actor.public_id or ""
+    if user_session := g.get("user_session"):
+        found["session"] = user_session.token_hash.hex()[:12]
+    return found
 
 
 def configure() -> None:

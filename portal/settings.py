@@ -43,6 +43,7 @@ class Settings:
     smtp_url: str | None = field(repr=False)  # None: mail goes to `mail_folder`
     mail_from: str
     mail_folder: Path
+    metrics_token: str | None = field(repr=False)  # what GET /metrics asks for
     is_local: bool
 
     @property
@@ -78,6 +79,9 @@ class Settings:
             smtp_url=_smtp_url(environ),
             mail_from=_mail_from(environ, host),
             mail_folder=instance.resolve() / "mail",
+            metrics_token=_checked_secret("PORTAL_METRICS_TOKEN", environ["PORTAL_METRICS_TOKEN"])
+            if environ.get("PORTAL_METRICS_TOKEN")
+            else None,
             is_local=is_local,
         )
 

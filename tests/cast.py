@@ -10,11 +10,9 @@ from typing import Any
 
 from flask import Flask
 from flask.testing import FlaskClient
-from sqlalchemy import update
 from werkzeug.test import TestResponse
 
 from portal.demo import PASSWORD
-from portal.store.models import ApiKey
 
 KEY_TEXT = re.compile(r"sk_(?:live|test)_[0-9A-Za-z]{43}_[0-9A-Za-z]{6}")
 _KEY_ID = re.compile(r'data-key="(key_\w+)"')
@@ -122,12 +120,6 @@ class Cast:
             assert reply.status_code == 303, reply.text
             self._people[name] = person
         return self._people[name]
-
-    def lift_limits(self, key: MadeKey) -> None:
-        """Let a key be used as often as a test needs."""
-        with self.app.extensions["portal"].database.transaction() as session:
-            lifted = {"rate_per_minute": 1_000_000, "rate_per_second": 1_000_000}
-            session.execute(update(ApiKey).where(ApiKey.public_id == key.id).values(lifted))
 
     def stranger(self, name: str = "nobody") -> Person:
         """Somebody with a browser who has not signed in."""

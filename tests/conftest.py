@@ -18,6 +18,7 @@ from app import create_app
 from portal.rules import credentials
 from portal.services.key_check import KeyCheck
 from portal.services.rate_limit import RateLimit
+from portal.services.readiness import Readiness
 from portal.services.usage import Usage
 from portal.store.database import Database
 from portal.web.parts import Portal
@@ -107,7 +108,12 @@ class Place:
         was: Portal = self._app.extensions["portal"]
         counts = self.instance / "rates"
         counts.unlink(missing_ok=True)
-        parts = (KeyCheck(was.database, was.settings.keyring), Usage(was.database), RateLimit(counts))
+        parts = (
+            KeyCheck(was.database, was.settings.keyring),
+            Usage(was.database),
+            RateLimit(counts),
+            Readiness(was.database),
+        )
         self._app.extensions["portal"] = Portal(was.settings, was.database, *parts)
         yield self._app
         self._app.extensions["portal"].close()

@@ -18,19 +18,19 @@ ROOT = Path(__file__).parent.parent
 FLOORS = {
     "portal.rules": 0,
     "portal.settings": 1,
+    "portal.metrics": 1,
     "portal.store": 2,
     "portal.mail": 3,
     "portal.services": 5,
     "portal.web": 6,
     "portal.demo": 6,
-    "portal.logs": 6,
-    "portal.cli": 7,
-    "app": 8,
+    "portal.logs": 7,
+    "portal.cli": 8,
+    "app": 9,
 }
 # The bottom of the services: what the others stand on.
-FLOORS |= {
-    f"portal.services.{name}": 4 for name in ("actor", "audit", "idempotency", "key_check", "rate_limit", "usage")
-}
+_BOTTOM = ("actor", "audit", "idempotency", "key_check", "rate_limit", "readiness", "usage")
+FLOORS |= {f"portal.services.{name}": 4 for name in _BOTTOM}
 
 HTTP = {"flask", "flask_login", "flask_wtf", "werkzeug", "wtforms"}
 DATABASE = {"sqlalchemy", "alembic", "psycopg", "sqlite3"}

@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from flask import Flask
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from portal.logs import JsonLines, redact
 from portal.rules.access import Environment
 from portal.rules.credentials import BASE62, KeyFormat, PlainVerifier
+from portal.web import guards
+from tests.cast import Cast
 
 texts = st.text(max_size=30)
 minted = st.builds(lambda environment: KeyFormat().mint(environment).reveal(), st.sampled_from(Environment))
@@ -208,3 +211,26 @@ def test_a_line_says_when_how_grave_and_who(log: Log) -> None:
     log.logger.error("it broke", extra={"key_id": "key_1"})
     assert log.last.keys() == {"at", "level", "logger", "message", "key_id"}
     assert log.last["at"].endswith("+00:00")
+
+
+def test_a_line_of_a_request_says_whose_it_was_by_ids_only(
+    app: Flask, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> str:
+        raise LookupError("broken")
+
+    cast = Cast(app)
+    key = cast.rio.generate()
+    monkeypatch.setitem(app.view_functions, "api.me", guards.with_key()(fail))
+    monkeypatch.setitem(app.view_functions, "home.index", guards.in_workspace(fail))
+    caplog.handler.setFormatter(JsonLines())
+    called = cast.call("GET", "/me", key)
+    opened = cast.rio.get("/w/acme")
+    assert (called.status_code, opened.status_code) == (500, 500)
+    of_key, of_page = (json.loads(line) for line in caplog.text.splitlines() if "a request failed" in line)
+    assert (of_key["request_id"], of_key["key_id"]) == (called.headers["X-Request-Id"], key.id)
+    assert of_page["request_id"] == opened.headers["X-Request-Id"]
+    assert of_key["member_id"] == of_page["member_id"]
+    assert of_page["member_id"].startswith("mem_")
+    assert len(of_page["session"]) == 12
+    assert "Tanaka" not in caplog.text

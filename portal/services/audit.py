@@ -69,6 +69,7 @@ class Event(StrEnum):
     RECORD_CHANGED = "record_changed"
     RECORD_DELETED = "record_deleted"
     SANDBOX_FILLED = "sandbox_filled"
+    BACKUP_RESTORED = "backup_restored"
 
 
 def record(

@@ -27,7 +27,9 @@ GROUPS: dict[str, tuple[str, frozenset[Event]]] = {
     "workspace": (
         "Workspace and policy",
         frozenset(
-            event for event in Event if event.startswith(("workspace_", "solution_", "app_", "policy_", "audit_"))
+            event
+            for event in Event
+            if event.startswith(("backup_", "workspace_", "solution_", "app_", "policy_", "audit_", "verifier_"))
         ),
     ),
     "records": (

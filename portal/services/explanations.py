@@ -101,7 +101,7 @@ def _app(session: Session, seat: Seat, scope: Scope | None, key: ApiKey) -> App 
 
 def _is_mended(session: Session, row: ApiKey, key: KeyView, reason: Refusal, scope: Scope | None) -> bool:
     """Say whether what was wrong is so no longer; what the request itself got wrong nobody can mend here."""
-    if reason in (Refusal.OTHER_WORKSPACE, Refusal.UNKNOWN):
+    if reason in (Refusal.OTHER_WORKSPACE, Refusal.UNKNOWN, Refusal.RATE_LIMITED):
         return False
     account = session.get(Account, row.member.account_id) if row.member.account_id else None
     is_there = row.member.is_active and (account is None or account.deactivated_at is None)

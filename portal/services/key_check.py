@@ -19,6 +19,7 @@ from sqlalchemy import BindParameter, Select, String, bindparam, cast, func, lit
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.postgresql import psycopg
 
+from portal import metrics
 from portal.rules.access import AccessLevel, Role, Scope, effective_scopes, level_of
 from portal.rules.credentials import KeyDigest, Keyring
 from portal.rules.errors import KeyRefused, Refusal
@@ -158,10 +159,12 @@ class KeyCheck:
                 except TROUBLE:
                     self._connection.close()
             self._connection, self._pid = None, os.getpid()
+            metrics.key_reconnected()
             self._connection = self._database.driver_connection()
             return self._ask(parameters)
 
     def _ask(self, parameters: Mapping[str, bytes]) -> Sequence[Any] | None:
+        metrics.key_read()
         rows: list[Sequence[Any]] = self._connection.execute(self._sql, parameters).fetchall()
         return rows[0] if rows else None
 

@@ -355,8 +355,9 @@ def _standing(now: datetime) -> tuple[ColumnElement[bool], ...]:
 
 
 def going_on(now: datetime) -> tuple[ColumnElement[bool], ...]:
-    """Give the conditions under which a key is active and nothing takes over from it."""
-    return ApiKey.revoked_at.is_(None), ApiKey.retires_at.is_(None), _narrowed(now)["active"]
+    """Give the conditions under which a key works, its owner aside, and nothing takes over from it."""
+    unexpired = or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now)
+    return ApiKey.revoked_at.is_(None), ApiKey.retires_at.is_(None), ApiKey.deactivated_at.is_(None), unexpired
 
 
 def visible_to(seat: Seat) -> Select[ApiKey]:

@@ -6,28 +6,33 @@ whether a key is good, and nothing of it outlasts a minute.
 """
 
 import fcntl
+import hashlib
 import logging
 import mmap
 import os
 import threading
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from ipaddress import ip_address
 from math import ceil
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from redis import Redis, RedisError
 from redis.backoff import NoBackoff
+from redis.exceptions import NoScriptError
 from redis.retry import Retry
 
+from portal import metrics
 from portal.rules.text import network_of
 
 _log = logging.getLogger(__name__)
 
 PER_MINUTE = 1000  # requests in any 60 s, where an administrator set no other
 PER_SECOND = 50
-REDIS_PATIENCE = 0.1  # seconds to connect, and to wait for an answer
+REDIS_PATIENCE = 0.1  # seconds to wait for an answer
+_TO_CONNECT = 0.05  # seconds
 _ASK_AGAIN = 1.0  # seconds between looks whether Redis is back
 _BAD_KEYS = 300  # a minute from one network; the sender of more is told to wait
 _NETWORKS = 20_000  # that a process counts apart
@@ -59,19 +64,26 @@ class RateLimit:
         self._shared = RedisWindows(redis_url) if redis_url else None
         self._is_away = False  # Redis; then a thread looks for it
         self._closing = threading.Event()
+        if self._shared:
+            metrics.redis_is_up(True)
 
     def admit(self, key_pk: int, key_id: str, per_minute: int | None = None, per_second: int | None = None) -> Verdict:
         """Count a request of a good key, or say how long it has to wait: by its own limits, or else the usual ones."""
         per_minute, per_second = per_minute or PER_MINUTE, per_second or PER_SECOND
         if self._shared is None or self._is_away:
             return self._host.admit(key_pk, per_minute, per_second)
+        # Redis knows nothing of what passed while it was away. Whatever it does, a host alone exceeds no limit by more
+        # than its processes judge at one moment.
+        verdict = self._host.admit(key_pk, per_minute, per_second, noted=False)
+        if verdict.wait:
+            return verdict
         try:
             verdict = self._shared.admit(key_id, per_minute, per_second)
         except (RedisError, OSError) as error:
             self._lose(error)
             return self._host.admit(key_pk, per_minute, per_second)
         if not verdict.wait:
-            self._host.admit(key_pk, per_minute, per_second, always=True)  # should Redis go away, this host knows
+            self._host.admit(key_pk, per_minute, per_second, noted=True)  # should Redis go away, this host knows
         return verdict
 
     @property
@@ -88,6 +100,7 @@ class RateLimit:
 
     def _lose(self, error: Exception) -> None:
         self._is_away = True
+        metrics.redis_is_up(False)
         _log.error("Redis is away: each host limits by itself until it is back", extra={"error": type(error).__name__})
         threading.Thread(target=self._look_for_it, name="redis", daemon=True).start()
 
@@ -100,6 +113,7 @@ class RateLimit:
                 continue
             _log.warning("Redis is back: the limits hold over all hosts again")
             self._is_away = False
+            metrics.redis_is_up(True)
             return
 
 
@@ -182,8 +196,8 @@ class HostWindows:
         self._roomy: set[int] = set()  # groups that have their place on the disk
         self._known: dict[int, int] = {}  # slots by key; looked at again before they are believed
 
-    def admit(self, key: int, per_minute: int, per_second: int, *, always: bool = False) -> Verdict:
-        """Count a request unless one of the limits is met; `always` counts it all the same."""
+    def admit(self, key: int, per_minute: int, per_second: int, *, noted: bool | None = None) -> Verdict:
+        """Judge a request; count it if it passes, or as `noted` says."""
         group = (key * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF) >> 53
         with self._turn:
             if self._map is None:
@@ -192,7 +206,7 @@ class HostWindows:
                 self._make_room(group)
             self._lock(fcntl.LOCK_EX, group)
             try:
-                return self._judge(key, group, per_minute, per_second, always=always)
+                return self._judge(key, group, per_minute, per_second, noted)
             finally:
                 self._lock(fcntl.LOCK_UN, group)
 
@@ -205,7 +219,7 @@ class HostWindows:
             self._file = -1
             self._roomy.clear()
 
-    def _judge(self, key: int, group: int, per_minute: int, per_second: int, *, always: bool) -> Verdict:
+    def _judge(self, key: int, group: int, per_minute: int, per_second: int, noted: bool | None) -> Verdict:
         heads, counts, now = self._heads, self._counts, self._clock()
         tick, short = int(now / _MINUTE.width), int(now / _SECOND.width)
         slot = self._slot(key, group, tick)
@@ -216,7 +230,7 @@ class HostWindows:
             wait = max(_MINUTE.leaves_in(heads, counts, slot, now), _MINUTE.width)
         elif in_second >= per_second:
             wait = max(_SECOND.leaves_in(heads, counts, slot, now), _SECOND.width)
-        if always or not wait:
+        if noted or (noted is None and not wait):
             _MINUTE.add(heads, counts, slot, tick)
             _SECOND.add(heads, counts, slot, short)
             in_minute += 1
@@ -302,17 +316,23 @@ class BadKeys:
 
     def wait_of(self, address: str | None) -> int:
         """Count a bad key; give the seconds that its sender is to wait, 0 while there are few."""
+        network = _sender(address)
+        if network is None:
+            return 0
         now = self._clock()
         minute = int(now // 60)
         if minute != self._minute or len(self._counts) > _NETWORKS:
             self._minute, self._counts = minute, {}
-        network = network_of(address)
-        if ip_address(address or "::").is_loopback:
-            return 0
         count = self._counts[network] = self._counts.get(network, 0) + 1
         if count == _BAD_KEYS + 1:
             _log.warning("many bad keys come from one network", extra={"network": network})
         return ceil(60 - now % 60) if count > _BAD_KEYS else 0
+
+
+@lru_cache(maxsize=4096)
+def _sender(address: str | None) -> str | None:
+    """Name the network that an address belongs to; None for this machine's own."""
+    return None if ip_address(address or "::").is_loopback else network_of(address)
 
 
 # --- Several hosts --------------------------------------------------------------------------------------------------
@@ -350,6 +370,7 @@ local grows = 0
 if first < count then grows = math.max(0, moment(first) + 60000000 - now) end
 return {limit - (count - first), grows, wait}
 """
+_ADMIT_SHA = hashlib.sha1(_ADMIT.encode(), usedforsecurity=False).hexdigest()  # Redis's name for it
 
 
 class RedisWindows:
@@ -359,16 +380,19 @@ class RedisWindows:
         self._redis: Redis = Redis.from_url(
             url,
             socket_timeout=REDIS_PATIENCE,
-            socket_connect_timeout=REDIS_PATIENCE,
+            socket_connect_timeout=_TO_CONNECT,
             retry=Retry(NoBackoff(), 0),
+            driver_info=None,  # else a request waits twice while the client introduces itself
         )
-        self._admit = self._redis.register_script(_ADMIT)
 
     def admit(self, key_id: str, per_minute: int, per_second: int) -> Verdict:
         """Count a request unless one of the limits is met. Raises RedisError or OSError."""
-        remaining, grows, wait = self._admit(
-            keys=[f"latchkey:rate:{key_id}:{per_minute}"], args=[per_minute, per_second]
-        )
+        asked = (1, f"latchkey:rate:{key_id}:{per_minute}", str(per_minute), str(per_second))
+        try:
+            told: Any = self._redis.evalsha(_ADMIT_SHA, *asked)
+        except NoScriptError:  # the first time; it knows the script from then on
+            told = self._redis.eval(_ADMIT, *asked)
+        remaining, grows, wait = told
         return Verdict(per_minute, max(0, remaining), grows / 1e6, wait / 1e6)
 
     def ping(self) -> None:

@@ -11,12 +11,13 @@ import logging
 import threading
 from collections import defaultdict
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from multiprocessing import util as multiprocessing_util
 from typing import Any, NamedTuple
 
 from sqlalchemy import bindparam, delete, select, text, update
 
+from portal import metrics
 from portal.rules.credentials import KEY_SHAPED, KeyDigest, new_id
 from portal.services import audit, idempotency
 from portal.services.actor import Actor, Means
@@ -179,14 +180,21 @@ class Usage:
                     touched = self._write(session, batch)
                 self._touched.update(touched)  # once it is committed: what failed is still to be written
                 self._pending = None
+                metrics.usage_flushed("written", 0)
             except MISTAKES:
                 # The database will not have it however often it is asked, and what comes after must not wait for it.
                 batch.tries += 1
                 self._pending = batch if batch.tries < _MAX_TRIES else None
+                self._tell_failure(batch)
                 _log.exception("usage could not be written: %s", "tried again" if self._pending else "given up")
             except Exception:
                 _log.exception("usage could not be written; it is kept for the next try")
                 self._pending = batch
+                self._tell_failure(batch)
+
+    def _tell_failure(self, batch: _Batch) -> None:
+        lag = (datetime.now(UTC) - min(count[1] for count in batch.counts.values())).total_seconds()
+        metrics.usage_flushed("failed" if self._pending else "lost", lag if self._pending else 0)
 
     def _write(self, session: Session, batch: _Batch) -> dict[int, datetime]:
         """Write a batch; give when the keys whose rows it wrote were used."""

@@ -1,6 +1,8 @@
 """The engine, its transactions, and moments. SQLite (WAL) and PostgreSQL behave the same from here up."""
 
 import sqlite3
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -8,13 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-from sqlalchemy import DateTime, Dialect, Engine, MetaData, create_engine, event
+from psycopg.errors import _WaitTimeout
+from sqlalchemy import Connection, DateTime, Dialect, Engine, MetaData, create_engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DatabaseError, DataError, IntegrityError, InterfaceError, ProgrammingError, TimeoutError
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 from sqlalchemy.types import TypeDecorator
 
 PATIENCE = 5000  # milliseconds that a writer waits for others
+_SILENCE = 12.0  # seconds without an answer after which a server hangs: it has its own time-outs before that
+_QUICK_SILENCE = 2.0  # where the answer takes a moment or is none: the check of a key, a sign of life
+_A_DAY = 86_400.0
+_LEFT_ALONE = 1.0  # seconds for which a server that hung is not asked again, so that nobody queues up for it
 
 # What a database that is away, hung, locked or full looks like, through SQLAlchemy or from the driver itself.
 TROUBLE: tuple[type[Exception], ...] = (
@@ -83,6 +90,8 @@ class Database:
         self.engine = create_engine(self.url, hide_parameters=True, **({} if self.is_sqlite else _POSTGRESQL_OPTIONS))
         if self.is_sqlite:
             _prepare_sqlite(self.engine, self.url)
+        else:
+            _prepare_postgresql(self.engine)
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)
 
     @contextmanager
@@ -106,14 +115,24 @@ class Database:
             yield session
 
     def driver_connection(self) -> Any:
-        """Open a connection of the driver itself, in autocommit; its caller keeps and closes it."""
+        """Open a connection of the driver itself for quick questions, in autocommit; its caller keeps and closes it."""
         pooled = self.engine.raw_connection()
         connection = pooled.driver_connection
         pooled.detach()
         if isinstance(connection, psycopg.Connection):
             connection.autocommit = True
+            if isinstance(connection, _Impatient):
+                connection.silence = _QUICK_SILENCE
             connection.prepare_threshold = 0  # prepared at first use: a four-table join costs a fifth then
         return connection
+
+    def take_time(self, connection: Connection) -> None:
+        """Let the statements of this transaction take as long as they need: for commands that go through all rows."""
+        if not self.is_sqlite:
+            connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+            impatient = connection.connection.driver_connection
+            if isinstance(impatient, _Impatient):
+                impatient.silence = _A_DAY  # until it is taken from the pool again
 
     def close(self) -> None:
         """Give all pooled connections back."""
@@ -122,8 +141,73 @@ class Database:
 
 _POSTGRESQL_OPTIONS: dict[str, Any] = {
     "pool_pre_ping": True,
-    "connect_args": {"connect_timeout": 3, "options": "-c statement_timeout=10000 -c lock_timeout=8000"},
+    "connect_args": {"connect_timeout": 2, "options": "-c statement_timeout=10000 -c lock_timeout=8000"},
 }
+
+
+class _Impatient(psycopg.Connection[Any]):
+    """A connection that gives up a server which says nothing, as one that was stopped or cut off does.
+
+    `statement_timeout` and `lock_timeout` are the server's, so they help only while it lives.
+    """
+
+    silence = _SILENCE
+    hush: "_Hush"
+
+    def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
+        """Wait for the server, but not for ever."""
+        try:
+            return super().wait(gen, interval, timeout or self.silence)
+        except _WaitTimeout:
+            self.pgconn.finish()  # whatever it answers later belongs to nobody
+            self.hush.begin()
+            raise psycopg.OperationalError("the server does not answer") from None
+
+
+class _Hush:
+    """For a moment after a server hung, nobody waits for it: only then does the next one try."""
+
+    def __init__(self) -> None:
+        self._until = 0.0
+        self._lock = threading.Lock()
+
+    def begin(self) -> None:
+        """Leave the server alone from now on, for a moment."""
+        with self._lock:
+            self._until = time.monotonic() + _LEFT_ALONE
+
+    def check(self) -> None:
+        """Raise while the server is left alone."""
+        if time.monotonic() < self._until:
+            raise psycopg.OperationalError("the server did not answer just now")
+
+
+def _prepare_postgresql(engine: Engine) -> None:
+    hush = _Hush()
+
+    def connect(*arguments: Any, **options: Any) -> Any:
+        hush.check()
+        try:
+            connection = _Impatient.connect(*arguments, **options)
+        except psycopg.errors.ConnectionTimeout:
+            hush.begin()
+            raise
+        connection.hush = hush
+        return connection
+
+    ping = engine.dialect.do_ping
+
+    def quick_ping(connection: Any) -> bool:
+        connection.silence = _QUICK_SILENCE
+        try:
+            return ping(connection)
+        finally:
+            connection.silence = _SILENCE
+
+    engine.dialect.connect = connect  # type: ignore[method-assign]
+    engine.dialect.do_ping = quick_ping  # type: ignore[assignment,method-assign]
+
+
 _PRAGMAS = ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", f"busy_timeout={PATIENCE}")
 
 

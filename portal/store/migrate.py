@@ -4,6 +4,7 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 
 from portal.store.database import checked_url
 
@@ -13,6 +14,11 @@ _SCRIPTS = Path(__file__).parent / "migrations"
 def migrate(url: str) -> None:
     """Upgrade the database to the newest migration; does nothing when it is there already."""
     command.upgrade(_config(url), "head")
+
+
+def newest() -> str:
+    """Name the migration that this code needs."""
+    return str(ScriptDirectory.from_config(_scripts()).get_current_head())
 
 
 def make_revision(url: str, message: str) -> None:
@@ -25,9 +31,14 @@ def check(url: str) -> None:
     command.check(_config(url))
 
 
-def _config(url: str) -> Config:
+def _scripts() -> Config:
     config = Config()
     config.set_main_option("script_location", str(_SCRIPTS))
     config.set_main_option("path_separator", "os")
+    return config
+
+
+def _config(url: str) -> Config:
+    config = _scripts()
     config.attributes["url"] = checked_url(url)
     return config

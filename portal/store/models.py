@@ -237,6 +237,7 @@ class Usage(Base):
     """How often a key was used in one hour, in one way, from one place. `hour` counts from 1970 in UTC."""
 
     __tablename__ = "usage"
+    __table_args__ = (Index("ix_usage_hour", "hour"),)  # old hours are taken out, whichever keys they are of
 
     key_id: Mapped[int] = mapped_column(ForeignKey("api_key.id"), primary_key=True)
     hour: Mapped[int] = mapped_column(primary_key=True)

@@ -17,6 +17,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qsl
 
+from portal import metrics
 from portal.rules.access import Scope
 from portal.rules.credentials import KEY_SHAPED
 from portal.rules.errors import KeyRefused, Refusal
@@ -27,7 +28,7 @@ from portal.services.usage import Usage
 from portal.store.database import MISTAKES, TROUBLE
 from portal.web import answers
 from portal.web.answers import Answer
-from portal.web.front import Headers, StartResponse, Wsgi
+from portal.web.front import ENDPOINT, Headers, StartResponse, Wsgi
 from portal.web.parts import Portal
 
 _log = logging.getLogger(__name__)
@@ -70,6 +71,7 @@ class Door:
             return self._app(environ, start_response)
         is_verify = path == VERIFY
         passage = environ[PASSAGE] = Passage()
+        environ[ENDPOINT] = "verify" if is_verify else "door"  # until the view is known
         refusal = self._judge(environ, passage, is_verify=is_verify)
         caller = passage.caller
         if caller is None:
@@ -105,7 +107,7 @@ class Door:
         except MISTAKES:
             raise
         except TROUBLE as trouble:
-            _log.error("the database cannot be asked", exc_info=trouble)
+            _log.error("the database cannot be asked", exc_info=trouble, extra={"request_id": passage.request_id})
             return answers.unavailable(passage.request_id)
         passage.caller = caller
         verdict = passage.verdict = self._parts().rate_limit.admit(
@@ -113,6 +115,7 @@ class Door:
         )
         if not verdict.wait:
             return None
+        metrics.refused(str(Refusal.RATE_LIMITED))
         noted = _use(environ, passage, caller.key_pk, "", 429)
         self._parts().usage.refused(noted, str(Refusal.RATE_LIMITED), " ".join(caller.reach.effective_texts))
         message = f"This key was used too often. Try again in {verdict.retry_after} s."
@@ -158,6 +161,7 @@ def note_refusal(notes: Usage, environ: dict[str, Any], passage: Passage, refuse
     Nothing is logged here: it would fill the disk, and the time it takes would tell a known key from an unknown one.
     """
     passage.refused = True
+    metrics.refused(str(refused.refusal))
     if refused.key_pk is not None:
         noted = _use(environ, passage, refused.key_pk, refused.required or "", refused.refusal.status)
         notes.refused(noted, str(refused.refusal), " ".join(refused.held) if refused.required else refused.had)

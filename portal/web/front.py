@@ -14,8 +14,12 @@ import re
 import secrets
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from functools import lru_cache
+from time import perf_counter
 from typing import Any, NamedTuple
 
+from portal import metrics
 from portal.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -34,6 +38,10 @@ SECURITY_HEADERS = [
 ]
 _HTTPS_HEADERS = [("Strict-Transport-Security", "max-age=31536000")]
 _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9A-Za-z._-]+))(?::[0-9]{1,5})?")
+# What is asked about the process itself, by machines that know it by its address: answered beside the others, so that a
+# database which hangs does not make the process look dead.
+ASIDE = frozenset({"/healthz", "/readyz", "/metrics"})
+PEER, ENDPOINT, _STATUS = "portal.peer", "portal.endpoint", "portal.status"  # in the environment of a request
 BODIES_AT_ONCE = 48  # that one process waits for; fewer than the server has threads, so that some are always left
 _BODILESS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 _INTEGRATIONS = ("/api/", "/verify", "/oauth/")  # these are answered in JSON
@@ -81,23 +89,38 @@ class Front:
         """Pass a request on."""
 
         def start_safely(status: str, headers: Headers, exc_info: Any = None) -> Any:
+            environ[_STATUS] = status
             return start_response(status, headers + self._headers, exc_info)
 
-        if _host_name(environ.get("HTTP_HOST", "")) not in self._hosts:
-            return _refuse(environ, start_safely, _OTHER_HOST)
-        if environ["PATH_INFO"].startswith("//"):  # the router would take it for another path than we do here
-            return _refuse(environ, start_safely, _NO_SUCH_PAGE)
+        refusal = self._find_refusal(environ)
+        start = perf_counter()
+        answer = _refuse(environ, start_safely, refusal) if refusal else self._pass_on(environ, start_safely)
+        took = perf_counter() - start
+        endpoint = environ.get(ENDPOINT, "front")
+        metrics.request(endpoint, environ["REQUEST_METHOD"], int(environ[_STATUS][:3]), took)
+        return answer
+
+    def _find_refusal(self, environ: dict[str, Any]) -> "Refusal | None":
+        """Say why a request goes no further, if so; else know its client, and have all of it."""
+        path = environ["PATH_INFO"]
+        host = _host_name(environ.get("HTTP_HOST", ""))
+        if host not in self._hosts and not (path in ASIDE and _address(host)):
+            return _OTHER_HOST
+        if path.startswith("//"):  # the router would take it for another path than we do here
+            return _NO_SUCH_PAGE
         self._find_client(environ)
-        if environ["REQUEST_METHOD"] not in _BODILESS and (refusal := self._take_body(environ)):
-            return _refuse(environ, start_safely, refusal)
+        return self._take_body(environ) if environ["REQUEST_METHOD"] not in _BODILESS else None
+
+    def _pass_on(self, environ: dict[str, Any], start_safely: StartResponse) -> Iterable[bytes]:
         # The server has threads to spare so that clients that stall while they send hold up nobody, but the portal
         # itself runs one request at a time: more would only pass the interpreter lock to and fro.
-        with self._turn:
+        with nullcontext() if environ["PATH_INFO"] in ASIDE else self._turn:
             try:
                 return self._app(environ, start_safely)
             except Exception:
-                _log.exception("a request failed, and so did telling of it")
-                return _refuse(environ, start_safely, _BROKEN)
+                request_id = "req_" + secrets.token_hex(12)
+                _log.exception("a request failed, and so did telling of it", extra={"request_id": request_id})
+                return _refuse(environ, start_safely, _BROKEN, request_id)
 
     def _take_body(self, environ: dict[str, Any]) -> "Refusal | None":
         """Wait for the whole body, up to one byte over its limit, which then answers 413 however it was sent.
@@ -128,7 +151,7 @@ class Front:
         return None
 
     def _find_client(self, environ: dict[str, Any]) -> None:
-        peer = environ.get("REMOTE_ADDR", "")
+        peer = environ[PEER] = environ.get("REMOTE_ADDR", "")
         if self._trusted and self._is_trusted(peer):
             hops = [hop.strip() for hop in environ.get("HTTP_X_FORWARDED_FOR", "").split(",") if hop.strip()]
             # From the nearest hop outwards: the first that is no proxy of ours is the client.
@@ -140,8 +163,7 @@ class Front:
                     break
             if environ.get("HTTP_X_FORWARDED_PROTO") in ("http", "https"):
                 environ["wsgi.url_scheme"] = environ["HTTP_X_FORWARDED_PROTO"]
-        address = _address(peer)
-        environ["REMOTE_ADDR"] = str(address) if address else None
+        environ["REMOTE_ADDR"] = _plain(peer)
         for name in _FORWARDED:
             environ.pop(name, None)
 
@@ -156,6 +178,7 @@ def _host_name(host: str) -> str:
     return (match[1] or match[2]).lower() if match else ""
 
 
+@lru_cache(maxsize=4096)  # the same few ask again and again, and reading one costs as much as looking up a key
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
         address = ipaddress.ip_address(text if "%" not in text else "")  # scope ids may be of any length
@@ -165,9 +188,18 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     return mapped or address
 
 
-def _refuse(environ: dict[str, Any], start_response: StartResponse, refusal: Refusal) -> list[bytes]:
+@lru_cache(maxsize=4096)
+def _plain(text: str) -> str | None:
+    """Write an address in its one usual form; None for what is none."""
+    address = _address(text)
+    return str(address) if address else None
+
+
+def _refuse(
+    environ: dict[str, Any], start_response: StartResponse, refusal: Refusal, request_id: str = ""
+) -> list[bytes]:
     """Answer without the portal's help: JSON to integrations, a plain line to people."""
-    request_id = "req_" + secrets.token_hex(12)
+    request_id = request_id or "req_" + secrets.token_hex(12)
     if environ["PATH_INFO"].startswith(_INTEGRATIONS):
         error = {"type": refusal.type, "code": refusal.code, "message": refusal.message}
         body = json.dumps({"error": error, "meta": {"requestId": request_id}}).encode()

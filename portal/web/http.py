@@ -39,6 +39,7 @@ from portal.services import audit, outbox
 from portal.store.database import MISTAKES, TROUBLE, Session
 from portal.web import answers, display
 from portal.web.door import PASSAGE, Passage, new_request_id, note_refusal
+from portal.web.front import ENDPOINT
 from portal.web.parts import Portal
 
 _log = logging.getLogger(__name__)
@@ -189,9 +190,8 @@ def go_to(url: str) -> Response:
 
 
 def _finish(response: Response) -> Response:
-    passage: Passage | None = request.environ.get(PASSAGE)
-    if passage and passage.caller:
-        return response  # the door adds what every answer to a key has
+    if PASSAGE in request.environ:
+        return response  # the door adds what its answers have
     headers = response.headers
     headers["X-Request-Id"] = g.get("request_id", "")
     if is_api(request):
@@ -203,6 +203,7 @@ def _finish(response: Response) -> Response:
 
 
 def _begin() -> None:
+    request.environ[ENDPOINT] = request.endpoint or "none"
     passage: Passage | None = request.environ.get(PASSAGE)
     g.now = passage.now if passage else datetime.now(UTC)
     g.request_id = passage.request_id if passage else new_request_id()

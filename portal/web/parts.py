@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from portal.services.key_check import KeyCheck
 from portal.services.rate_limit import BadKeys, RateLimit
+from portal.services.readiness import Readiness
 from portal.services.usage import Usage
 from portal.settings import Settings
 from portal.store.database import Database
@@ -19,6 +20,7 @@ class Portal:
     key_check: KeyCheck
     usage: Usage
     rate_limit: RateLimit
+    readiness: Readiness
     bad_verifiers: BadKeys = field(default_factory=BadKeys)
     # What need not be done before an answer goes out, or must not be told by the time that it takes.
     errands: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "errands"))
@@ -29,4 +31,5 @@ class Portal:
         self.usage.close()
         self.rate_limit.close()
         self.key_check.close()
+        self.readiness.close()
         self.database.close()

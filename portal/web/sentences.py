@@ -99,6 +99,7 @@ _SAYS: dict[Event, tuple[str, str]] = {
     Event.KEY_IDENTIFIED: ("asked which key a text is: {found}", "ask which key a text is"),
     Event.KEY_REFUSED: ("Requests with the {env} key {target} were refused: {why}", "use the key {target}"),
     Event.KEY_REVIEWED: ("reviewed the key {target}: looks fine{note}", "mark the key {target} as fine"),
+    Event.BACKUP_RESTORED: ("restored the backup of {made}", "restore a backup"),
     Event.AUDIT_EXPORTED: ("exported the audit log as {format}", "export the audit log"),
     Event.VERIFIER_MADE: ("made the verifier {target}", "make the verifier {target}"),
     Event.VERIFIER_REVOKED: ("revoked the verifier {target}", "revoke the verifier {target}"),

@@ -168,8 +168,8 @@ def test_of_many_different_denials_the_latest_twenty_are_told(office: Office, ke
 def test_every_reason_a_key_is_refused_for_can_be_told(office: Office, key: str, reason: Refusal) -> None:
     office.use(key, NOON, refused=reason)
     (told,) = ask(office, activity.denials, key)
-    is_forbidden = reason in (Refusal.MISSING_SCOPE, Refusal.ACCESS_WITHDRAWN)
-    assert (told.reason, told.status) == (str(reason), 403 if is_forbidden else 401)
+    other = {Refusal.MISSING_SCOPE: 403, Refusal.ACCESS_WITHDRAWN: 403, Refusal.RATE_LIMITED: 429}
+    assert (told.reason, told.status) == (str(reason), other.get(reason, 401))
 
 
 def test_the_last_five_callers_are_told_and_which_are_new(office: Office, key: str) -> None:

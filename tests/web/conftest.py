@@ -8,6 +8,7 @@ from flask import Flask
 from jinja2 import BytecodeCache
 
 from app import create_app
+from portal.services import rate_limit
 from tests.cast import Cast
 from tests.conftest import Place, quick_passwords
 
@@ -17,6 +18,12 @@ def passwords() -> Iterator[None]:
     """Sign people in without the work that guessing must cost."""
     with quick_passwords():
         yield
+
+
+@pytest.fixture(autouse=True)
+def no_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let tests that call fast say what they are about; the limit of a second has tests of its own."""
+    monkeypatch.setattr(rate_limit, "PER_SECOND", 1_000_000)
 
 
 @pytest.fixture

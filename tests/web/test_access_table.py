@@ -19,6 +19,8 @@ from tests.web.looking import kept, token_on
 VISITORS = ("nobody", "seatless", "rio", "lea", "ana", "zoe", "live-key", "test-key")
 TABLE = """
 GET    /healthz                                           200 200 200 200 200 200 200 200
+GET    /readyz                                            200 200 200 200 200 200 200 200
+GET    /metrics                                           200 200 200 200 200 200 200 200
 GET    /static/<path:filename>                            200 200 200 200 200 200 200 200
 GET    /                                                  303 303 303 303 303 303 303 303
 GET    /login                                             200 303 303 303 303 303 200 200

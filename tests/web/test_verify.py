@@ -7,6 +7,8 @@ import pytest
 from flask import Flask
 from werkzeug.test import TestResponse
 
+from portal.services import rate_limit
+from portal.services.rate_limit import PER_SECOND
 from tests.cast import Cast, MadeKey
 from tests.web.looking import error
 
@@ -120,7 +122,10 @@ def test_every_answer_to_a_key_tells_its_limits(cast: Cast, key: MadeKey) -> Non
         assert not [name for name, _ in refused.headers if name.startswith("X-RateLimit")]
 
 
-def test_a_key_that_comes_too_often_waits_and_is_told_why(cast: Cast, key: MadeKey) -> None:
+def test_a_key_that_comes_too_often_waits_and_is_told_why(
+    cast: Cast, key: MadeKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rate_limit, "PER_SECOND", PER_SECOND)
     other = cast.rio.generate(name="Another")
     replies = [cast.call("GET", "/me", key) for _ in range(70)]
     refused = [reply for reply in replies if reply.status_code == 429]
