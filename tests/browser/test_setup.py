@@ -66,7 +66,7 @@ def test_a_finding_is_marked_and_a_key_is_stopped_from_the_review(
     page.get_by_role("row").filter(has_text=name).get_by_role("checkbox").check()
     page.get_by_role("button", name="Deactivate chosen keys").click()
     expect(page.get_by_role("heading", name="Deactivate 1 key?")).to_be_visible()
-    page.get_by_role("button", name="Deactivate ticked keys").click()
+    page.get_by_role("button", name="Deactivate key").click()
     expect(page.locator("#status")).to_have_text("1 key is deactivated. Requests are refused from now.")
     assert backstage.row(key).deactivated_at
     other = backstage.key("lea", f"{name}, yearly", expires="never")

@@ -75,6 +75,9 @@ def test_a_generated_key_is_told_of_with_its_facts_but_no_secret(office: Office)
         "name": "Nightly export",
         "note": "",
         "replaces": None,
+        "self_rotate": False,
+        "rate_per_minute": None,
+        "rate_per_second": None,
     }
 
 
