@@ -222,7 +222,7 @@ class HostWindows:
     def _judge(self, key: int, group: int, per_minute: int, per_second: int, noted: bool | None) -> Verdict:
         heads, counts, now = self._heads, self._counts, self._clock()
         tick, short = int(now / _MINUTE.width), int(now / _SECOND.width)
-        slot = self._slot(key, group, tick)
+        slot = self._slot(key, group)
         in_minute = _MINUTE.turn(heads, counts, slot, tick)
         in_second = _SECOND.turn(heads, counts, slot, short)
         wait = 0.0
@@ -237,7 +237,7 @@ class HostWindows:
         grows_in = _MINUTE.leaves_in(heads, counts, slot, now)
         return Verdict(per_minute, max(0, per_minute - in_minute), grows_in, wait)
 
-    def _slot(self, key: int, group: int, tick: int) -> int:
+    def _slot(self, key: int, group: int) -> int:
         """Find a key's slot, or give it the one of its group that nobody used for longest."""
         heads = self._heads
         known = self._known.get(key)
