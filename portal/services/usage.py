@@ -46,6 +46,7 @@ KEPT_OF_ONE = 20_000  # refusals of one key on disk: the newest
 _PRUNE_AFTER = 1_000  # of one key
 _MAX_ROWS = 20_000  # counted apart between two flushes; beyond, scopes and callers are no longer told apart
 _LONGEST_SCOPE = 50  # shorter than any key
+_LONGEST_METHOD = 10
 _MAX_WAYS = 60  # outcome, scope and caller of one key and day that a process counts apart
 _REMEMBERED = 100_000  # keys whose last write a process remembers
 
@@ -213,7 +214,7 @@ class Usage:
             session.execute(self._touch, {"rows": json.dumps(due)})
         if batch.firsts:
             firsts = [
-                (first.key, _text(first.at), first.method, _path(first), first.status, first.address)
+                (first.key, _text(first.at), _method(first), _path(first), first.status, first.address)
                 for first in batch.firsts.values()
             ]
             session.execute(self._first, {"rows": json.dumps(firsts)})
@@ -235,7 +236,7 @@ class Usage:
         kept = [
             (
                 *(request.request_id, request.key, _text(request.at), reason, _scope(request.scope), _held(held)),
-                *(request.method, _path(request), request.address, request.client),
+                *(_method(request), _path(request), request.address, request.client),
             )
             for request, reason, held in batch.refused
         ]
@@ -339,6 +340,11 @@ class Usage:
 def _text(moment: datetime) -> str:
     """Write a UTC moment as SQLite keeps it, so that statements can compare the two as text."""
     return moment.replace(tzinfo=None).isoformat(" ", "microseconds")
+
+
+def _method(request: Request) -> str:
+    """Cut a method, which may be any word however long, to what is kept of it."""
+    return request.method[:_LONGEST_METHOD]
 
 
 def _path(request: Request) -> str:

@@ -385,6 +385,18 @@ def test_an_absurd_path_harms_no_batch(office: Office, usage: Usage, key: Used, 
     assert len(told.path) <= 200
 
 
+@pytest.mark.parametrize("method", ["X" * 11, "PROPPATCH-" * 400, "sk_live_" + "x" * 43, ""])
+def test_an_invented_method_harms_no_batch(office: Office, usage: Usage, key: Used, method: str) -> None:
+    key.accept(usage, NOON, method=method)
+    key.refuse(usage, NOON, method=method)
+    usage.flush()
+    with office.database.reading() as session:
+        found = [session.scalars(select(table.method)).one() for table in (FirstRequest, RefusedRequest)]
+    assert len(found[0]) <= 10
+    assert found[0] == found[1]
+    assert method.startswith(found[0])
+
+
 def test_the_longest_name_of_an_app_harms_no_batch(office: Office, usage: Usage, key: Used) -> None:
     """A path may name an app of 64 characters, none of which exists."""
     key.refuse(usage, NOON, scope="x" * 64 + ":write")
