@@ -35,6 +35,7 @@ _log = logging.getLogger(__name__)
 
 PASSAGE = "portal.passage"  # in the WSGI environment
 VERIFY = "/verify"
+_VERIFY_METHODS = ("GET", "HEAD", "POST")
 MAX_SCOPES = 20  # that one /verify asks about
 _STATUS_LINES = {status.value: f"{status.value} {status.phrase.upper()}" for status in HTTPStatus}
 
@@ -130,9 +131,12 @@ class Door:
 
     def _verify(self, environ: dict[str, Any], passage: Passage, caller: Caller) -> Answer:
         """Answer a reverse proxy: whose key this is, or why it may not."""
+        if environ["REQUEST_METHOD"] not in _VERIFY_METHODS:
+            message, allow = "This address does not take that kind of request.", ("Allow", ", ".join(_VERIFY_METHODS))
+            return answers.error(passage.request_id, 405, "validation_error", "method_not_allowed", message, allow)
         wanted = _wanted(environ.get("QUERY_STRING", ""))
         if wanted is None:
-            message = f"scope must be <app>:read or <app>:write; at most {MAX_SCOPES} of them."
+            message = f"Ask with scope=<app>:read or scope=<app>:write, at most {MAX_SCOPES} of them, and nothing else."
             return answers.error(passage.request_id, 400, "validation_error", "invalid_parameter", message)
         for scope in wanted:
             passage.scope = str(scope)
@@ -194,14 +198,17 @@ def _use(environ: dict[str, Any], passage: Passage, key: int, scope: str, status
 
 
 def _wanted(query: str) -> list[Scope] | None:
-    """Read the scopes that `/verify` is asked about; None for what is none."""
+    """Read the scopes that `/verify` is asked about; None for what is none.
+
+    A parameter of another name is none either: one that is misspelled must not ask for nothing.
+    """
     if not query:
         return []
     try:
         pairs = parse_qsl(query, keep_blank_values=True, errors="strict", max_num_fields=MAX_SCOPES)
     except ValueError:
         return None
-    found = [Scope.parse(value) for name, value in pairs if name == "scope"]
+    found = [Scope.parse(value) if name == "scope" else None for name, value in pairs]
     scopes = [scope for scope in found if scope is not None]
     return scopes if len(scopes) == len(found) else None
 
