@@ -23,6 +23,7 @@ from portal.services import audit, idempotency
 from portal.services.actor import Actor, Means
 from portal.services.audit import Event
 from portal.services.key_check import reach
+from portal.services.outage import Outage
 from portal.store.database import MISTAKES, Database, Session
 from portal.store.models import ApiKey, KeyCaller, RefusedRequest, UsageBatch
 from portal.store.models import Usage as Counted
@@ -109,6 +110,7 @@ class Usage:
         self._told_apart: dict[int, set[tuple[str, ...]]] = {}  # the day's ways of using a key that count apart
         self._kept_of: dict[int, int] = {}  # refusals of a key since its older ones were last pruned
         self._pruned_at: datetime | None = None
+        self._outage = Outage("usage could not be written; it is kept for the next try")
         self._noting = threading.Lock()  # held for a moment by each request
         self._lock = threading.Lock()  # held by the one that writes
         self._thread: threading.Thread | None = None
@@ -182,14 +184,15 @@ class Usage:
                 self._touched.update(touched)  # once it is committed: what failed is still to be written
                 self._pending = None
                 metrics.usage_flushed("written", 0)
+                self._outage.end()
             except MISTAKES:
                 # The database will not have it however often it is asked, and what comes after must not wait for it.
                 batch.tries += 1
                 self._pending = batch if batch.tries < _MAX_TRIES else None
                 self._tell_failure(batch)
                 _log.exception("usage could not be written: %s", "tried again" if self._pending else "given up")
-            except Exception:
-                _log.exception("usage could not be written; it is kept for the next try")
+            except Exception as error:
+                self._outage.begin(error)
                 self._pending = batch
                 self._tell_failure(batch)
 

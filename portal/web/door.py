@@ -6,7 +6,6 @@ here in any case: it asks nothing else. A request without any credential goes on
 there is no such route.
 """
 
-import logging
 import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -23,6 +22,7 @@ from portal.rules.credentials import KEY_SHAPED
 from portal.rules.errors import KeyRefused, Refusal
 from portal.services import usage
 from portal.services.key_check import Caller
+from portal.services.outage import Outage
 from portal.services.rate_limit import BadKeys, Verdict
 from portal.services.usage import Usage
 from portal.store.database import MISTAKES, TROUBLE
@@ -30,8 +30,6 @@ from portal.web import answers
 from portal.web.answers import Answer
 from portal.web.front import ENDPOINT, Headers, StartResponse, Wsgi
 from portal.web.parts import Portal
-
-_log = logging.getLogger(__name__)
 
 PASSAGE = "portal.passage"  # in the WSGI environment
 VERIFY = "/verify"
@@ -64,6 +62,7 @@ class Door:
         self._folders = tuple(path for path in keyed if path.endswith("/"))
         self._parts = parts
         self._bad_keys = BadKeys()
+        self._outage = Outage("keys cannot be checked: the database cannot be asked")
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         """Let a request pass, or answer it."""
@@ -108,8 +107,9 @@ class Door:
         except MISTAKES:
             raise
         except TROUBLE as trouble:
-            _log.error("the database cannot be asked", exc_info=trouble, extra={"request_id": passage.request_id})
+            self._outage.begin(trouble, request_id=passage.request_id)
             return answers.unavailable(passage.request_id)
+        self._outage.end()
         passage.caller = caller
         verdict = passage.verdict = self._parts().rate_limit.admit(
             caller.key_pk, caller.key_id, caller.rate_per_minute, caller.rate_per_second

@@ -3,8 +3,8 @@
 import json
 import logging
 import re
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -59,9 +59,13 @@ def portal() -> Portal:
     return found
 
 
-def transaction() -> AbstractContextManager[Session]:
+@contextmanager
+def transaction() -> Iterator[Session]:
     """Open the request's writing transaction; a refused change is told in the audit log after the rollback."""
-    return audit.transaction(portal().database, g.get("actor"))
+    here = portal()
+    with audit.transaction(here.database, g.get("actor")) as session:
+        yield session
+    here.unwritable.end()
 
 
 def afterwards(what: Callable[..., None], *given: Any) -> None:
@@ -87,9 +91,13 @@ def send_mails(here: Portal, now: datetime) -> None:
         _log.error("a mail was not taken: %s", each)
 
 
-def reading() -> AbstractContextManager[Session]:
+@contextmanager
+def reading() -> Iterator[Session]:
     """Open a session that only reads."""
-    return portal().database.reading()
+    here = portal()
+    with here.database.reading() as session:
+        yield session
+    here.unreadable.end()
 
 
 # --- Requests -------------------------------------------------------------------------------------------------------
@@ -320,7 +328,8 @@ def _on_http_exception(error: HTTPException) -> Response:
 
 
 def _on_trouble(error: Exception) -> Response:
-    _log.error("the database cannot be asked", exc_info=error)
+    outage = portal().unwritable if request.method in UNSAFE else portal().unreadable
+    outage.begin(error)
     return _on_portal_error(Unavailable(answers.AWAY))
 
 
