@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from portal import metrics
 from portal.settings import Settings
+from portal.web import answers
 
 _log = logging.getLogger(__name__)
 SECURITY_HEADERS = [
@@ -44,7 +45,7 @@ ASIDE = frozenset({"/healthz", "/readyz", "/metrics"})
 PEER, ENDPOINT, _STATUS = "portal.peer", "portal.endpoint", "portal.status"  # in the environment of a request
 BODIES_AT_ONCE = 48  # that one process waits for; fewer than the server has threads, so that some are always left
 _BODILESS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
-_INTEGRATIONS = ("/api/", "/verify", "/oauth/")  # these are answered in JSON
+_INTEGRATIONS = ("/api/", "/verify", answers.OAUTH)  # these are answered in JSON
 _FORWARDED = ("HTTP_X_FORWARDED_FOR", "HTTP_X_FORWARDED_PROTO", "HTTP_X_FORWARDED_HOST", "HTTP_X_FORWARDED_PORT")
 
 Headers = list[tuple[str, str]]
@@ -200,7 +201,10 @@ def _refuse(
 ) -> list[bytes]:
     """Answer without the portal's help: JSON to integrations, a plain line to people."""
     request_id = request_id or "req_" + secrets.token_hex(12)
-    if environ["PATH_INFO"].startswith(_INTEGRATIONS):
+    if environ["PATH_INFO"].startswith(answers.OAUTH):
+        body = json.dumps(answers.oauth_error(int(refusal.status[:3]), refusal.message)).encode()
+        kind = "application/json"
+    elif environ["PATH_INFO"].startswith(_INTEGRATIONS):
         error = {"type": refusal.type, "code": refusal.code, "message": refusal.message}
         body = json.dumps({"error": error, "meta": {"requestId": request_id}}).encode()
         kind = "application/json"

@@ -120,7 +120,7 @@ def body_limit(path: str) -> int:
 
 def is_api(a_request: Request) -> bool:
     """Say whether a request is an integration's: those get JSON, keys and no cookies."""
-    return a_request.path.startswith(("/api/", "/oauth/"))
+    return a_request.path.startswith(("/api/", answers.OAUTH))
 
 
 def is_fragment() -> bool:
@@ -339,6 +339,8 @@ def _on_bug(error: Exception) -> Response:
 
 
 def _error(row: _Row, code: str, message: str, **extra: Any) -> Response:
+    if request.path.startswith(answers.OAUTH):
+        return make_response(answers.oauth_error(row.status, message), row.status)
     if is_api(request):
         return api_error(row.status, row.type, code, message, **extra)
     context = {
