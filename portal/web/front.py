@@ -110,7 +110,10 @@ class Front:
         if path.startswith("//"):  # the router would take it for another path than we do here
             return _NO_SUCH_PAGE
         self._find_client(environ)
-        return self._take_body(environ) if environ["REQUEST_METHOD"] not in _BODILESS else None
+        if environ["REQUEST_METHOD"] not in _BODILESS:
+            return self._take_body(environ)
+        environ["wsgi.input"], environ["CONTENT_LENGTH"] = io.BytesIO(), ""  # a body that came is of no use here
+        return None
 
     def _pass_on(self, environ: dict[str, Any], start_safely: StartResponse) -> Iterable[bytes]:
         # The server has threads to spare so that clients that stall while they send hold up nobody, but the portal
