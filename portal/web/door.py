@@ -28,7 +28,7 @@ from portal.services.usage import Usage
 from portal.store.database import MISTAKES, TROUBLE
 from portal.web import answers
 from portal.web.answers import Answer
-from portal.web.front import ENDPOINT, Headers, StartResponse, Wsgi
+from portal.web.front import ENDPOINT, EVEN, Headers, StartResponse, Wsgi
 from portal.web.parts import Portal
 
 PASSAGE = "portal.passage"  # in the WSGI environment
@@ -124,6 +124,8 @@ class Door:
 
     def _refuse(self, environ: dict[str, Any], passage: Passage, refused: KeyRefused) -> Answer:
         note_refusal(self._parts().usage, environ, passage, refused)
+        if refused.code == "invalid_key":
+            environ[EVEN] = True  # else the time would tell a key that there is, or was, from one that never was (T-18)
         is_bad_key = refused.required is None and refused.refusal is not Refusal.MISSING
         if is_bad_key and (wait := self._bad_keys.wait_of(environ["REMOTE_ADDR"])):
             return answers.too_many(passage.request_id, wait, "Too many bad keys came from your network.")

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from functools import lru_cache
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any, NamedTuple
 
 from portal import metrics
@@ -43,6 +43,8 @@ _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9A-Za-z._-]+))(?::[0-9]{1,5})?"
 # database which hangs does not make the process look dead.
 ASIDE = frozenset({"/healthz", "/readyz", "/metrics"})
 PEER, ENDPOINT, _STATUS = "portal.peer", "portal.endpoint", "portal.status"  # in the environment of a request
+EVEN = "portal.even"  # in the same: that the time which the answer took is not to be told by it
+EVEN_AFTER = 0.003  # seconds; longer than looking up and noting a key takes, but for the busiest moments
 BODIES_AT_ONCE = 48  # that one process waits for; fewer than the server has threads, so that some are always left
 _BODILESS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 _INTEGRATIONS = ("/api/", "/verify", answers.OAUTH)  # these are answered in JSON
@@ -99,6 +101,8 @@ class Front:
         took = perf_counter() - start
         endpoint = environ.get(ENDPOINT, "front")
         metrics.request(endpoint, environ["REQUEST_METHOD"], int(environ[_STATUS][:3]), took)
+        if EVEN in environ and took < EVEN_AFTER:
+            sleep(EVEN_AFTER - took)  # nobody's turn passes meanwhile
         return answer
 
     def _find_refusal(self, environ: dict[str, Any]) -> "Refusal | None":

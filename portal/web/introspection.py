@@ -11,6 +11,7 @@ from portal.services.verifiers import Known
 from portal.web.answers import oauth_error
 from portal.web.declared import Answer, declares
 from portal.web.door import client_label
+from portal.web.front import EVEN
 from portal.web.guards import with_verifier
 from portal.web.http import portal, reading
 from portal.web.shapes import INTROSPECTION, OAUTH_ERROR, TOKEN
@@ -54,6 +55,7 @@ def _about(token: str, verifier: Known) -> dict[str, Any]:
     try:
         caller = here.key_check.check(f"Bearer {token}", account_id=verifier.workspace_id, now=g.now)
     except KeyRefused as error:
+        request.environ[EVEN] = True
         if error.key_pk is not None:
             here.usage.refused(_use(error.key_pk), str(error.refusal), error.had)
         return {"active": False}
