@@ -185,12 +185,14 @@ class Usage:
                 self._pending = None
                 metrics.usage_flushed("written", 0)
                 self._outage.end()
-            except MISTAKES:
+            except MISTAKES as error:
                 # The database will not have it however often it is asked, and what comes after must not wait for it.
                 batch.tries += 1
                 self._pending = batch if batch.tries < _MAX_TRIES else None
                 self._tell_failure(batch)
-                _log.exception("usage could not be written: %s", "tried again" if self._pending else "given up")
+                self._outage.begin(error)
+                if self._pending is None:
+                    _log.error("usage was given up", extra={"batch": batch.id})
             except Exception as error:
                 self._outage.begin(error)
                 self._pending = batch
