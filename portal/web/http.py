@@ -4,7 +4,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -98,6 +98,11 @@ def reading() -> Iterator[Session]:
     with here.database.reading() as session:
         yield session
     here.unreadable.end()
+
+
+def reading_much() -> AbstractContextManager[Session]:
+    """Open a session that only reads, for a page that reads much: on a replica, where there is one that is as far."""
+    return (portal().replica or portal().database).reading()
 
 
 # --- Requests -------------------------------------------------------------------------------------------------------

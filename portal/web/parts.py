@@ -10,6 +10,7 @@ from portal.services.readiness import Readiness
 from portal.services.usage import Usage
 from portal.settings import Settings
 from portal.store.database import Database
+from portal.store.replica import Replica
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,7 @@ class Portal:
     usage: Usage
     rate_limit: RateLimit
     readiness: Readiness
+    replica: Replica | None = None
     bad_verifiers: BadKeys = field(default_factory=BadKeys)
     unreadable: Outage = field(default_factory=lambda: Outage("nothing can be read: the database cannot be asked"))
     unwritable: Outage = field(default_factory=lambda: Outage("nothing can be changed: the database cannot be asked"))
@@ -35,4 +37,6 @@ class Portal:
         self.rate_limit.close()
         self.key_check.close()
         self.readiness.close()
+        if self.replica:
+            self.replica.close()
         self.database.close()
