@@ -25,17 +25,6 @@ FORM, SIGN_IN = 16 * 1024, 4 * 1024  # bytes
 
 
 @pytest.fixture(scope="module")
-def cast(shared_cast: Cast) -> Cast:
-    return shared_cast
-
-
-@pytest.fixture(scope="module")
-def database(cast: Cast) -> Database:
-    found: Database = cast.app.extensions["portal"].database
-    return found
-
-
-@pytest.fixture(scope="module")
 def key(cast: Cast) -> MadeKey:
     """A key of rio's that was used just now, so that deleting it asks for its name."""
     key = cast.rio.generate()

@@ -27,17 +27,6 @@ SCOPES = ("leads:read", "leads:write")
 
 
 @pytest.fixture(scope="module")
-def cast(shared_cast: Cast) -> Cast:
-    return shared_cast
-
-
-@pytest.fixture(scope="module")
-def database(cast: Cast) -> Database:
-    found: Database = cast.app.extensions["portal"].database
-    return found
-
-
-@pytest.fixture(scope="module")
 def key(cast: Cast) -> MadeKey:
     return cast.max.generate(SCOPES, name="CRM sync")
 
