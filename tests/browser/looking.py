@@ -45,8 +45,8 @@ def all_round(page: Page, *, thoroughly: bool = False) -> list[str]:
 
     axe takes its time, most of it for two rules that have twins here, which see all that opens over a page too:
     contrast, measured in each look, and targets. Its other rules are about the markup, which no look changes. So axe
-    sees one look without these two rules, or all looks with all rules `thoroughly`. Of what opens over a page it sees
-    only that.
+    sees one look without these two rules, or two opposite looks with all rules `thoroughly`. Of what opens over a page
+    it sees only that.
     """
     part = next((part for part in PARTS if page.locator(part).count()), "html")
     faults = outline(page) + motion(page) + plain_twins(page) + clocks(page)
@@ -56,8 +56,8 @@ def all_round(page: Page, *, thoroughly: bool = False) -> list[str]:
         found = contrast(page) + overflow(page)
         if (theme, width) in OPPOSITE:
             found += targets(page) + spacing(page)
-        if thoroughly or (theme, width) == LOOKS[0]:
-            found += axe(page, part, () if thoroughly else SLOW)
+            if thoroughly or (theme, width) == OPPOSITE[0]:
+                found += axe(page, part, () if thoroughly else SLOW)
         faults += [f"{theme}, {width}: {fault}" for fault in found]
     page.set_viewport_size({"width": 320, "height": 256})  # 1280 × 1024, magnified to 400 %
     faults += overflow(page)

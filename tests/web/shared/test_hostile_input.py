@@ -239,6 +239,7 @@ def test_an_invitation_that_is_none_is_not_found(cast: Cast, unchanged: None, to
 # --- Bodies ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("body", "content_type"),
     [
@@ -273,6 +274,7 @@ def test_a_body_that_is_no_form_changes_nothing(
         }
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(("path", "limit"), [("/login", SIGN_IN), (KEYS, FORM), ("/logout", FORM)])
 def test_a_form_is_refused_by_its_size_before_anything_else(cast: Cast, unchanged: None, path: str, limit: int) -> None:
     for length, status in ((limit + 1, 413), (limit, 400)):
