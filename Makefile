@@ -72,12 +72,15 @@ $(VENV)/.run $(VENV)/.dev:
 	@touch $@
 
 # Playwright's own download of a browser comes from outside the package registries, so the distribution's is used.
-# Without one the browser tests say that they are skipped; with CI=true they fail (tests/browser/conftest.py).
+# Without one the browser tests say that they are skipped; with CI=true they fail (tests/browser/conftest.py). Chromium
+# without a window takes half the time of one with; where the distribution has no such package, the other one does.
 chromium:
-	@command -v chromium >/dev/null || ! command -v apt-get >/dev/null || { echo "installing Chromium with apt"; \
+	@command -v chromium-headless-shell >/dev/null || command -v chromium >/dev/null || ! command -v apt-get >/dev/null || { \
+	    echo "installing Chromium with apt"; \
 	    as_root=$$(test "$$(id -u)" = 0 || echo sudo); $$as_root apt-get update -qq; \
-	    $$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -yqq --no-install-recommends chromium fonts-dejavu-core \
-	    >/dev/null || echo "apt could not install Chromium" >&2; }
+	    for package in chromium-headless-shell chromium; do \
+	        $$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -yqq --no-install-recommends $$package fonts-dejavu-core \
+	        >/dev/null && exit; done; echo "apt could not install Chromium" >&2; }
 
 # The configurations in deploy/ are tried with the real programs (tests/test_deploy.py), with the same rule as above.
 proxies:

@@ -30,6 +30,7 @@ from tests.databases import Template
 from tests.servers import ROOT, Server, free_port, serving
 from tests.services.office import Office
 
+pytestmark = pytest.mark.once
 DEPLOY = ROOT / "deploy"
 PROXIES = ("nginx", "caddy")
 AUTH = ("Workspace", "Member", "Key", "Scopes", "Environment")

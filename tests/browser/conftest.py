@@ -15,8 +15,10 @@ from tests.browser.backstage import Backstage
 from tests.conftest import lacking
 from tests.servers import Server
 
-# The distribution's browser: Playwright's own is downloaded from outside the package registries.
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+# The distribution's browser: Playwright's own is downloaded from outside the package registries. The first is Chromium
+# without its window, which for every context and page takes about half the computing of one that has a window and
+# hides it; it is also what Playwright runs where nobody looks on.
+BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 # Ours replaces Playwright's own list, so that is repeated. New are the last two: for each context Chromium draws the
 # suggestions under an address bar that nobody sees, which takes longer than most tests.
 SWITCHED_OFF = (

@@ -68,8 +68,11 @@ def show_another(page: Page, deed: Deed, name: str) -> str:
     return page.get_by_label("API key, full text").input_value()
 
 
-@pytest.mark.parametrize("deed", Deed)
-@ways
+# Without htmx the server answers the same whether other scripts run or not, and what they do is the same for each deed.
+@pytest.mark.parametrize(
+    ("way", "deed"),
+    [(Way.PAGE, Deed.GENERATE), *((way, deed) for way in (Way.DIALOG, Way.PLAIN) for deed in Deed)],
+)
 def test_the_text_is_in_one_answer_and_nowhere_else(
     way: Way, deed: Deed, new_page: NewPage, live_server: Server, backstage: Backstage
 ) -> None:

@@ -17,6 +17,9 @@ from tests.web.looking import kept, token_on
 # seatless: signed in, but no longer a member of any workspace. Keys are lea's, in the Authorization header and nowhere
 # else, with tasks:read and tasks:write; the paths name acme, its app tasks, a key of rio's and a live record.
 VISITORS = ("nobody", "seatless", "rio", "lea", "ana", "zoe", "live-key", "test-key")
+# Who is let in is decided by our code, whatever the database; these three get every page and every answer of the API
+# between them, so that each statement behind one is asked of the other database too.
+ON_BOTH_DATABASES = ("rio", "ana", "live-key")
 TABLE = """
 GET    /healthz                                           200 200 200 200 200 200 200 200
 GET    /readyz                                            200 200 200 200 200 200 200 200
@@ -323,7 +326,9 @@ def knock(person: Person, row: Row, path: str, method: str | None = None) -> int
     return reply.status_code
 
 
-@pytest.mark.parametrize("visitor", VISITORS)
+@pytest.mark.parametrize(
+    "visitor", [pytest.param(it, marks=() if it in ON_BOTH_DATABASES else pytest.mark.once) for it in VISITORS]
+)
 def test_each_route_answers_each_visitor_as_the_table_says(
     visitor: str, visit: Callable[[str], Person], address: Addresses
 ) -> None:
@@ -335,7 +340,8 @@ def test_each_route_answers_each_visitor_as_the_table_says(
     assert answered == {(row.method, row.rule): row.statuses[visitor] for row in asked}
 
 
-@pytest.mark.parametrize("visitor", ["nobody", "rio", "zoe", "live-key"])
+@pytest.mark.once
+@pytest.mark.parametrize("visitor", ["nobody", "rio", "live-key"])
 def test_head_obeys_the_rule_of_get(visitor: str, visit: Callable[[str], Person], address: Addresses) -> None:
     person = visit(visitor)
     asked = [row for row in rows() if row.method == "GET"]
@@ -385,6 +391,7 @@ def plain_path(rule: str) -> str:
     return PLACEHOLDER.sub(lambda match: names[match[1]], rule)
 
 
+@pytest.mark.once
 def test_methods_that_a_route_does_not_take_are_refused_with_those_that_it_takes(cast: Cast) -> None:
     for rule in {row.rule for row in rows()}:
         for method in {"OPTIONS", "TRACE", "PUT", "GET", "POST", "PATCH", "DELETE", "BREW"} - allowed_at(rule):
@@ -425,6 +432,7 @@ def variants(path: str) -> Iterator[str]:
     yield path.replace("/", "\\")
 
 
+@pytest.mark.once
 def test_other_ways_to_write_a_path_lead_nowhere(cast: Cast, live: MadeKey) -> None:
     integration = cast.app.test_client(use_cookies=False)
     integration.environ_base["HTTP_AUTHORIZATION"] = live.bearer["Authorization"]
@@ -435,6 +443,7 @@ def test_other_ways_to_write_a_path_lead_nowhere(cast: Cast, live: MadeKey) -> N
         assert set(found.values()) <= {400, 404}, found
 
 
+@pytest.mark.once
 def test_an_encoded_slash_takes_no_rule_away(cast: Cast) -> None:
     for row in rows():
         if row.method == "GET" and row.statuses["nobody"] != 200:
@@ -443,6 +452,7 @@ def test_an_encoded_slash_takes_no_rule_away(cast: Cast) -> None:
             assert cast.zoe.browser.get(path).status_code in {row.statuses["zoe"], 404}
 
 
+@pytest.mark.once
 def test_htmx_headers_open_no_door(cast: Cast, database: Database) -> None:
     before = kept(database)
     hints = HTMX | {"HX-Boosted": "true", "HX-Target": "form#dlg-body", "HX-Current-URL": "http://localhost/w/acme"}

@@ -266,6 +266,7 @@ def run_sample(language: str, text: str, environ: dict[str, str]) -> str:
     return finished.stdout
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_each_sample_does_what_it_says(language: str, live_server: Server, fresh: Callable[[], dict[str, str]]) -> None:
     program = {"curl": "curl", "js": "node"}.get(language)

@@ -12,17 +12,6 @@ from tests.web.looking import kept
 
 
 @pytest.fixture(scope="module")
-def cast(shared_cast: Cast) -> Cast:
-    return shared_cast
-
-
-@pytest.fixture(scope="module")
-def database(cast: Cast) -> Database:
-    found: Database = cast.app.extensions["portal"].database
-    return found
-
-
-@pytest.fixture(scope="module")
 def key(cast: Cast) -> MadeKey:
     return cast.lea.generate(name="Busy", self_rotate="yes")
 

@@ -85,17 +85,6 @@ def told(cast: Cast, verifier: Made, token: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def cast(shared_cast: Cast) -> Cast:
-    return shared_cast
-
-
-@pytest.fixture(scope="module")
-def database(cast: Cast) -> Database:
-    found: Database = cast.app.extensions["portal"].database
-    return found
-
-
-@pytest.fixture(scope="module")
 def verifier(cast: Cast) -> Made:
     return make(cast.ana)
 

@@ -44,11 +44,6 @@ SCOPES = {
 
 
 @pytest.fixture(scope="module")
-def cast(shared_cast: Cast) -> Cast:
-    return shared_cast
-
-
-@pytest.fixture(scope="module")
 def document(cast: Cast) -> dict[str, Any]:
     found: dict[str, Any] = cast.call("GET", "/openapi.json").get_json()
     return found

@@ -25,17 +25,6 @@ BOTH = ("leads:read", "leads:write")
 
 
 @pytest.fixture(scope="module")
-def cast(shared_cast: Cast) -> Cast:
-    return shared_cast
-
-
-@pytest.fixture(scope="module")
-def database(cast: Cast) -> Database:
-    found: Database = cast.app.extensions["portal"].database
-    return found
-
-
-@pytest.fixture(scope="module")
 def key(cast: Cast) -> MadeKey:
     """A live key of max that reads and writes leads."""
     return cast.max.generate(BOTH, name="CRM sync")

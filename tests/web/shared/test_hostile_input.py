@@ -26,17 +26,6 @@ FORM, SIGN_IN = 16 * 1024, 4 * 1024  # bytes
 
 
 @pytest.fixture(scope="module")
-def cast(shared_cast: Cast) -> Cast:
-    return shared_cast
-
-
-@pytest.fixture(scope="module")
-def database(cast: Cast) -> Database:
-    found: Database = cast.app.extensions["portal"].database
-    return found
-
-
-@pytest.fixture(scope="module")
 def key(cast: Cast) -> MadeKey:
     """A key of rio's that was used just now, so that deleting it asks for its name."""
     key = cast.rio.generate()
@@ -251,6 +240,7 @@ def test_an_invitation_that_is_none_is_not_found(cast: Cast, unchanged: None, to
 # --- Bodies ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("body", "content_type"),
     [
@@ -285,6 +275,7 @@ def test_a_body_that_is_no_form_changes_nothing(
         }
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(("path", "limit"), [("/login", SIGN_IN), (KEYS, FORM), ("/logout", FORM)])
 def test_a_form_is_refused_by_its_size_before_anything_else(cast: Cast, unchanged: None, path: str, limit: int) -> None:
     for length, status in ((limit + 1, 413), (limit, 400)):
