@@ -38,7 +38,7 @@ from tests.valkey import TROUBLES, valkey  # noqa: E402
 
 CALL = "/api/v1/apps/leads/records?limit=1"
 AFTER = 3  # requests that each connection begins after the answer
-SOON = 0.15  # seconds until a key ends by itself
+SOON = 0.06  # seconds until a key ends by itself
 ACCEPTED, SEE_OTHER = 200, 303
 REFUSED = (401, 403)
 

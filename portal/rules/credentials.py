@@ -20,6 +20,7 @@ from portal.rules.access import Environment
 BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 SECRET_LENGTH = 43  # 43 base62 digits hold 256 bits
 CHECKSUM_LENGTH = 6  # 6 base62 digits hold the 32 bits of a CRC-32
+_PAIRS = tuple(first + second for first in BASE62 for second in BASE62)
 
 VERIFIER_WORD = "vf"  # a verifier's text begins so: no environment follows, by which it can never be taken for a key
 
@@ -48,15 +49,6 @@ def last_four_in_part(text: str) -> str:
     return (found[1] or found[2]) if found else ""
 
 
-def base62(number: int, width: int) -> str:
-    """Write a number in base 62, most significant digit first, padded with zeros to `width`."""
-    digits = []
-    while number:
-        number, digit = divmod(number, 62)
-        digits.append(BASE62[digit])
-    return "".join(reversed(digits)).rjust(width, "0")
-
-
 def random_base62(length: int) -> str:
     """Draw base62 digits uniformly from the operating system's randomness."""
     digits = ""
@@ -73,7 +65,9 @@ def new_id(kind: str) -> str:
 
 def checksum(text: str) -> str:
     """Compute the six base62 digits of the CRC-32 of a key's text before its last underscore."""
-    return base62(zlib.crc32(text.encode()), CHECKSUM_LENGTH)
+    rest, last = divmod(zlib.crc32(text.encode()), len(_PAIRS))
+    first, middle = divmod(rest, len(_PAIRS))
+    return _PAIRS[first] + _PAIRS[middle] + _PAIRS[last]
 
 
 class PlainSecret:

@@ -2,14 +2,15 @@
 
 Every condition is decided from the one row that one indexed statement reads, on a connection of the driver itself, in
 autocommit: the statement sees every commit of every process that ended before it began, so a change takes effect on
-the next request wherever that lands. Nothing is cached, nothing is written. Text that is not a key by length, alphabet
-and checksum never reaches the database.
+the next request wherever that lands. On PostgreSQL each request reads it. On SQLite the row is read again when
+something changed that it shows (`store.key_cache`, with the proof). Nothing is written. Text that is not a key by
+length, alphabet and checksum never reaches the database.
 """
 
 import os
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from portal.rules.access import AccessLevel, Role, Scope, effective_scopes, leve
 from portal.rules.credentials import KeyDigest, Keyring
 from portal.rules.errors import KeyRefused, Refusal
 from portal.store.database import TROUBLE, Database
+from portal.store.key_cache import KeyCache
 from portal.store.models import Access, Account, ApiKey, App, KeyScope, Member, Workspace
 
 _BEARER = re.compile(r"bearer +([^ \t,]+) *", re.IGNORECASE | re.ASCII)
@@ -76,6 +78,19 @@ class Reach(NamedTuple):
     effective_texts: tuple[str, ...]
 
 
+class _Record(NamedTuple):
+    """A key's row, read: all that decides about it but the moment and what the request says."""
+
+    key_pk: int
+    member_pk: int
+    is_revoked: bool
+    retires_at: datetime | None
+    expires_at: datetime | None
+    stopped: Refusal | None  # for as long as the row is as it is
+    had: tuple[str, str]  # its scopes with their levels and its member's role, as read
+    caller: Caller
+
+
 class KeyCheck:
     """The check, with its prepared statement and one connection a process: requests take turns anyway."""
 
@@ -85,6 +100,7 @@ class KeyCheck:
         self._sql = _statement(database, len(keyring.peppers))
         self._asking = threading.Lock()
         self._connection: Any = None
+        self._cache: KeyCache[_Record] | None = None  # of this connection, on SQLite
         self._pid = 0  # of the process that opened it: no connection may cross a fork
 
     def check(
@@ -101,72 +117,85 @@ class KeyCheck:
         plain = self._keyring.format.parse(_credential(authorization))
         if plain is None:
             raise KeyRefused(Refusal.MALFORMED)
-        digests = self._keyring.digests(plain)
-        row = self._read({f"digest_{n}": digest for n, digest in enumerate(digests)})
-        if row is None:
+        record = self._find(self._keyring.digests(plain))
+        if record is None:
             raise KeyRefused(Refusal.UNKNOWN)
-        return self._decide(row, digests, account_id, str(plain.environment), now)
+        caller = record.caller
+        refusal = None
+        if record.is_revoked:
+            refusal = Refusal.REVOKED
+        elif record.retires_at is not None and now >= record.retires_at:
+            refusal = Refusal.RETIRED
+        elif record.expires_at is not None and now >= record.expires_at:
+            refusal = Refusal.EXPIRED
+        elif record.stopped is not None:
+            refusal = record.stopped
+        elif account_id is not None and account_id != caller.workspace_id:
+            refusal = Refusal.OTHER_WORKSPACE
+        elif caller.environment != plain.environment:
+            refusal = Refusal.UNKNOWN  # the text says its environment; a row that says another was tampered with
+        if refusal is not None:
+            raise KeyRefused(refusal, key_id=caller.key_id, key_pk=record.key_pk, had=record.had)
+        return caller
 
     def close(self) -> None:
         """Close the connection; the next check opens another."""
         with self._asking:
             if self._connection is not None and self._pid == os.getpid():
                 self._connection.close()
-            self._connection = None
+            self._connection = self._cache = None
 
-    def _decide(
-        self, row: Sequence[Any], digests: Sequence[KeyDigest], account_id: str | None, environment: str, now: datetime
-    ) -> Caller:
-        (
-            key_pk, key_id, key_name, last_four, kept_environment, expires, retires, deactivated, revoked, pepper_id,
-            last_used, per_minute, per_second,
-            member_id, member_name, role, member_off, member_gone, account_pk, account_off,
-            workspace_pk, workspace_id, workspace_slug, workspace_name, scope_levels,
-        ) = row  # fmt: skip
-        expires_at, retires_at = _moment(expires), _moment(retires)
-        refusal = None
-        if revoked is not None:
-            refusal = Refusal.REVOKED
-        elif retires_at is not None and now >= retires_at:
-            refusal = Refusal.RETIRED
-        elif expires_at is not None and now >= expires_at:
-            refusal = Refusal.EXPIRED
-        elif deactivated is not None:
-            refusal = Refusal.DEACTIVATED
-        elif member_off is not None or member_gone is not None or account_off is not None:
-            refusal = Refusal.OWNER_INACTIVE
-        elif account_id is not None and account_id != workspace_id:
-            refusal = Refusal.OTHER_WORKSPACE
-        elif kept_environment != environment:
-            refusal = Refusal.UNKNOWN  # the text says its environment; a row that says another was tampered with
-        if refusal is not None:
-            raise KeyRefused(refusal, key_id=key_id, key_pk=key_pk, had=(scope_levels or "", role))
-        newest = self._keyring.peppers[0].id
-        return Caller(
-            key_pk, key_id, key_name, last_four, kept_environment, _earlier(expires_at, retires_at), last_used is None,
-            reach(scope_levels or "", role),
-            member_id, member_name, account_pk is None,
-            workspace_pk, workspace_id, workspace_slug, workspace_name, per_minute, per_second,
-            None if pepper_id == newest else (digests[0], newest),
-        )  # fmt: skip
-
-    def _read(self, parameters: Mapping[str, bytes]) -> Sequence[Any] | None:
+    def _find(self, digests: Sequence[KeyDigest]) -> _Record | None:
         """Ask the database once; over a connection that broke since it was last used, once more over a new one."""
         with self._asking:
             if self._connection is not None and self._pid == os.getpid():
                 try:
-                    return self._ask(parameters)
+                    return self._ask(digests)
                 except TROUBLE:
                     self._connection.close()
-            self._connection, self._pid = None, os.getpid()
+            self._connection, self._cache, self._pid = None, None, os.getpid()
             metrics.key_reconnected()
             self._connection = self._database.driver_connection()
-            return self._ask(parameters)
+            self._cache = KeyCache(self._connection) if self._database.is_sqlite else None
+            return self._ask(digests)
 
-    def _ask(self, parameters: Mapping[str, bytes]) -> Sequence[Any] | None:
+    def _ask(self, digests: Sequence[KeyDigest]) -> _Record | None:
+        if self._cache is not None and (kept := self._cache.find(digests)):
+            return kept
         metrics.key_read()
+        parameters = {f"digest_{n}": digest for n, digest in enumerate(digests)}
         rows: list[Sequence[Any]] = self._connection.execute(self._sql, parameters).fetchall()
-        return rows[0] if rows else None
+        if not rows:
+            return None
+        digest, *row = rows[0]
+        record = self._read(row, digests[0])
+        if self._cache is not None:
+            self._cache.keep(digest, record)
+        return record
+
+    def _read(self, row: Sequence[Any], newest_digest: KeyDigest) -> _Record:
+        (
+            key_pk, key_id, key_name, last_four, environment, expires, retires, deactivated, revoked, pepper_id,
+            last_used, per_minute, per_second,
+            member_pk, member_id, member_name, role, member_off, member_gone, account_pk, account_off,
+            workspace_pk, workspace_id, workspace_slug, workspace_name, scope_levels,
+        ) = row  # fmt: skip
+        expires_at, retires_at = _moment(expires), _moment(retires)
+        stopped = None
+        if deactivated is not None:
+            stopped = Refusal.DEACTIVATED
+        elif member_off is not None or member_gone is not None or account_off is not None:
+            stopped = Refusal.OWNER_INACTIVE
+        newest = self._keyring.peppers[0].id
+        caller = Caller(
+            key_pk, key_id, key_name, last_four, environment, _earlier(expires_at, retires_at), last_used is None,
+            reach(scope_levels or "", role),
+            member_id, member_name, account_pk is None,
+            workspace_pk, workspace_id, workspace_slug, workspace_name, per_minute, per_second,
+            None if pepper_id == newest else (newest_digest, newest),
+        )  # fmt: skip
+        had = (scope_levels or "", role)
+        return _Record(key_pk, member_pk, revoked is not None, retires_at, expires_at, stopped, had, caller)
 
 
 def _credential(authorization: str | None) -> str:
@@ -209,6 +238,7 @@ def _statement(database: Database, peppers: int) -> str:
     digests: list[BindParameter[bytes]] = [bindparam(f"digest_{n}", b"") for n in range(peppers)]
     statement = (
         select(
+            ApiKey.digest,
             ApiKey.id,
             ApiKey.public_id,
             ApiKey.name,
@@ -222,6 +252,7 @@ def _statement(database: Database, peppers: int) -> str:
             ApiKey.last_used_at,
             ApiKey.rate_per_minute,
             ApiKey.rate_per_second,
+            Member.id.label("member_pk"),
             Member.public_id.label("member_id"),
             Member.name.label("member_name"),
             Member.role,

@@ -143,10 +143,12 @@ class _Wheel(NamedTuple):
             counts[first : first + self.buckets] = self.zeros
             total, heads[head + 2] = 0, tick
         else:
-            for each in range(tick - gone + 1, tick + 1):
-                at = first + each % self.buckets
-                total -= counts[at]
-                counts[at] = 0
+            start = (tick - gone + 1) % self.buckets
+            over = max(0, start + gone - self.buckets)  # so many lie at the ring's beginning
+            for at, many in ((first + start, gone - over), (first, over)):
+                if many:
+                    total -= sum(counts[at : at + many])
+                    counts[at : at + many] = self.zeros[:many]
         heads[head], heads[head + 1] = tick, total
         return total
 

@@ -155,13 +155,6 @@ def test_a_prefix_that_would_break_the_format_is_refused(prefix: str) -> None:
         KeyFormat(prefix)
 
 
-@given(st.integers(0, 2**256))
-def test_base62_counts_like_any_number_system(number: int) -> None:
-    digits = credentials.base62(number, 43)
-    assert len(digits) == 43
-    assert sum(ALPHABET.index(digit) * 62**place for place, digit in enumerate(reversed(digits))) == number
-
-
 def test_keys_use_the_whole_alphabet_evenly_and_never_repeat() -> None:
     secrets = [SK.mint(Environment.LIVE).reveal().split("_")[2] for _ in range(3_000)]
     assert len(set(secrets)) == len(secrets)
