@@ -9,6 +9,7 @@ import os
 import random
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ sys.path.insert(0, str(ROOT))
 from portal.rules.access import Environment  # noqa: E402
 from portal.rules.credentials import Keyring, PlainKey, new_id  # noqa: E402
 from portal.settings import Settings  # noqa: E402
+from portal.store import key_cache  # noqa: E402
 from portal.store.database import Database  # noqa: E402
 from portal.store.models import Access, ApiKey, App, KeyScope, Member, Solution, Workspace  # noqa: E402
 
@@ -78,6 +80,9 @@ def multiply(database: Database, times: int) -> None:
         Access: Access.member_id.in_(members),
         KeyScope: KeyScope.key_id.in_(keys),
     }
+    if database.is_sqlite:  # no cache of keys follows a change of this size line by line
+        with closing(database.driver_connection()) as driver:
+            key_cache.remove(driver)
     with database.transaction() as session:
         connection = session.connection()
         database.take_time(connection)
@@ -101,6 +106,9 @@ def multiply(database: Database, times: int) -> None:
                     text(f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), max(id)) FROM {table}")
                 )
             connection.execute(text("ANALYZE"))  # as its autovacuum would, some time after so many rows
+    if database.is_sqlite:
+        with closing(database.driver_connection()) as driver:
+            key_cache.install(driver)
 
 
 def _copied(column: Column[Any], number: ColumnElement[int], steps: dict[str, int], database: Database) -> Any:
