@@ -1,13 +1,15 @@
 """What people's clicks cost the server: `.venv/bin/python bench/making.py` prints it beside the floor.
 
 The list of keys, 25 rows, as a page and as the fragment that HTMX asks for; generating a key by its form, until its
-transaction is committed and the page with its text is there. They take turns with the floor, a route without a check,
-over one kept connection to one worker; the database lies on a RAM disk where there is one. SQLite and PostgreSQL (from
-the test environment).
+transaction is committed and the page with its text is there, and the transaction of that alone, in this process. They
+take turns with the floor, a route without a check, over one kept connection to one worker; the database lies on a RAM
+disk where there is one. SQLite and PostgreSQL (from the test environment).
 """
 
 import signal
+import statistics
 import sys
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import count
@@ -47,25 +49,45 @@ def lists(here: Stage, server: Loaded, browser: Browser, rounds: int, seconds: f
 
 
 def generating(here: Stage, server: Loaded, browser: Browser, rounds: int, seconds: float) -> dict[str, list[Cost]]:
-    """Measure the form; a round's keys are revoked after it, outside the measurement."""
+    """Measure the form and its transaction; a round's keys are revoked after it, outside the measurement."""
     browser.get(f"{KEYS}/new")
-    numbers = count()
-    costs: dict[str, list[Cost]] = {FLOOR: [], "a key generated": []}
+    costs: dict[str, list[Cost]] = {FLOOR: [], "a key, by its form": [], "a key, the transaction alone": []}
     for n in range(rounds + 1):
-        floor = server.load((server.floor() for _ in count()), seconds, 1)
-        made = server.load([form(server, browser, next(numbers)) for _ in range(AT_ONCE)], float("inf"), 1)
+        names = [f"Made {n}.{each}" for each in range(AT_ONCE)]
+        round_of_all = (
+            server.load((server.floor() for _ in count()), seconds, 1),
+            server.load([form(server, browser, name) for name in names], float("inf"), 1),
+            transactions(here, [f"{name} again" for name in names]),
+        )
         if n:  # the first round only warms up
-            costs[FLOOR].append(floor)
-            costs["a key generated"].append(made)
-        with here.database.transaction() as session:
-            ours = ApiKey.name.startswith("Made ") & ApiKey.revoked_at.is_(None)
-            session.execute(update(ApiKey).where(ours).values(revoked_at=datetime.now(UTC)))
+            for found, cost in zip(costs.values(), round_of_all, strict=True):
+                found.append(cost)
+        revoke_made(here)
     return costs
 
 
-def form(server: Loaded, browser: Browser, n: int) -> bytes:
+def transactions(here: Stage, names: Sequence[str]) -> Cost:
+    """Generate keys as the form does, in this process."""
+    revoke_made(here)
+    cpu, times = time.process_time(), []
+    for name in names:
+        start = time.perf_counter()
+        here.office.generate("ana", at=datetime.now(UTC), name=name)
+        times.append(time.perf_counter() - start)
+    cpu = time.process_time() - cpu
+    return Cost(len(names) / sum(times), 1000 * cpu / len(names), 1000 * statistics.median(times))
+
+
+def revoke_made(here: Stage) -> None:
+    """Make room for more keys."""
+    with here.database.transaction() as session:
+        ours = ApiKey.name.startswith("Made ") & ApiKey.revoked_at.is_(None)
+        session.execute(update(ApiKey).where(ours).values(revoked_at=datetime.now(UTC)))
+
+
+def form(server: Loaded, browser: Browser, name: str) -> bytes:
     """Write the request that generates a key."""
-    answers = {"name": f"Made {n}", "environment": "live", "scopes": "tasks:read", "expires": "90d"}
+    answers = {"name": name, "environment": "live", "scopes": "tasks:read", "expires": "90d"}
     body = urlencode({"csrf_token": browser.token, **answers})
     headers = (f"Cookie: {browser.cookie}", "Content-Type: application/x-www-form-urlencoded")
     return server.request("POST", KEYS, *headers, body=body)
