@@ -124,6 +124,8 @@ def main(names: Sequence[str], counts: Sequence[int], rounds: int, seconds: floa
                 stored = stored_keys(database)
                 database.close()
                 with loaded(template.url, Path(folder)) as server:
+                    server.load([server.floor()], float("inf"), 1)
+                    fresh, _ = server.worker_memory()
                     asked = kinds(server, keys[:: max(1, len(keys) // IN_USE)][:IN_USE])
                     click.echo(f"{name}, {stored:,} stored keys, {circumstances()}")
                     click.echo(table(f"{CONNECTIONS} connections", server.compare(asked, rounds, seconds)))
@@ -136,7 +138,8 @@ def main(names: Sequence[str], counts: Sequence[int], rounds: int, seconds: floa
                         server.load(used, float("inf"), CONNECTIONS)
                         resident, own = server.worker_memory()
                         click.echo(
-                            f"after {len(keys):,} keys in use a worker holds {resident:.0f} MB, {own:.0f} its own"
+                            f"a worker begins with {fresh:.0f} MB; with {len(keys):,} keys in use it has {resident:.0f},"
+                            f" {own:.0f} of them shared with nobody"
                         )
 
 

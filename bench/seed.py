@@ -71,6 +71,7 @@ def multiply(database: Database, times: int) -> None:
     """
     numbers = select(literal(1, Integer).label("n")).cte("numbers", recursive=True)
     numbers = numbers.union_all(select(numbers.c.n + 1).where(numbers.c.n < times - 1))
+    mark = f"-{new_id('')[-4:].lower()}"  # or copies of copies would have the names of copies
     workspaces = select(Workspace.id).where(Workspace.slug.like("bench-%"))
     members = select(Member.id).where(Member.workspace_id.in_(workspaces))
     keys = select(ApiKey.id).where(ApiKey.workspace_id.in_(workspaces))
@@ -97,7 +98,7 @@ def multiply(database: Database, times: int) -> None:
         }
         for model, are_ours in which.items():
             columns = model.__table__.columns
-            values = [_copied(column, numbers.c.n, steps, database).label(column.name) for column in columns]
+            values = [_copied(column, numbers.c.n, steps, mark, database).label(column.name) for column in columns]
             copies = select(*values).select_from(model).join(numbers, true()).where(are_ours)
             connection.execute(insert(model).from_select([column.name for column in columns], copies))
         if not database.is_sqlite:
@@ -111,18 +112,20 @@ def multiply(database: Database, times: int) -> None:
             key_cache.install(driver)
 
 
-def _copied(column: Column[Any], number: ColumnElement[int], steps: dict[str, int], database: Database) -> Any:
-    """Say what stands in a column of a row's copy of a number; ids go on in steps of a whole table."""
+def _copied(
+    column: Column[Any], number: ColumnElement[int], steps: dict[str, int], mark: str, database: Database
+) -> Any:
+    """Say what stands in a column of a row's copy of a number; ids go on in steps of a table, names get a mark."""
     if column.name == "id":
         return column + number * steps[column.table.name]
     for key in column.foreign_keys:
         return column + number * steps.get(key.column.table.name, 0)
     if column.name == "public_id" or column is Workspace.__table__.c.slug:
-        return column.concat("-").concat(cast(number, String))
+        return column.concat(mark).concat(cast(number, String))
     if column.name == "digest":
         if database.is_sqlite:
             return func.randomblob(32)
-        return func.sha256(func.convert_to(ApiKey.public_id.concat(cast(number, String)), "UTF8"))
+        return func.sha256(func.convert_to(ApiKey.public_id.concat(mark).concat(cast(number, String)), "UTF8"))
     return column
 
 
