@@ -105,6 +105,14 @@ def with_churn(
         return costs, (done.value - before) / (time.monotonic() - start)
 
 
+def memory(server: Loaded, keys: Sequence[str], fresh: float) -> str:
+    """Use all keys twice, for a first use changes what is kept of a key; say what the worker holds then."""
+    used = [server.get("/api/v1/me", f"Authorization: Bearer {key}") for key in keys]
+    server.load(used * 2, float("inf"), CONNECTIONS)
+    resident, own = server.worker_memory()
+    return f"a worker begins with {fresh:.0f} MB; after {len(keys):,} keys it has {resident:.0f}, {own:.0f} of them for itself"
+
+
 @click.command()
 @click.option("--database", "names", multiple=True, type=click.Choice(KINDS), default=KINDS, help="Default: both.")
 @click.option("--keys", "counts", multiple=True, type=int, default=(1_000, 100_000), help="Stored keys, about.")
@@ -134,15 +142,7 @@ def main(names: Sequence[str], counts: Sequence[int], rounds: int, seconds: floa
                         costs, reached = with_churn(server, template.url, keyring, asked, rounds, seconds, rate)
                         click.echo(table(f"{CONNECTIONS}, and {reached:.0f} changes a second", costs))
                     if len(keys) >= MANY:
-                        used = [server.get("/api/v1/me", f"Authorization: Bearer {key}") for key in keys]
-                        server.load(
-                            used * 2, float("inf"), CONNECTIONS
-                        )  # what is kept of a key changes with its first use
-                        resident, own = server.worker_memory()
-                        click.echo(
-                            f"a worker begins with {fresh:.0f} MB; after {len(keys):,} keys it has {resident:.0f},"
-                            f" {own:.0f} of them for itself"
-                        )
+                        click.echo(memory(server, keys, fresh))
 
 
 if __name__ == "__main__":
