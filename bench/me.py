@@ -110,7 +110,8 @@ def memory(server: Loaded, keys: Sequence[str], fresh: float) -> str:
     used = [server.get("/api/v1/me", f"Authorization: Bearer {key}") for key in keys]
     server.load(used * 2, float("inf"), CONNECTIONS)
     resident, own = server.worker_memory()
-    return f"a worker begins with {fresh:.0f} MB; after {len(keys):,} keys it has {resident:.0f}, {own:.0f} of them for itself"
+    told = f"a worker begins with {fresh:.0f} MB; after {len(keys):,} keys it has {resident:.0f}"
+    return f"{told}, {own:.0f} of them for itself"
 
 
 @click.command()
