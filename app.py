@@ -17,6 +17,7 @@ from portal.services.readiness import Readiness
 from portal.services.usage import Usage
 from portal.settings import BadSetting, Settings
 from portal.store.database import Database
+from portal.store.replica import Replica
 from portal.web import (
     account,
     answers,
@@ -92,6 +93,7 @@ def create_app(environ: Mapping[str, str] | None = None) -> Flask:
         Usage(database),
         RateLimit(instance / "rates", settings.redis_url),
         Readiness(database),
+        Replica(settings.replica_url, database) if settings.replica_url else None,
     )
 
     app = Flask(__name__, root_path=str(ROOT), instance_path=str(instance.resolve()), static_folder=None)

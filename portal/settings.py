@@ -39,6 +39,7 @@ class Settings:
     bind: str
     port: int
     workers: int
+    replica_url: str | None = field(repr=False)  # None: pages read from the database too
     redis_url: str | None = field(repr=False)  # None: each host limits by itself
     smtp_url: str | None = field(repr=False)  # None: mail goes to `mail_folder`
     mail_from: str
@@ -75,6 +76,7 @@ class Settings:
             bind=_bind(environ),
             port=port,
             workers=_number(environ, "PORTAL_WORKERS", 1, 1, 64),
+            replica_url=_replica_url(environ),
             redis_url=_redis_url(environ),
             smtp_url=_smtp_url(environ),
             mail_from=_mail_from(environ, host),
@@ -162,6 +164,14 @@ def _key_format(environ: Mapping[str, str]) -> KeyFormat:
         return KeyFormat(environ.get("PORTAL_KEY_PREFIX") or "sk")
     except ValueError as error:
         raise BadSetting(f"PORTAL_KEY_PREFIX: {error}.") from None
+
+
+def _replica_url(environ: Mapping[str, str]) -> str | None:
+    text = environ.get("PORTAL_REPLICA_URL")
+    for url in (text, environ.get("PORTAL_DATABASE_URL")) if text else ():
+        if not re.match(r"postgresql(\+psycopg)?://", url or ""):
+            raise BadSetting("PORTAL_REPLICA_URL must begin with postgresql:// and go with such a PORTAL_DATABASE_URL.")
+    return text or None
 
 
 def _redis_url(environ: Mapping[str, str]) -> str | None:

@@ -276,6 +276,26 @@ const portal = {};
     }
   });
 
+  // --- what is meant to be copied; where a browser forbids it, the text is selected ---
+  portal.enhance((scope) => {
+    for (const shown of scope.querySelectorAll("[data-copy]:not([data-ready])")) {
+      shown.dataset.ready = "1";
+      const label = shown.dataset.copy;
+      const act = button(label, async () => {
+        try {
+          await navigator.clipboard.writeText(shown.value ?? shown.textContent);
+          act.textContent = "Copied";
+        } catch {
+          shown.select ? shown.select() : getSelection().selectAllChildren(shown);
+          act.textContent = document.execCommand("copy") ? "Copied" : "Selected: press Ctrl+C";
+        }
+        setTimeout(() => { act.textContent = label; }, 4000);
+      });
+      if (shown.ariaLabel) act.setAttribute("aria-description", shown.ariaLabel);
+      shown.after(act);
+    }
+  });
+
   // --- the search of the list: a pasted key is cut to its last four characters before any request ---
   document.addEventListener("input", ({ target }) => {
     if (target.id !== "q") return;

@@ -156,18 +156,6 @@
       if (stored.checked) save(root, "Stored by you. It cannot be shown again.");
     });
     part(root, ".secret-box").append(el("label", { className: "stored" }, stored, `I have stored this ${noun(root)}`));
-    for (const code of root.querySelectorAll(".snippet pre")) {
-      const act = button("Copy example", async () => {
-        try {
-          await navigator.clipboard.writeText(code.textContent);
-          act.textContent = "Copied";
-        } catch {
-          getSelection().selectAllChildren(code);
-          act.textContent = document.execCommand("copy") ? "Copied" : "Selected: press Ctrl+C";
-        }
-      });
-      code.after(act);
-    }
     field.addEventListener("copy", () => {
       if (field.selectionEnd - field.selectionStart === field.value.length) copied(root);
     });

@@ -8,11 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
+import psycopg
 import pytest
 from argon2 import PasswordHasher
 from flask import Flask
 from jinja2 import BytecodeCache, FileSystemBytecodeCache
-from sqlalchemy import event, make_url
+from psycopg import sql
+from sqlalchemy import URL, event, make_url
 
 from app import create_app
 from portal.rules import credentials
@@ -23,7 +25,7 @@ from portal.services.usage import Usage
 from portal.store.database import Database
 from portal.web.parts import Portal
 from tests.cast import Cast
-from tests.databases import KINDS, Template, migrated_template
+from tests.databases import KINDS, Template, migrated_template, replica
 from tests.servers import Server, serving
 
 TEMPLATE = pytest.StashKey[Template]()
@@ -158,6 +160,25 @@ def database_url(place: Place) -> Iterator[str]:
     """A database with the demo's people, apps and records that this test alone has."""
     with place.filled() as url:
         yield url
+
+
+@pytest.fixture(scope="module")
+def follower(template: Template) -> Iterator[URL]:
+    """A server that follows the run's own."""
+    if template.url.startswith("sqlite"):
+        pytest.skip("SQLite has no replicas.")
+    with replica(template.url) as url:
+        yield make_url(url)
+
+
+@pytest.fixture
+def replica_url(follower: URL, database_url: str) -> str:
+    """The test's database, as the follower has it."""
+    name = make_url(database_url).database
+    admin_url = make_url(database_url).set(drivername="postgresql").render_as_string(hide_password=False)
+    with psycopg.connect(admin_url, autocommit=True) as admin:  # as on any server but the tests' own
+        admin.execute(sql.SQL("ALTER DATABASE {} SET synchronous_commit = on").format(sql.Identifier(name or "")))
+    return follower.set(database=name).render_as_string(hide_password=False)
 
 
 @pytest.fixture

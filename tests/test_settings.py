@@ -201,6 +201,8 @@ def test_trusted_proxies_are_addresses_and_networks(instance: Path) -> None:
         ("PORTAL_TRUSTED_PROXIES", "proxy.internal"),
         ("PORTAL_TRUSTED_PROXIES", "10.0.0.1/8"),
         ("PORTAL_TRUSTED_PROXIES", "10.0.0.0/99"),
+        ("PORTAL_REPLICA_URL", "sqlite:////tmp/copy.db"),
+        ("PORTAL_REPLICA_URL", "postgresql://replica.internal/portal"),  # of a portal on SQLite
         ("PORTAL_DATABASE_URL", "mysql://db/portal"),
         ("PORTAL_DATABASE_URL", "sqlite://"),
         ("PORTAL_DATABASE_URL", "not a url"),

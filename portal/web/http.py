@@ -92,6 +92,11 @@ def reading() -> AbstractContextManager[Session]:
     return portal().database.reading()
 
 
+def reading_much() -> AbstractContextManager[Session]:
+    """Open a session that only reads, for a page that reads much: on a replica, where there is one that is as far."""
+    return (portal().replica or portal().database).reading()
+
+
 # --- Requests -------------------------------------------------------------------------------------------------------
 
 

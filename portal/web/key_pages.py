@@ -19,7 +19,7 @@ from portal.web import refusals
 from portal.web.display import absolute
 from portal.web.generate import first_call
 from portal.web.guards import actor, in_workspace, recently_proved, seat
-from portal.web.http import answer, page_or_fragment, portal, reading, transaction, without_keys
+from portal.web.http import answer, page_or_fragment, portal, reading, reading_much, transaction, without_keys
 from portal.web.keys import keyring, look, pages, row_changed, with_impact
 
 _RANGES = {"24h": timedelta(hours=24), "7d": timedelta(days=7), "30d": timedelta(days=30)}
@@ -95,7 +95,7 @@ def requests(key_id: str) -> Response:
         planned = keys.plan(session, actor(), keys.Draft(owner=key.owner.id))
     grantable = {str(scope) for scope in planned.grantable}
     try:
-        with reading() as session:
+        with reading_much() as session:
             bars = activity.buckets(session, row, now, _RANGES[span])
             used = {
                 "buckets": [(_label(bar.start, span), bar.start, bar.accepted, bar.refused) for bar in bars],

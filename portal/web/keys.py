@@ -30,6 +30,7 @@ from portal.web.http import (
     portal,
     public_id,
     reading,
+    reading_much,
     transaction,
     without_keys,
 )
@@ -67,7 +68,7 @@ def index() -> Response:
     filters = _filters()
     rows = current_user.account.page_rows
     may_generate = here.is_admin or bool(here.granted)
-    with reading() as session:
+    with reading_much() as session:
         page = key_views.list_for(session, actor(), here, keyring(), filters, page_number(), rows)
         counts = key_views.count_for(session, actor(), here, filters.owner)
         apps = members.apps_of(session, here)

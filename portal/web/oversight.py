@@ -22,7 +22,7 @@ from portal.store.models import AuditEvent
 from portal.web import refusals, sentences
 from portal.web.display import zone_of
 from portal.web.guards import View, actor, in_workspace, recently_proved, seat
-from portal.web.http import answer, page_or_fragment, portal, public_id, reading, transaction
+from portal.web.http import answer, page_or_fragment, portal, public_id, reading, reading_much, transaction
 from portal.web.keys import keyring
 
 pages = Blueprint("oversight", __name__, url_prefix="/w/<slug:ws>")
@@ -48,7 +48,7 @@ def audit() -> Response:
     """Show what was done, as far as one may see it: newest first, a page at a time."""
     filters, odd = _filters()
     size = g.account.page_rows
-    with reading() as session:
+    with reading_much() as session:
         page = audit_views.list_for(
             session, seat(), filters, size=size, before=_number("before"), after=_number("after")
         )
@@ -169,7 +169,7 @@ def verify() -> Response:
     """Check the chain of the workspace's log from its beginning, while the page goes out: others need not wait."""
 
     def check() -> Verdict:
-        with reading() as session:
+        with reading_much() as session:
             return audit_views.check(session, who)
 
     who = seat()

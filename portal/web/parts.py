@@ -9,6 +9,7 @@ from portal.services.readiness import Readiness
 from portal.services.usage import Usage
 from portal.settings import Settings
 from portal.store.database import Database
+from portal.store.replica import Replica
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,7 @@ class Portal:
     usage: Usage
     rate_limit: RateLimit
     readiness: Readiness
+    replica: Replica | None = None
     bad_verifiers: BadKeys = field(default_factory=BadKeys)
     # What need not be done before an answer goes out, or must not be told by the time that it takes.
     errands: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "errands"))
@@ -32,4 +34,6 @@ class Portal:
         self.rate_limit.close()
         self.key_check.close()
         self.readiness.close()
+        if self.replica:
+            self.replica.close()
         self.database.close()

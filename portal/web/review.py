@@ -10,7 +10,7 @@ from portal.services.review import Advice, Finding, Reviewed
 from portal.store.database import Session
 from portal.web.display import relative, thousands
 from portal.web.guards import actor, in_workspace, seat
-from portal.web.http import answer, page_number, public_id, reading, transaction
+from portal.web.http import answer, page_number, public_id, reading, reading_much, transaction
 from portal.web.keys import keyring
 
 pages = Blueprint("review", __name__, url_prefix="/w/<slug:ws>/review")
@@ -36,7 +36,7 @@ def index() -> Response:
     """Show what needs a look, live before sandbox, the riskiest first."""
     wanted = request.args.get("finding", "")
     finding = Finding(wanted) if wanted in list(Finding) else None
-    with reading() as session:
+    with reading_much() as session:
         found = review.look(session, actor(), seat(), keyring(), finding, page_number())
         last = review.last_look(session, seat())
     return make_response(
