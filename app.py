@@ -86,6 +86,8 @@ def create_app(environ: Mapping[str, str] | None = None) -> Flask:
         database = Database(settings.database_url)
     except ValueError as error:
         sys.exit(f"Cannot start: PORTAL_DATABASE_URL: {error}.")
+    if not settings.is_local and (file := database.file_open_to_all):
+        sys.exit(f"Cannot start: everybody on this machine may open {file}. Run: chmod 600 {file}")
     portal = Portal(
         settings,
         database,

@@ -1,7 +1,7 @@
 """Whether "stopped" means stopped: `.venv/bin/python bench/receipt.py` prints what was accepted after the answer.
 
 Over and over, with the shipped server and four workers: programs call with a key over a connection to each worker
-without a pause, while the key ends in one of seven ways: an administrator deactivates it, deletes it, withdraws its
+again and again, while the key ends in one of seven ways: an administrator deactivates it, deletes it, withdraws its
 member's access, demotes its member from administrator, or deactivates its member, each by the page's form; or its
 expiry or the end of its overlap comes. Of the requests that began after the answer had arrived (or the moment had
 come), none may be accepted.
@@ -38,6 +38,7 @@ from tests.valkey import TROUBLES, valkey  # noqa: E402
 
 CALL = "/api/v1/apps/leads/records?limit=1"
 AFTER = 3  # requests that each connection begins after the answer
+PAUSE = 0.002  # seconds between a connection's calls until then, so that pages get their turn too
 SOON = 0.06  # seconds until a key ends by itself
 ACCEPTED, SEE_OTHER = 200, 303
 REFUSED = (401, 403)
@@ -144,7 +145,7 @@ WAYS = ("deactivate", "delete", "expire", "retire", "withdraw", "demote", "membe
 
 
 def race(lines: Sequence[Line], text: str, end: Callable[[], float]) -> tuple[float, list[tuple[float, int]]]:
-    """Call without a pause on every line while the key is ended; give that moment, and when each call began."""
+    """Call again and again on every line while the key is ended; give that moment, and when each call began."""
     ended: list[float] = []
     warm = Barrier(len(lines) + 1, timeout=30)  # should a key not work yet
 
@@ -154,7 +155,10 @@ def race(lines: Sequence[Line], text: str, end: Callable[[], float]) -> tuple[fl
         warm.wait()
         calls, left = [], AFTER
         while left:
-            left -= bool(ended)
+            if ended:
+                left -= 1
+            else:
+                time.sleep(PAUSE)
             began = time.monotonic()
             calls.append((began, line.call(text, CALL)))
         return calls

@@ -131,7 +131,9 @@ class Numbers:
             yield True, _read(self._memory)
             return
         for path in sorted(self._folder.glob("*.numbers")):
-            yield _is_alive(int(path.name.partition("-")[0])), _read(path.read_bytes())
+            memory = path.read_bytes()
+            if len(memory) == _SIZE:  # else its process is about to begin
+                yield _is_alive(int(path.name.partition("-")[0])), _read(memory)
 
 
 def _shared(folder: Path) -> mmap.mmap:
@@ -173,9 +175,9 @@ def _histogram(name: str, series: dict[str, float]) -> Iterator[str]:
     for area in sorted({labels.partition("|")[0] for labels in series}):
         count = 0.0
         for n, bound in enumerate([*BUCKETS, "+Inf"]):
-            count += series[f"{area}|{n}"]
+            count += series.get(f"{area}|{n}", 0)  # a new area's parts come one by one
             yield f'{name}_bucket{{area="{area}",le="{bound}"}} {count:.17g}'
-        yield f'{name}_sum{{area="{area}"}} {series[f"{area}|{len(BUCKETS) + 1}"]:.17g}'
+        yield f'{name}_sum{{area="{area}"}} {series.get(f"{area}|{len(BUCKETS) + 1}", 0):.17g}'
         yield f'{name}_count{{area="{area}"}} {count:.17g}'
 
 

@@ -90,7 +90,7 @@ def _sqlite_template(folder: Path) -> Iterator[Template]:
 def _copy_sqlite(template_url: str, name: str) -> Iterator[str]:
     template = Path(make_url(template_url).database or "")
     copy = template.with_name(f"{name}.sqlite3")
-    shutil.copyfile(template, copy)
+    shutil.copy(template, copy)  # with its mode: production refuses a file that everybody may open
     try:
         yield f"sqlite:///{copy}"
     finally:

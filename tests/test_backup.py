@@ -1,6 +1,7 @@
 """Backups: whole, private, moved between databases, and never a way to bring back what was ended since (T-80)."""
 
 import json
+import re
 import shutil
 import stat
 import zipfile
@@ -19,7 +20,7 @@ from portal.services import audit
 from portal.store import backup
 from portal.store.database import Database
 from portal.store.migrate import migrate
-from portal.store.models import AuditEvent, UserSession, Workspace
+from portal.store.models import AuditEvent, Member, UserSession, Workspace
 from tests.cast import Cast, MadeKey
 from tests.databases import Template
 from tests.services.office import Office
@@ -206,10 +207,20 @@ def test_what_was_ended_since_stays_ended(cast: Cast, database: Database, tmp_pa
     office = Office(database)
     office.grant("lea", "operations", AccessLevel.READ)
     office.change("max", deactivated_at=office.actor("max").at)
+    office.change("Nightly sync", manager_id=office.member("ana").id)
     office.close()
 
     said = run(cast.app, "restore", file, "--replace")
-    for what in ("keys deleted: 1", "keys deactivated: 1", "keys rotated out: 1", "access lowered: 1"):
+    with database.reading() as session:
+        sync = session.scalars(select(Member).where(Member.name == "Nightly sync")).one()
+        assert session.get_one(Member, sync.manager_id).name == "Ana Ruiz"
+    for what in (
+        "API members handed over: 1",
+        "keys deleted: 1",
+        "keys deactivated: 1",
+        "keys rotated out: 1",
+        "access lowered: 1",
+    ):
         assert what in said, said
     assert "members deactivated: 1" in said
     app = cast.app
@@ -270,6 +281,15 @@ DAMAGES = {
     "another migration": ("backup.json", other_manifest(migration="0001")),
     "another format": ("backup.json", other_manifest(format=99)),
     "no tables": ("backup.json", other_manifest(tables={})),
+    "tables of another shape": ("backup.json", lambda old: re.sub(rb'"rows"', b'"rose"', old)),
+    "numbers that are none": ("backup.json", lambda old: re.sub(rb'"rows": \d+', b'"rows": "many"', old)),
+    "made at no moment": ("backup.json", other_manifest(madeAt="yesterday")),
+    "a table of contents that fills the memory": ("backup.json", lambda old: old + b" " * 2_000_000),
+    "nested without end": ("record.jsonl", lambda old: old + b"[" * 100_000 + b"\n"),
+    "an absurd number": ("record.jsonl", lambda old: re.sub(rb"\n\[\d+", b"\n[" + b"9" * 30, old, count=1)),
+    "a row of a moment without a zone": ("record.jsonl", lambda old: old.replace(b"+00:00", b"")),
+    "a value of another kind": ("account.jsonl", lambda old: re.sub(rb"\n\[(\d+),", rb'\n[{"a": \1},', old, count=1)),
+    "letters that take over the terminal": ("backup.json", other_manifest(migration="\x1b]0;root\x07\x1b[2J")),
 }
 
 
@@ -279,9 +299,21 @@ def test_a_damaged_backup_changes_nothing(
 ) -> None:
     before = content(database)
     bad = rewritten(file, *DAMAGES[damage])
-    refused(app, "restore", str(bad), "--replace", "--resurrect")
+    assert "\x1b" not in refused(app, "restore", str(bad), "--replace", "--resurrect")
     assert content(database) == before
     assert status(app, key) == 200
+
+
+def test_bytes_that_are_broken_anywhere_change_nothing(app: Flask, file: Path, database: Database) -> None:
+    before, whole = content(database), file.read_bytes()
+    with zipfile.ZipFile(file) as archive:
+        middles = [each.header_offset + 60 + each.compress_size // 2 for each in archive.infolist() if each.file_size]
+    with zipfile.ZipFile(file) as archive:
+        flags = [archive.start_dir + 8, archive.start_dir + 10]  # encrypted; packed in another way
+    for at in (*middles[::4], *flags):
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 0x55]) * 8 + whole[at + 8 :])
+        assert "backup" in refused(app, "restore", str(file), "--replace", "--resurrect")
+        assert content(database) == before
 
 
 def test_a_file_that_is_cut_off_or_none_is_refused(empty: Flask, file: Path, template: Template) -> None:

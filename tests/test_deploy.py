@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import re
 import shutil
 import socket
 import ssl
@@ -359,3 +360,30 @@ def test_units_and_examples_name_what_is_there() -> None:
     assert subprocess.run(["sh", "-n", str(script)], check=False).returncode == 0
     for path in (DEPLOY / "other").iterdir():
         assert "NOT RUN BY OUR TESTS" in path.read_text()
+
+
+def test_the_guide_shows_no_secret_to_others_on_the_machine() -> None:
+    """What stands in a command's arguments is in the list of processes, and in sudo's log."""
+    guide = (ROOT / "docs" / "deploy.md").read_text()
+    assert "$(sudo cat" not in guide
+    made = guide.index("sudo install -m 600 /dev/null /etc/latchkey.env")
+    assert made < guide.index("sudo tee /etc/latchkey.env"), "readable for all until its mode is changed"
+
+
+def test_traefik_takes_out_every_way_to_write_a_header() -> None:
+    """It drops no header for its underscores, and WSGI and CGI take each for a hyphen."""
+    told = (DEPLOY / "other" / "traefik.yml").read_text()
+    part = told[told.index("no-forged-headers:\n") : told.index("may-read:\n")]
+    taken_out = set(re.findall(r'^ +([\w-]+): ""$', part, re.MULTILINE))
+    for name in (*(f"X-Auth-{each}" for each in AUTH), "X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host"):
+        parts = name.split("-")
+        ways = {f"{parts[0]}{one}{parts[1]}{two}{parts[2]}" for one in "-_" for two in "-_"}
+        assert ways - {name} <= taken_out
+        assert name in taken_out or name.startswith("X-Forwarded")  # those Traefik replaces itself
+
+
+def test_haproxy_compares_header_names_as_it_keeps_them() -> None:
+    """It keeps them in small letters, and `-m reg` minds the case: `^X-Auth-` takes nothing out."""
+    told = (DEPLOY / "other" / "haproxy.cfg").read_text()
+    for line in ("x-auth- -m beg", "x-forwarded- -m beg", "forwarded", "_ -m sub"):
+        assert f"    http-request del-header {line}\n" in told

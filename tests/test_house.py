@@ -29,7 +29,7 @@ FLOORS = {
     "app": 9,
 }
 # The bottom of the services: what the others stand on.
-_BOTTOM = ("actor", "audit", "idempotency", "key_check", "rate_limit", "readiness", "usage")
+_BOTTOM = ("actor", "audit", "idempotency", "key_check", "outage", "rate_limit", "readiness", "usage")
 FLOORS |= {f"portal.services.{name}": 4 for name in _BOTTOM}
 
 HTTP = {"flask", "flask_login", "flask_wtf", "werkzeug", "wtforms"}

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
+import psycopg
 import pytest
 from flask import Flask
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from portal.logs import JsonLines, redact
 from portal.rules.access import Environment
 from portal.rules.credentials import BASE62, KeyFormat, PlainVerifier
+from portal.store.database import Database
 from portal.web import guards
 from tests.cast import Cast
 
@@ -234,3 +236,39 @@ def test_a_line_of_a_request_says_whose_it_was_by_ids_only(
     assert of_page["member_id"].startswith("mem_")
     assert len(of_page["session"]) == 12
     assert "Tanaka" not in caplog.text
+
+
+# --- Trouble that lasts ---------------------------------------------------------------------------------------------
+
+
+def test_an_outage_is_told_when_it_begins_and_when_it_is_over_however_many_meet_it(
+    app: Flask, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cast = Cast(app)
+    portal, key = app.extensions["portal"], cast.lea.generate(["tasks:write"])
+    record = {"json": {"fields": {"title": "A task"}}}
+
+    def away(*_: Any, **__: Any) -> None:
+        raise psycopg.OperationalError("the server is away")
+
+    def told() -> list[Any]:
+        found = [each for each in caplog.records if "usage" not in each.getMessage()]  # the thread beside has its own
+        caplog.clear()
+        return found
+
+    caplog.clear()
+    for owner, name, method, path, status, what in (
+        (type(portal.key_check), "check", "GET", "/me", 200, "keys cannot be checked"),
+        (Database, "reading", "GET", "/solutions", 200, "nothing can be read"),
+        (Database, "transaction", "POST", "/apps/tasks/records", 201, "nothing can be changed"),
+    ):
+        more = record if method == "POST" else {}
+        with monkeypatch.context() as broken:
+            broken.setattr(owner, name, away)
+            assert {cast.call(method, path, key, **more).status_code for _ in range(5)} == {503}
+        (begun,) = told()
+        assert (begun.getMessage().partition(":")[0], bool(begun.exc_info)) == (what, True)
+        assert [cast.call(method, path, key, **more).status_code for _ in range(3)] == [status] * 3
+        (over,) = told()
+        assert over.getMessage().startswith(f"over: {what}")
+        assert over.failed == 5

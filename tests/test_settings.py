@@ -316,3 +316,18 @@ def test_production_refuses_to_start_with_debug_on(instance: Path, debug: str) -
 @pytest.mark.parametrize("debug", ["", "0"])
 def test_production_starts_with_debug_switched_off(instance: Path, debug: str) -> None:
     assert not Settings.from_environ(PRODUCTION | {"FLASK_DEBUG": debug}, instance).is_local
+
+
+@pytest.mark.parametrize("mode", [0o604, 0o602, 0o666])
+def test_production_refuses_a_database_file_that_everybody_may_open(instance: Path, mode: int) -> None:
+    instance.mkdir(parents=True)
+    file = instance / "portal.db"
+    file.touch()
+    file.chmod(mode)
+    environ = PRODUCTION | {"PORTAL_INSTANCE": str(instance), "PORTAL_DATABASE_URL": f"sqlite:///{file}"}
+    with pytest.raises(SystemExit) as stopped:
+        create_app(environ)
+    assert str(stopped.value.code).startswith(f"Cannot start: everybody on this machine may open {file}")
+    for allowed, more in ((0o640, {}), (mode, {"PORTAL_BASE_URL": "http://localhost"})):
+        file.chmod(allowed)
+        create_app(environ | more).extensions["portal"].close()

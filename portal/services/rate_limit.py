@@ -108,7 +108,7 @@ class RateLimit:
         assert self._shared is not None  # noqa: S101 - only then is this called
         while not self._closing.wait(_ASK_AGAIN):
             try:
-                self._shared.ping()
+                self._shared.try_out()
             except (RedisError, OSError):
                 continue
             _log.warning("Redis is back: the limits hold over all hosts again")
@@ -353,7 +353,11 @@ local function moment(n)
     local at = 16 + (n % limit) * 8
     return (struct.unpack('>d', redis.call('GETRANGE', KEYS[1], at, at + 7)))
 end
-if count > first and moment(count - 1) <= now - 60000000 then first = count end
+if count > first then
+    local newest = moment(count - 1)
+    -- Of a clock that was put back nothing is kept: it would shut a key out for as long as that.
+    if newest <= now - 60000000 or newest > now + 1000000 then first = count end
+end
 while first < count and moment(first) <= now - 60000000 do first = first + 1 end
 local wait = 0
 if count - first >= limit then
@@ -388,18 +392,21 @@ class RedisWindows:
         )
 
     def admit(self, key_id: str, per_minute: int, per_second: int) -> Verdict:
-        """Count a request unless one of the limits is met. Raises RedisError or OSError."""
+        """Count a request unless one of the limits is met. Raises RedisError, also for nonsense, or OSError."""
         asked = (1, f"latchkey:rate:{key_id}:{per_minute}", str(per_minute), str(per_second))
         try:
             told: Any = self._redis.evalsha(_ADMIT_SHA, *asked)
         except NoScriptError:  # the first time; it knows the script from then on
             told = self._redis.eval(_ADMIT, *asked)
-        remaining, grows, wait = told
-        return Verdict(per_minute, max(0, remaining), grows / 1e6, wait / 1e6)
+        try:
+            remaining, grows, wait = told
+            return Verdict(per_minute, max(0, remaining), grows / 1e6, wait / 1e6)
+        except (TypeError, ValueError):
+            raise RedisError(f"no answer to what was asked: {told!r:.100}") from None
 
-    def ping(self) -> None:
-        """Ask whether Redis is there. Raises RedisError or OSError."""
-        self._redis.ping()
+    def try_out(self) -> None:
+        """Ask whether Redis counts: one that is full answers a ping too. Raises RedisError or OSError."""
+        self.admit("", 1, 1)
 
     def close(self) -> None:
         """Hang up."""

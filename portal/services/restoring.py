@@ -46,6 +46,12 @@ def set_aside(session: Session) -> None:
         )
     )
     session.execute(text("CREATE TEMPORARY TABLE kept_role AS SELECT public_id, role FROM member"))
+    session.execute(
+        text(
+            "CREATE TEMPORARY TABLE kept_manager AS SELECT member.public_id, manager.public_id AS manager FROM member"
+            " LEFT JOIN member AS manager ON manager.id = member.manager_id WHERE member.account_id IS NULL"
+        )
+    )
     session.execute(text("CREATE TEMPORARY TABLE kept_password AS SELECT public_id, password_hash FROM account"))
     session.execute(
         text(
@@ -79,6 +85,13 @@ def end_again(session: Session) -> dict[str, int]:
         f"UPDATE member SET role = '{Role.MEMBER}' FROM kept_role AS kept"  # noqa: S608
         f" WHERE kept.public_id = member.public_id AND kept.role = '{Role.MEMBER}' AND member.role <> '{Role.MEMBER}'",
     )
+    later = "(SELECT manager.id FROM member AS manager WHERE manager.public_id = kept.manager)"
+    ended["API members handed over"] = _changed(
+        session,
+        f"UPDATE member SET manager_id = {later} FROM kept_manager AS kept"  # noqa: S608
+        f" WHERE kept.public_id = member.public_id AND member.manager_id IS NOT NULL"
+        f" AND member.manager_id <> coalesce({later}, 0)",
+    )
     ended["passwords changed"] = _changed(
         session,
         "UPDATE account SET password_hash = kept.password_hash FROM kept_password AS kept"
@@ -103,7 +116,7 @@ def end_again(session: Session) -> dict[str, int]:
 def forget_aside(session: Session) -> None:
     """Drop what `set_aside` made: a connection may be used again."""
     names = [f"{table}_{column}" for table, column, _ in _ENDINGS]
-    for name in (*names, "retiring", "role", "password", "access"):
+    for name in (*names, "retiring", "role", "manager", "password", "access"):
         session.execute(text(f"DROP TABLE kept_{name}"))
 
 

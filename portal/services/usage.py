@@ -23,6 +23,7 @@ from portal.services import audit, idempotency
 from portal.services.actor import Actor, Means
 from portal.services.audit import Event
 from portal.services.key_check import reach
+from portal.services.outage import Outage
 from portal.store.database import MISTAKES, Database, Session
 from portal.store.models import ApiKey, KeyCaller, RefusedRequest, UsageBatch
 from portal.store.models import Usage as Counted
@@ -46,6 +47,7 @@ KEPT_OF_ONE = 20_000  # refusals of one key on disk: the newest
 _PRUNE_AFTER = 1_000  # of one key
 _MAX_ROWS = 20_000  # counted apart between two flushes; beyond, scopes and callers are no longer told apart
 _LONGEST_SCOPE = 50  # shorter than any key
+_LONGEST_METHOD = 10
 _MAX_WAYS = 60  # outcome, scope and caller of one key and day that a process counts apart
 _REMEMBERED = 100_000  # keys whose last write a process remembers
 
@@ -108,6 +110,7 @@ class Usage:
         self._told_apart: dict[int, set[tuple[str, ...]]] = {}  # the day's ways of using a key that count apart
         self._kept_of: dict[int, int] = {}  # refusals of a key since its older ones were last pruned
         self._pruned_at: datetime | None = None
+        self._outage = Outage("usage could not be written; it is kept for the next try")
         self._noting = threading.Lock()  # held for a moment by each request
         self._lock = threading.Lock()  # held by the one that writes
         self._thread: threading.Thread | None = None
@@ -181,14 +184,17 @@ class Usage:
                 self._touched.update(touched)  # once it is committed: what failed is still to be written
                 self._pending = None
                 metrics.usage_flushed("written", 0)
-            except MISTAKES:
+                self._outage.end()
+            except MISTAKES as error:
                 # The database will not have it however often it is asked, and what comes after must not wait for it.
                 batch.tries += 1
                 self._pending = batch if batch.tries < _MAX_TRIES else None
                 self._tell_failure(batch)
-                _log.exception("usage could not be written: %s", "tried again" if self._pending else "given up")
-            except Exception:
-                _log.exception("usage could not be written; it is kept for the next try")
+                self._outage.begin(error)
+                if self._pending is None:
+                    _log.error("usage was given up", extra={"batch": batch.id})
+            except Exception as error:
+                self._outage.begin(error)
                 self._pending = batch
                 self._tell_failure(batch)
 
@@ -213,7 +219,7 @@ class Usage:
             session.execute(self._touch, {"rows": json.dumps(due)})
         if batch.firsts:
             firsts = [
-                (first.key, _text(first.at), first.method, _path(first), first.status, first.address)
+                (first.key, _text(first.at), _method(first), _path(first), first.status, first.address)
                 for first in batch.firsts.values()
             ]
             session.execute(self._first, {"rows": json.dumps(firsts)})
@@ -235,7 +241,7 @@ class Usage:
         kept = [
             (
                 *(request.request_id, request.key, _text(request.at), reason, _scope(request.scope), _held(held)),
-                *(request.method, _path(request), request.address, request.client),
+                *(_method(request), _path(request), request.address, request.client),
             )
             for request, reason, held in batch.refused
         ]
@@ -339,6 +345,11 @@ class Usage:
 def _text(moment: datetime) -> str:
     """Write a UTC moment as SQLite keeps it, so that statements can compare the two as text."""
     return moment.replace(tzinfo=None).isoformat(" ", "microseconds")
+
+
+def _method(request: Request) -> str:
+    """Cut a method, which may be any word however long, to what is kept of it."""
+    return request.method[:_LONGEST_METHOD]
 
 
 def _path(request: Request) -> str:

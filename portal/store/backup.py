@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from sqlalchemy import Connection, Integer, LargeBinary, Table, delete, func, insert, select, text, update
 
-from portal.store.database import Base, Database, Moment, Session
+from portal.store.database import TROUBLE, Base, Database, Moment, Session
 from portal.store.migrate import newest
 from portal.store.models import AuditHead, OutgoingMail, PasswordReset, SignInFailure, UsageBatch, UserSession
 
@@ -31,6 +31,7 @@ _LEFT_OUT = frozenset(
 )
 _AT_ONCE = 1_000  # rows
 _LONGEST_LINE = 64 * 1024 * 1024  # bytes
+_LONGEST_MANIFEST = 1024 * 1024  # bytes, so that a small file cannot unpack to more than there is memory
 
 
 class BadBackup(Exception):
@@ -134,7 +135,9 @@ class Backup:
         for table in tables():
             try:
                 self._load_table(connection, table)
-            except (ValueError, TypeError, KeyError, zipfile.BadZipFile, EOFError, OSError) as error:
+            except TROUBLE:
+                raise
+            except Exception as error:  # whatever a file can hold that nobody thought of
                 raise BadBackup(f"{table.name} in the backup is damaged ({error}).") from error
             if not is_sqlite and isinstance(table.c[table.primary_key.columns.keys()[0]].type, Integer):
                 _go_on_counting(connection, table)
@@ -179,19 +182,31 @@ def read(path: Path) -> Iterator[Backup]:
         raise BadBackup(f"{path} cannot be read as a backup ({error}).") from error
     with archive:
         try:
-            written = json.loads(archive.read(_MANIFEST))
-            manifest = Manifest(datetime.fromisoformat(written["madeAt"]), written["migration"], written["tables"])
-            good = written["format"] == _FORMAT and set(manifest.tables) == {table.name for table in tables()}
-        except (KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
+            written = _read_manifest(archive)
+            told = {
+                name: {"rows": int(each["rows"]), "sha256": each["sha256"]} for name, each in written["tables"].items()
+            }
+            manifest = Manifest(datetime.fromisoformat(written["madeAt"]).astimezone(UTC), written["migration"], told)
+            good = written["format"] == _FORMAT and set(told) == {table.name for table in tables()}
+        except Exception as error:  # whatever a file can hold that nobody thought of
             raise BadBackup(f"{path} is no backup, or was cut off ({error}).") from error
         if manifest.migration != newest():
             raise BadBackup(
-                f"The backup is of migration {manifest.migration}, this code of {newest()}. Restore it with the code"
-                " that made it, then upgrade."
+                f"The backup is of migration {manifest.migration!r:.40}, this code of {newest()}. Restore it with the"
+                " code that made it, then upgrade."
             )
         if not good:
             raise BadBackup(f"{path} is a backup of another kind than this code reads.")
         yield Backup(manifest, archive)
+
+
+def _read_manifest(archive: zipfile.ZipFile) -> dict[str, Any]:
+    with archive.open(_MANIFEST) as file:
+        text = file.read(_LONGEST_MANIFEST + 1)
+    if len(text) > _LONGEST_MANIFEST:
+        raise ValueError("it tells too much of itself")
+    found: dict[str, Any] = json.loads(text)
+    return found
 
 
 def is_empty(session: Session) -> bool:

@@ -1,6 +1,7 @@
 """The engine, its transactions, and moments. SQLite (WAL) and PostgreSQL behave the same from here up."""
 
 import sqlite3
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -113,6 +114,13 @@ class Database:
         """Give a session that only reads; what it loaded stays usable afterwards."""
         with self._sessions() as session:
             yield session
+
+    @property
+    def file_open_to_all(self) -> Path | None:
+        """Name the file of a SQLite database that others on this machine may read or write, if it is so."""
+        path = Path(str(self.url.database))
+        is_open = self.is_sqlite and path.exists() and path.stat().st_mode & (stat.S_IROTH | stat.S_IWOTH)
+        return path if is_open else None
 
     def driver_connection(self) -> Any:
         """Open a connection of the driver itself for quick questions, in autocommit; its caller keeps and closes it."""

@@ -54,6 +54,15 @@ def _around(kind: str, code: str, message: str) -> tuple[str, str]:
     return _around_id(kind, code, message, {})
 
 
+OAUTH = "/oauth/"  # where errors look as OAuth's do
+_OAUTH_CODES = {429: "temporarily_unavailable", 500: "server_error", 503: "temporarily_unavailable"}
+
+
+def oauth_error(status: int, message: str, code: str = "") -> dict[str, str]:
+    """Make an error's body as RFC 6749, section 5.2, has it; `message` in ASCII without quotes and backslashes."""
+    return {"error": code or _OAUTH_CODES.get(status, "invalid_request"), "error_description": message}
+
+
 def unavailable(request_id: str) -> Answer:
     """Say that the trouble is ours (503): never a 401."""
     return error(request_id, 503, "api_error", "unavailable", AWAY, ("Retry-After", "5"))

@@ -6,7 +6,6 @@ here in any case: it asks nothing else. A request without any credential goes on
 there is no such route.
 """
 
-import logging
 import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -23,18 +22,18 @@ from portal.rules.credentials import KEY_SHAPED
 from portal.rules.errors import KeyRefused, Refusal
 from portal.services import usage
 from portal.services.key_check import Caller
+from portal.services.outage import Outage
 from portal.services.rate_limit import BadKeys, Verdict
 from portal.services.usage import Usage
 from portal.store.database import MISTAKES, TROUBLE
 from portal.web import answers
 from portal.web.answers import Answer
-from portal.web.front import ENDPOINT, Headers, StartResponse, Wsgi
+from portal.web.front import ENDPOINT, EVEN, Headers, StartResponse, Wsgi
 from portal.web.parts import Portal
-
-_log = logging.getLogger(__name__)
 
 PASSAGE = "portal.passage"  # in the WSGI environment
 VERIFY = "/verify"
+_VERIFY_METHODS = ("GET", "HEAD", "POST")
 MAX_SCOPES = 20  # that one /verify asks about
 _STATUS_LINES = {status.value: f"{status.value} {status.phrase.upper()}" for status in HTTPStatus}
 
@@ -63,6 +62,7 @@ class Door:
         self._folders = tuple(path for path in keyed if path.endswith("/"))
         self._parts = parts
         self._bad_keys = BadKeys()
+        self._outage = Outage("keys cannot be checked: the database cannot be asked")
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         """Let a request pass, or answer it."""
@@ -107,8 +107,9 @@ class Door:
         except MISTAKES:
             raise
         except TROUBLE as trouble:
-            _log.error("the database cannot be asked", exc_info=trouble, extra={"request_id": passage.request_id})
+            self._outage.begin(trouble, request_id=passage.request_id)
             return answers.unavailable(passage.request_id)
+        self._outage.end()
         passage.caller = caller
         verdict = passage.verdict = self._parts().rate_limit.admit(
             caller.key_pk, caller.key_id, caller.rate_per_minute, caller.rate_per_second
@@ -123,6 +124,8 @@ class Door:
 
     def _refuse(self, environ: dict[str, Any], passage: Passage, refused: KeyRefused) -> Answer:
         note_refusal(self._parts().usage, environ, passage, refused)
+        if refused.code == "invalid_key":
+            environ[EVEN] = True  # else the time would tell a key that there is, or was, from one that never was (T-18)
         is_bad_key = refused.required is None and refused.refusal is not Refusal.MISSING
         if is_bad_key and (wait := self._bad_keys.wait_of(environ["REMOTE_ADDR"])):
             return answers.too_many(passage.request_id, wait, "Too many bad keys came from your network.")
@@ -130,9 +133,12 @@ class Door:
 
     def _verify(self, environ: dict[str, Any], passage: Passage, caller: Caller) -> Answer:
         """Answer a reverse proxy: whose key this is, or why it may not."""
+        if environ["REQUEST_METHOD"] not in _VERIFY_METHODS:
+            message, allow = "This address does not take that kind of request.", ("Allow", ", ".join(_VERIFY_METHODS))
+            return answers.error(passage.request_id, 405, "validation_error", "method_not_allowed", message, allow)
         wanted = _wanted(environ.get("QUERY_STRING", ""))
         if wanted is None:
-            message = f"scope must be <app>:read or <app>:write; at most {MAX_SCOPES} of them."
+            message = f"Ask with scope=<app>:read or scope=<app>:write, at most {MAX_SCOPES} of them, and nothing else."
             return answers.error(passage.request_id, 400, "validation_error", "invalid_parameter", message)
         for scope in wanted:
             passage.scope = str(scope)
@@ -194,14 +200,17 @@ def _use(environ: dict[str, Any], passage: Passage, key: int, scope: str, status
 
 
 def _wanted(query: str) -> list[Scope] | None:
-    """Read the scopes that `/verify` is asked about; None for what is none."""
+    """Read the scopes that `/verify` is asked about; None for what is none.
+
+    A parameter of another name is none either: one that is misspelled must not ask for nothing.
+    """
     if not query:
         return []
     try:
         pairs = parse_qsl(query, keep_blank_values=True, errors="strict", max_num_fields=MAX_SCOPES)
     except ValueError:
         return None
-    found = [Scope.parse(value) for name, value in pairs if name == "scope"]
+    found = [Scope.parse(value) if name == "scope" else None for name, value in pairs]
     scopes = [scope for scope in found if scope is not None]
     return scopes if len(scopes) == len(found) else None
 

@@ -16,11 +16,12 @@ import threading
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from functools import lru_cache
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any, NamedTuple
 
 from portal import metrics
 from portal.settings import Settings
+from portal.web import answers
 
 _log = logging.getLogger(__name__)
 SECURITY_HEADERS = [
@@ -42,9 +43,11 @@ _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9A-Za-z._-]+))(?::[0-9]{1,5})?"
 # database which hangs does not make the process look dead.
 ASIDE = frozenset({"/healthz", "/readyz", "/metrics"})
 PEER, ENDPOINT, _STATUS = "portal.peer", "portal.endpoint", "portal.status"  # in the environment of a request
+EVEN = "portal.even"  # in the same: that the time which the answer took is not to be told by it
+EVEN_AFTER = 0.003  # seconds; longer than looking up and noting a key takes, but for the busiest moments
 BODIES_AT_ONCE = 48  # that one process waits for; fewer than the server has threads, so that some are always left
 _BODILESS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
-_INTEGRATIONS = ("/api/", "/verify", "/oauth/")  # these are answered in JSON
+_INTEGRATIONS = ("/api/", "/verify", answers.OAUTH)  # these are answered in JSON
 _FORWARDED = ("HTTP_X_FORWARDED_FOR", "HTTP_X_FORWARDED_PROTO", "HTTP_X_FORWARDED_HOST", "HTTP_X_FORWARDED_PORT")
 
 Headers = list[tuple[str, str]]
@@ -98,6 +101,8 @@ class Front:
         took = perf_counter() - start
         endpoint = environ.get(ENDPOINT, "front")
         metrics.request(endpoint, environ["REQUEST_METHOD"], int(environ[_STATUS][:3]), took)
+        if EVEN in environ and took < EVEN_AFTER:
+            sleep(EVEN_AFTER - took)  # nobody's turn passes meanwhile
         return answer
 
     def _find_refusal(self, environ: dict[str, Any]) -> "Refusal | None":
@@ -109,7 +114,10 @@ class Front:
         if path.startswith("//"):  # the router would take it for another path than we do here
             return _NO_SUCH_PAGE
         self._find_client(environ)
-        return self._take_body(environ) if environ["REQUEST_METHOD"] not in _BODILESS else None
+        if environ["REQUEST_METHOD"] not in _BODILESS:
+            return self._take_body(environ)
+        environ["wsgi.input"], environ["CONTENT_LENGTH"] = io.BytesIO(), ""  # a body that came is of no use here
+        return None
 
     def _pass_on(self, environ: dict[str, Any], start_safely: StartResponse) -> Iterable[bytes]:
         # The server has threads to spare so that clients that stall while they send hold up nobody, but the portal
@@ -200,7 +208,10 @@ def _refuse(
 ) -> list[bytes]:
     """Answer without the portal's help: JSON to integrations, a plain line to people."""
     request_id = request_id or "req_" + secrets.token_hex(12)
-    if environ["PATH_INFO"].startswith(_INTEGRATIONS):
+    if environ["PATH_INFO"].startswith(answers.OAUTH):
+        body = json.dumps(answers.oauth_error(int(refusal.status[:3]), refusal.message)).encode()
+        kind = "application/json"
+    elif environ["PATH_INFO"].startswith(_INTEGRATIONS):
         error = {"type": refusal.type, "code": refusal.code, "message": refusal.message}
         body = json.dumps({"error": error, "meta": {"requestId": request_id}}).encode()
         kind = "application/json"

@@ -17,7 +17,7 @@ from portal.services.actor import Actor, Means
 from portal.services.members import Seat
 from portal.store.database import TROUBLE
 from portal.store.models import Account, UserSession
-from portal.web.answers import PRODUCT
+from portal.web.answers import PRODUCT, oauth_error
 from portal.web.door import PASSAGE, Passage
 from portal.web.http import (
     answer,
@@ -219,11 +219,10 @@ def with_verifier(view: View) -> View:
 def _refuse_client(header: str, wait: int) -> Response:
     """Answer as RFC 6749, section 5.2, and to a Bearer token as RFC 6750, section 3, say; with 429 for `wait` s."""
     if wait:
-        body = {"error": "temporarily_unavailable", "error_description": "Too many bad verifiers: wait a while."}
-        return make_response(body, 429, {"Retry-After": str(wait)})
+        return make_response(oauth_error(429, "Too many bad verifiers: wait a while."), 429, {"Retry-After": str(wait)})
     is_bearer = header[:6].lower() == "bearer"
     challenge = f'Bearer realm="{PRODUCT}", error="invalid_token"' if is_bearer else f'Basic realm="{PRODUCT}"'
-    body = {"error": "invalid_client", "error_description": "Send a verifier that is not revoked."}
+    body = oauth_error(401, "Send a verifier that is not revoked.", "invalid_client")
     return make_response(body, 401, {"WWW-Authenticate": challenge})
 
 

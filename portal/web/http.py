@@ -3,8 +3,8 @@
 import json
 import logging
 import re
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -59,9 +59,13 @@ def portal() -> Portal:
     return found
 
 
-def transaction() -> AbstractContextManager[Session]:
+@contextmanager
+def transaction() -> Iterator[Session]:
     """Open the request's writing transaction; a refused change is told in the audit log after the rollback."""
-    return audit.transaction(portal().database, g.get("actor"))
+    here = portal()
+    with audit.transaction(here.database, g.get("actor")) as session:
+        yield session
+    here.unwritable.end()
 
 
 def afterwards(what: Callable[..., None], *given: Any) -> None:
@@ -87,9 +91,13 @@ def send_mails(here: Portal, now: datetime) -> None:
         _log.error("a mail was not taken: %s", each)
 
 
-def reading() -> AbstractContextManager[Session]:
+@contextmanager
+def reading() -> Iterator[Session]:
     """Open a session that only reads."""
-    return portal().database.reading()
+    here = portal()
+    with here.database.reading() as session:
+        yield session
+    here.unreadable.end()
 
 
 def reading_much() -> AbstractContextManager[Session]:
@@ -117,7 +125,7 @@ def body_limit(path: str) -> int:
 
 def is_api(a_request: Request) -> bool:
     """Say whether a request is an integration's: those get JSON, keys and no cookies."""
-    return a_request.path.startswith(("/api/", "/oauth/"))
+    return a_request.path.startswith(("/api/", answers.OAUTH))
 
 
 def is_fragment() -> bool:
@@ -325,7 +333,8 @@ def _on_http_exception(error: HTTPException) -> Response:
 
 
 def _on_trouble(error: Exception) -> Response:
-    _log.error("the database cannot be asked", exc_info=error)
+    outage = portal().unwritable if request.method in UNSAFE else portal().unreadable
+    outage.begin(error)
     return _on_portal_error(Unavailable(answers.AWAY))
 
 
@@ -335,6 +344,8 @@ def _on_bug(error: Exception) -> Response:
 
 
 def _error(row: _Row, code: str, message: str, **extra: Any) -> Response:
+    if request.path.startswith(answers.OAUTH):
+        return make_response(answers.oauth_error(row.status, message), row.status)
     if is_api(request):
         return api_error(row.status, row.type, code, message, **extra)
     context = {

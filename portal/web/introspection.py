@@ -8,8 +8,10 @@ from portal.rules.errors import KeyRefused
 from portal.services import verifiers
 from portal.services.usage import Request
 from portal.services.verifiers import Known
+from portal.web.answers import oauth_error
 from portal.web.declared import Answer, declares
 from portal.web.door import client_label
+from portal.web.front import EVEN
 from portal.web.guards import with_verifier
 from portal.web.http import portal, reading
 from portal.web.shapes import INTROSPECTION, OAUTH_ERROR, TOKEN
@@ -26,7 +28,10 @@ _FORM = "application/x-www-form-urlencoded"
     Answer(200, "What the key may do now; of any that does not work only that.", whole=INTROSPECTION),
     Answer(400, "There is not exactly one token.", whole=OAUTH_ERROR),
     Answer(401, "The verifier is missing, wrong or revoked.", whole=OAUTH_ERROR, headers=("WWW-Authenticate",)),
+    Answer(413, "The form is too long.", whole=OAUTH_ERROR),
     Answer(429, "Too many bad verifiers came from your network.", whole=OAUTH_ERROR, headers=("Retry-After",)),
+    Answer(500, "Something broke on our side.", whole=OAUTH_ERROR),
+    Answer(503, "We cannot say right now whether the key works.", whole=OAUTH_ERROR, headers=("Retry-After",)),
     body=TOKEN,
 )
 @with_verifier
@@ -39,8 +44,7 @@ def introspect(verifier: Known) -> Response:
     """
     tokens = request.form.getlist("token") if request.mimetype == _FORM else []
     if len(tokens) != 1 or not tokens[0]:
-        said = "Send a form with one token."
-        return make_response({"error": "invalid_request", "error_description": said}, 400)
+        return make_response(oauth_error(400, "Send a form with one token."), 400)
     return make_response(_about(tokens[0], verifier))
 
 
@@ -51,6 +55,7 @@ def _about(token: str, verifier: Known) -> dict[str, Any]:
     try:
         caller = here.key_check.check(f"Bearer {token}", account_id=verifier.workspace_id, now=g.now)
     except KeyRefused as error:
+        request.environ[EVEN] = True
         if error.key_pk is not None:
             here.usage.refused(_use(error.key_pk), str(error.refusal), error.had)
         return {"active": False}

@@ -97,7 +97,7 @@ def build(app: Flask) -> dict[str, Any]:
         is_inside = each.path.startswith(f"{BASE}/")
         item = paths.setdefault(each.path.removeprefix(BASE), {} if is_inside else {"servers": [{"url": base_url}]})
         item[each.method.lower()] = _operation(each)
-    refusals = {(status, each.needs_key) for each in calls for status in refusals_of(each)} | {(405, False)}
+    refusals = {(status, each.needs_key) for each in calls for status in _usual_refusals(each)} | {(405, False)}
     shapes = {answer.data.name: answer.data for each in calls for answer in each.call.answers if answer.data}
     return {
         "openapi": "3.1.0",
@@ -158,7 +158,7 @@ def _operation(declared: Declared) -> dict[str, Any]:
         "responses": {
             **{
                 str(status): {"$ref": f"#/components/responses/{_refusal_name(status, needs_key=declared.needs_key)}"}
-                for status in refusals_of(declared)
+                for status in _usual_refusals(declared)
             },
             **{str(answer.status): _answer(answer, needs_key=declared.needs_key) for answer in call.answers},
         },
@@ -170,6 +170,12 @@ def _operation(declared: Declared) -> dict[str, Any]:
             "content": {call.body.kind: {"schema": call.body.schema, "example": call.body.example}},
         }
     return operation
+
+
+def _usual_refusals(declared: Declared) -> list[int]:
+    """List the statuses with which a call is refused as all others are; not those that it declares itself."""
+    own = {answer.status for answer in declared.call.answers}
+    return [status for status in refusals_of(declared) if status not in own]
 
 
 def _security(declared: Declared) -> list[dict[str, list[str]]]:

@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from portal.services.key_check import KeyCheck
+from portal.services.outage import Outage
 from portal.services.rate_limit import BadKeys, RateLimit
 from portal.services.readiness import Readiness
 from portal.services.usage import Usage
@@ -24,6 +25,8 @@ class Portal:
     readiness: Readiness
     replica: Replica | None = None
     bad_verifiers: BadKeys = field(default_factory=BadKeys)
+    unreadable: Outage = field(default_factory=lambda: Outage("nothing can be read: the database cannot be asked"))
+    unwritable: Outage = field(default_factory=lambda: Outage("nothing can be changed: the database cannot be asked"))
     # What need not be done before an answer goes out, or must not be told by the time that it takes.
     errands: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "errands"))
 

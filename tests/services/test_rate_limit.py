@@ -3,16 +3,19 @@
 import multiprocessing
 import os
 import signal
+import struct
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from redis import Redis
 
 from portal.services.rate_limit import PER_MINUTE, PER_SECOND, BadKeys, HostWindows, RateLimit, RedisWindows, Verdict
 from tests.valkey import DELAY, Valkey, valkey
@@ -221,6 +224,53 @@ def test_a_redis_that_hangs_costs_one_request_a_tenth_of_a_second(tmp_path: Path
             assert verdict.wait == 0
         assert took[0] < 0.25
         assert max(took[1:]) < 0.05
+
+
+def test_a_redis_whose_clock_is_put_back_shuts_nobody_out(redis: Valkey) -> None:
+    windows = RedisWindows(redis.url)
+    client: Any = Redis.from_url(redis.url)
+    for step, waits in ((3_600.0, 0.0), (0.5, 60.5)):
+        key = f"key_of_{step}"
+        assert [windows.admit(key, 5, MANY).wait > 0 for _ in range(6)] == [False] * 5 + [True]
+        name = f"latchkey:rate:{key}:5"
+        count, first, *moments = struct.unpack(">7d", client.get(name))
+        later = [each + step * 1e6 for each in moments]
+        client.set(name, struct.pack(">7d", count, first, *later))  # as if they had been noted by the clock of before
+        assert windows.admit(key, 5, MANY).wait == pytest.approx(waits, abs=0.4)
+    client.close()
+    windows.close()
+
+
+def test_a_redis_that_answers_and_cannot_count_is_away_until_it_can(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with (
+        valkey() as redis,
+        closing(Redis.from_url(redis.url)) as client,
+        closing(RateLimit(tmp_path / "rates", redis.url)) as limit,
+    ):
+        client.replicaof("127.0.0.1", 1)  # read-only from now on
+        until = time.monotonic() + 2.5
+        while time.monotonic() < until:
+            assert limit.admit(1, "key_a").wait == 0
+            assert limit.shared_state == "away"
+            time.sleep(0.1)
+        assert [each.getMessage().partition(":")[0] for each in caplog.records] == ["Redis is away"]
+        client.replicaof("NO", "ONE")
+        until = time.monotonic() + 10
+        while limit.shared_state == "away" and time.monotonic() < until:
+            time.sleep(0.05)
+        assert limit.shared_state == "up"
+
+
+@pytest.mark.parametrize("answer", [None, b"OK", 7, [], [1, 2], [b"a", b"b", b"c"], [None] * 3, {}])
+def test_a_redis_that_answers_nonsense_is_away(
+    tmp_path: Path, redis: Valkey, monkeypatch: pytest.MonkeyPatch, answer: object
+) -> None:
+    monkeypatch.setattr(Redis, "evalsha", lambda *_: answer)
+    with closing(RateLimit(tmp_path / "rates", redis.url)) as limit:
+        assert limit.admit(1, "key_a", 5).remaining == 4
+        assert limit.shared_state == "away"
 
 
 def test_a_slow_redis_is_asked_once_a_request_and_at_first_once_more(tmp_path: Path) -> None:

@@ -240,10 +240,12 @@ def test_what_could_not_be_written_is_kept_for_the_next_try_and_raises_nothing(
     rename("usage", "elsewhere")
     with caplog.at_level(logging.ERROR):
         usage.accepted(asked, is_first=True, new_digest=None)
-        usage.flush()
-    assert "usage could not be written" in caplog.text
+        for _ in range(3):
+            usage.flush()
+    assert caplog.text.count("usage could not be written") == 1  # not once a second
     rename("elsewhere", "usage")
     usage.flush()
+    assert "over: usage" in caplog.text
     assert (key.at, counted(office)) == (NOON, 1)
 
 
@@ -383,6 +385,18 @@ def test_an_absurd_path_harms_no_batch(office: Office, usage: Usage, key: Used, 
     assert counted(office) == 2
     (told,) = refusals(office)
     assert len(told.path) <= 200
+
+
+@pytest.mark.parametrize("method", ["X" * 11, "PROPPATCH-" * 400, "sk_live_" + "x" * 43, ""])
+def test_an_invented_method_harms_no_batch(office: Office, usage: Usage, key: Used, method: str) -> None:
+    key.accept(usage, NOON, method=method)
+    key.refuse(usage, NOON, method=method)
+    usage.flush()
+    with office.database.reading() as session:
+        found = [session.scalars(select(table.method)).one() for table in (FirstRequest, RefusedRequest)]
+    assert len(found[0]) <= 10
+    assert found[0] == found[1]
+    assert method.startswith(found[0])
 
 
 def test_the_longest_name_of_an_app_harms_no_batch(office: Office, usage: Usage, key: Used) -> None:

@@ -5,12 +5,16 @@ import re
 import string
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from werkzeug.test import TestResponse
 
+from portal.rules.access import Environment
+from portal.rules.credentials import KeyFormat
+from portal.web import front
 from tests.cast import Cast, MadeKey
 from tests.web.looking import data, error
 
@@ -159,3 +163,33 @@ def test_a_key_given_together_with_a_session_counts_alone(shared_cast: Cast, key
     reply = shared_cast.ana.browser.get("/api/v1/me", headers=key.bearer)
     assert data(reply)["member"]["name"] == "Rio Tanaka"
     assert error(shared_cast.ana.browser.get("/api/v1/apps/leads/records", headers=key.bearer), 403)
+
+
+def test_how_long_a_refusal_takes_does_not_tell_whether_there_is_such_a_key(
+    shared_cast: Cast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To look a known key up and to note it takes longer; both are answered at one moment, and nobody waits for it."""
+    cast, waits = shared_cast, list[float]()
+    outermost: Any = cast.app.wsgi_app
+
+    def sleep(seconds: float) -> None:
+        assert outermost._turn.acquire(blocking=False), "others wait meanwhile"
+        outermost._turn.release()
+        waits.append(seconds)
+
+    monkeypatch.setattr(front, "sleep", sleep)
+    monkeypatch.setattr(front, "EVEN_AFTER", 60.0)  # whatever else this machine does meanwhile
+    good, stopped, deleted = (cast.rio.generate(name=name) for name in ("Good", "Stopped", "Deleted"))
+    cast.rio.post(f"keys/{stopped.id}/deactivate")
+    assert cast.call("DELETE", "/me", deleted).status_code == 204
+    unknown = MadeKey("", KeyFormat().mint(Environment.LIVE).reveal())
+    for key in (unknown, stopped, deleted):
+        for reply in (cast.call("GET", "/me", key), cast.app.test_client().get("/verify", headers=key.bearer)):
+            assert reply.status_code == 401
+    other = {**good.bearer, "Account-Id": "ws_other"}
+    assert cast.call("GET", "/me", headers=other).status_code == 401
+    assert len(waits) == 7
+    assert all(0 < wait < front.EVEN_AFTER for wait in waits)
+    for headers in (good.bearer, {}, {"Authorization": "Bearer x"}):
+        cast.call("GET", "/me", headers=headers)
+    assert len(waits) == 7

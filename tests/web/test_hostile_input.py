@@ -1,5 +1,6 @@
 """Forms and addresses of pages with what no person types: always a clear 4xx, never a 5xx, and nothing changed."""
 
+import io
 import re
 import time
 from functools import cache
@@ -318,3 +319,25 @@ def test_any_text_in_the_generate_form_gets_a_clear_answer(
                 assert f'value="{value}"' not in refused.text
 
     answered()
+
+
+class Stalled(io.RawIOBase):
+    """A body that does not come."""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: object) -> int:
+        raise AssertionError("everybody would wait for this client")
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize(
+    "path", ["/account/password", "/w/acme/api/keys/new", "/w/acme/members/invite", "/w/acme/workspace/verifiers/new"]
+)
+def test_nobody_waits_for_the_body_of_a_request_that_needs_none(cast: Cast, path: str, method: str) -> None:
+    """The process works on one request at a time: a form that is read here would stop it for everybody."""
+    for length in ({"CONTENT_LENGTH": "100"}, {"HTTP_TRANSFER_ENCODING": "chunked", "wsgi.input_terminated": True}):
+        environ = {"CONTENT_TYPE": "application/x-www-form-urlencoded", "wsgi.input": Stalled(), **length}
+        assert cast.ana.browser.open(path, method=method, environ_overrides=environ).status_code == 200

@@ -26,6 +26,7 @@ from tests.web.looking import everything, kept
 
 VERIFIER_TEXT = re.compile(r"vf_[0-9A-Za-z]{43}_[0-9A-Za-z]{6}")
 INACTIVE = {"active": False}
+FORM = "application/x-www-form-urlencoded"
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,17 @@ def ask(cast: Cast, headers: dict[str, str], token: Any = "x", **options: Any) -
     form = {} if "data" in options else {"data": {"token": token, "token_type_hint": "access_token"}}
     client = cast.app.test_client(use_cookies=False)
     return client.post("/oauth/introspect", headers=headers, **{**form, **options})
+
+
+def oauth_error(reply: TestResponse, status: int) -> str:
+    """Check that a refusal is one of RFC 6749, section 5.2, as a client of OAuth reads it; give its code."""
+    assert (reply.status_code, reply.content_type) == (status, "application/json")
+    assert reply.headers["Cache-Control"] == "no-store"
+    body = reply.get_json()
+    assert body.keys() == {"error", "error_description"}
+    assert re.fullmatch(r"[\x20-\x21\x23-\x5b\x5d-\x7e]+", body["error_description"])
+    code: str = body["error"]
+    return code
 
 
 def told(cast: Cast, verifier: Made, token: str) -> dict[str, Any]:
@@ -247,10 +259,25 @@ def test_a_form_without_one_token_is_an_invalid_request(cast: Cast, verifier: Ma
 
 def test_too_long_a_body_and_other_methods_are_refused_in_json(cast: Cast, verifier: Made) -> None:
     long = ask(cast, verifier.basic, "x" * 20_000)
-    assert (long.status_code, long.content_type) == (413, "application/json")
+    assert oauth_error(long, 413) == "invalid_request"
     for method in ("GET", "PUT", "DELETE"):
         reply = cast.app.test_client().open("/oauth/introspect", method=method, headers=verifier.basic)
-        assert (reply.status_code, reply.headers["Allow"], reply.content_type) == (405, "POST", "application/json")
+        assert oauth_error(reply, 405) == "invalid_request"
+        assert reply.headers["Allow"] == "POST"
+    assert oauth_error(cast.app.test_client().post("/oauth/token"), 404) == "invalid_request"
+    longer = {"CONTENT_LENGTH": "500"}
+    cut_off = ask(cast, verifier.basic, data=b"token=x", content_type=FORM, environ_overrides=longer)
+    assert oauth_error(cut_off, 400) == "invalid_request"
+
+
+def test_trouble_of_ours_has_the_shape_of_oauth(
+    cast: Cast, verifier: Made, key: MadeKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise LookupError
+
+    monkeypatch.setattr(type(cast.app.extensions["portal"].key_check), "check", fail)
+    assert oauth_error(ask(cast, verifier.basic, key.text), 500) == "server_error"
 
 
 def test_a_session_opens_nothing_and_none_is_begun(cast: Cast, key: MadeKey) -> None:
@@ -271,11 +298,11 @@ def test_when_the_database_is_away_nothing_is_called_inactive(
     with monkeypatch.context() as broken:
         broken.setattr(type(portal.key_check), "check", away)
         reply = ask(cast, verifier.basic, key.text)
-    assert (reply.status_code, reply.get_json()["error"]["code"]) == (503, "unavailable")
+    assert oauth_error(reply, 503) == "temporarily_unavailable"
     assert "Retry-After" in reply.headers
     with monkeypatch.context() as broken:
         broken.setattr(portal.database, "_sessions", away)
-        assert ask(cast, verifier.basic, key.text).status_code == 503
+        assert oauth_error(ask(cast, verifier.basic, key.text), 503) == "temporarily_unavailable"
     assert told(cast, verifier, key.text)["active"]
 
 

@@ -220,3 +220,14 @@ def test_what_a_killed_server_left_behind_goes_with_the_next_start() -> None:
         assert stat.S_IMODE(Path(os.environ[metrics.FOLDER]).stat().st_mode) == 0o700
     others.rmdir()
     assert metrics.FOLDER not in os.environ
+
+
+def test_a_process_that_is_about_to_begin_spoils_no_scrape(tmp_path: Path) -> None:
+    """Its file is there before it has its length, and the parts of a histogram come one by one."""
+    (tmp_path / f"{os.getpid()}-1.numbers").touch()
+    numbers = metrics.Numbers(tmp_path)
+    numbers.add("latchkey_request_seconds", "api|0")
+    told = {family.name: family for family in text_string_to_metric_families(numbers.text())}
+    assert [sample.value for sample in told["latchkey_processes"].samples] == [1]
+    seconds = {sample.name: sample.value for sample in told["latchkey_request_seconds"].samples}
+    assert (seconds["latchkey_request_seconds_count"], seconds["latchkey_request_seconds_sum"]) == (1, 0)

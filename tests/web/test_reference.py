@@ -29,6 +29,7 @@ from portal.store.models import Account, ApiKey, App, Member, UserSession, Works
 from portal.web.declared import declared_calls
 from portal.web.samples import example_fields
 from tests.cast import Cast, MadeKey, Person
+from tests.conftest import lacking
 from tests.servers import Server
 from tests.services.office import Office
 from tests.web.looking import error
@@ -269,7 +270,7 @@ def run_sample(language: str, text: str, environ: dict[str, str]) -> str:
 def test_each_sample_does_what_it_says(language: str, live_server: Server, fresh: Callable[[], dict[str, str]]) -> None:
     program = {"curl": "curl", "js": "node"}.get(language)
     if program and not shutil.which(program):
-        pytest.skip(f"{program} is not installed")
+        lacking(f"{program} is not installed")
     with urllib.request.urlopen(f"{live_server.url}{DOCS}?lang={language}", timeout=10) as answer:
         page = answer.read().decode()
     samples = re.findall(r'<pre[^>]*\bid="([\w-]+)-sample"', page)

@@ -68,6 +68,24 @@ def test_what_is_no_scope_is_said_to_be_none(cast: Cast, key: MadeKey, query: st
     assert error(verify(cast.app, key, query), 400)["type"] == "validation_error"
 
 
+@pytest.mark.parametrize(
+    "query", ["?scopes=leads:write", "?SCOPE=leads:write", "?scope[]=leads:write", "?x=1;scope=leads:write"]
+)
+def test_a_misspelled_question_is_no_yes(cast: Cast, key: MadeKey, query: str) -> None:
+    """Whoever asks about a scope under another name would otherwise let every key pass."""
+    assert error(verify(cast.app, key, query), 400)["code"] == "invalid_parameter"
+    assert error(verify(cast.app, key, f"{query}&scope=tasks:read"), 400)["code"] == "invalid_parameter"
+
+
+def test_other_methods_are_told_which_there_are(cast: Cast, key: MadeKey) -> None:
+    assert verify(cast.app, key, method="HEAD").status_code == 200
+    for method in ("DELETE", "PUT", "PATCH", "OPTIONS", "TRACE", "CONNECT", "X" * 50):
+        reply = verify(cast.app, key, method=method)
+        assert error(reply, 405)["code"] == "method_not_allowed"
+        assert reply.headers["Allow"] == "GET, HEAD, POST"
+        assert not [name for name, _ in reply.headers if name.startswith("X-Auth-")]
+
+
 @pytest.mark.parametrize("header", [None, "Bearer nonsense", "Basic x", "unknown"])
 def test_door_and_views_refuse_alike(cast: Cast, key: MadeKey, header: str | None) -> None:
     if header == "unknown":
