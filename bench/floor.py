@@ -1,4 +1,4 @@
-"""The portal with one route more: GET /api/v1/floor, the answer of /api/v1/me without a check. For bench/me.py only."""
+"""The portal with one route more: GET /api/v1/floor, the answer of /api/v1/me without a check. For benchmarks only."""
 
 import os
 import sys
@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from app import create_app  # noqa: E402
+from portal import metrics  # noqa: E402
 from portal.cli import run_server  # noqa: E402
 from portal.settings import Settings  # noqa: E402
 from portal.web.guards import anybody  # noqa: E402
@@ -44,4 +45,5 @@ def create_floor() -> Flask:
 
 if __name__ == "__main__":
     environ = os.environ
-    run_server(Settings.from_environ(environ, Path(environ["PORTAL_INSTANCE"])), "bench.floor:create_floor")
+    with metrics.shared():
+        run_server(Settings.from_environ(environ, Path(environ["PORTAL_INSTANCE"])), "bench.floor:create_floor")

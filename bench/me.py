@@ -1,139 +1,149 @@
-"""What checking a key costs: `.venv/bin/python bench/me.py` prints GET /api/v1/me as a share of the floor.
+"""What checking a key costs: `.venv/bin/python bench/me.py` prints GET /api/v1/me and /verify beside the floor.
 
-The floor is a route without a check that answers the same JSON from the same app, server and request headers. Floor
-and check take turns in one run, because machines drift; only their ratio means anything. Eight keep-alive
-connections, 5,000 different keys, one server process; SQLite and PostgreSQL (from the test environment).
+The floor is a route without a check that answers the same JSON from the same app, server and request headers. The three
+take turns in one run, because machines drift; only how they compare means anything. For each database and number of
+stored keys, with 5,000 different ones in use and one worker:
+- over eight kept connections, answers a second and the server's CPU time;
+- over one, how long an answer takes;
+- over eight, while another process stores 50 keys and revokes 50 a second, each in a transaction of its own;
+- what a worker holds in memory after 50,000 keys were used, where so many are stored.
+`--keys 1000 --keys 1000000` compares these. SQLite and PostgreSQL (from the test environment).
 """
 
-import os
-import re
-import selectors
+import multiprocessing
 import signal
-import socket
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import cycle
+from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import click
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bench.seed import add_keys  # noqa: E402
+from bench.load import CONNECTIONS, FLOOR, Cost, Kind, Loaded, circumstances, loaded, table  # noqa: E402
+from bench.seed import add_keys, churn, multiply, replaceable, stored_keys  # noqa: E402
+from portal.rules.credentials import Keyring  # noqa: E402
 from portal.settings import Settings  # noqa: E402
 from portal.store.database import Database  # noqa: E402
 from tests.databases import KINDS, migrated_template  # noqa: E402
-from tests.servers import free_port, stop  # noqa: E402
 
-CONNECTIONS = 8
 IN_USE = 5_000
-FLOOR, CHECK = "/api/v1/floor", "/api/v1/me"
+MANY = 50_000  # in use, when memory is measured
+_spawning = multiprocessing.get_context("spawn")
+
+
+def store(database: Database, keyring: Keyring, count: int, known: list[str]) -> list[str]:
+    """Bring the database to about `count` stored keys; `known` are the texts of those that were made before."""
+    lacking = min(count, MANY) - len(known)
+    adding = add_keys(database, keyring, max(0, lacking))
+    with click.progressbar(adding, length=lacking, label="making keys", file=sys.stderr) as progress:
+        known = known + [plain.reveal() for plain in progress]
+    if count > MANY:
+        multiply(database, round(count / stored_keys(database)))
+    return known
+
+
+def kinds(server: Loaded, keys: Sequence[str]) -> dict[str, Kind]:
+    """Write the requests, each with another key; /verify asks for the first scope that works for the key."""
+    credentials = [f"Authorization: Bearer {key}" for key in keys]
+    verified = []
+    for credential in credentials:
+        asked = urllib.request.Request(f"{server.server.url}/verify", headers=dict([credential.split(": ")]))
+        with urllib.request.urlopen(asked) as answer:
+            scopes = answer.headers["X-Auth-Scopes"].split()
+        if scopes:  # some keys have only scopes beyond what their members may do
+            verified.append(server.get(f"/verify?scope={scopes[0]}", credential))
+    return {
+        FLOOR: Kind([server.floor(credential) for credential in credentials]),
+        "GET /api/v1/me": Kind([server.get("/api/v1/me", credential) for credential in credentials]),
+        "GET /verify?scope=…": Kind(verified),
+    }
+
+
+def keep_changing(database_url: str, keyring: Keyring, rate: float, done: "Synchronized[int]") -> None:
+    """Store and revoke so many keys a second until ended; count them in `done`."""
+    database = Database(database_url)
+    who = replaceable(database)
+    start = time.monotonic()
+    while True:
+        churn(database, keyring, who, done.value)
+        done.value += 1
+        time.sleep(max(0.0, start + done.value / rate - time.monotonic()))
 
 
 @contextmanager
-def serving(database_url: str, instance: Path) -> Iterator[str]:
-    """Serve the portal with the floor route added (bench/floor.py) as it ships; yield its address."""
-    port = free_port()
-    environ = os.environ | {
-        "PORT": str(port),
-        "PORTAL_DATABASE_URL": database_url,
-        "PORTAL_INSTANCE": str(instance),
-    }
-    process = subprocess.Popen([sys.executable, str(ROOT / "bench" / "floor.py")], cwd=ROOT, env=environ)
-    url = f"http://127.0.0.1:{port}"
+def churning(database_url: str, keyring: Keyring, rate: float) -> Iterator["Synchronized[int]"]:
+    """Change keys in another process meanwhile; give the count of those that were stored and revoked."""
+    done = _spawning.Value("i", 0)
+    process = _spawning.Process(target=keep_changing, args=(database_url, keyring, rate, done), daemon=True)
+    process.start()
     try:
-        for _ in range(200):
-            try:
-                urllib.request.urlopen(f"{url}/healthz", timeout=1).close()
-                break
-            except OSError:
-                time.sleep(0.1)
-        yield url
+        while process.is_alive() and not done.value:
+            time.sleep(0.05)
+        yield done
+        if not process.is_alive():
+            raise RuntimeError("the process that changes keys ended")
     finally:
-        stop(process)
+        process.kill()
+        process.join()
 
 
-def load(url: str, path: str, keys: Sequence[str], seconds: float) -> float:
-    """Keep eight connections busy with GET requests; give the 200s a second. Anything else raises."""
-    host = urlsplit(url)
-    requests = cycle(
-        f"GET {path} HTTP/1.1\r\nHost: {host.netloc}\r\nAuthorization: Bearer {key}\r\n\r\n".encode() for key in keys
-    )
-    with selectors.DefaultSelector() as selector:
-        for _ in range(CONNECTIONS):
-            connection = socket.create_connection((host.hostname, host.port))
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            selector.register(connection, selectors.EVENT_READ)
-            connection.sendall(next(requests))
-        done = 0
-        start = time.perf_counter()
-        while (now := time.perf_counter()) - start < seconds:
-            for ready, _ in selector.select():
-                connection = ready.fileobj  # type: ignore[assignment]
-                answer = connection.recv(65536)
-                if not answer.startswith(b"HTTP/1.1 200"):
-                    raise RuntimeError(f"{path} answered {answer[:300]!r}")
-                body = answer.partition(b"\r\n\r\n")[2]
-                length = int(re.search(rb"content-length: (\d+)", answer)[1])  # type: ignore[index]
-                while len(body) < length:
-                    body += connection.recv(65536)
-                done += 1
-                connection.sendall(next(requests))
-        for ready in list(selector.get_map().values()):
-            ready.fileobj.close()  # type: ignore[union-attr]
-    return done / (now - start)
+def with_churn(
+    server: Loaded, url: str, keyring: Keyring, asked: dict[str, Kind], rounds: int, seconds: float, rate: float
+) -> tuple[dict[str, list[Cost]], float]:
+    """Compare while keys change; give the costs and how many keys a second were stored and revoked."""
+    with churning(url, keyring, rate) as done:
+        start, before = time.monotonic(), done.value
+        costs = server.compare(asked, rounds, seconds)
+        return costs, (done.value - before) / (time.monotonic() - start)
 
 
-def compare(url: str, keys: Sequence[str], rounds: int, seconds: float) -> tuple[list[float], list[float]]:
-    """Load floor and check in turn; give the requests a second of each, round by round."""
-    load(url, CHECK, keys, seconds)
-    load(url, FLOOR, keys, seconds)
-    pairs = []
-    for n in range(rounds):
-        paths = (FLOOR, CHECK) if n % 2 else (CHECK, FLOOR)
-        figures = {path: load(url, path, keys, seconds) for path in paths}
-        pairs.append((figures[FLOOR], figures[CHECK]))
-    return [floor for floor, _ in pairs], [check for _, check in pairs]
+def memory(server: Loaded, keys: Sequence[str], fresh: float) -> str:
+    """Use all keys twice, for a first use changes what is kept of a key; say what the worker holds then."""
+    used = [server.get("/api/v1/me", f"Authorization: Bearer {key}") for key in keys]
+    server.load(used * 2, float("inf"), CONNECTIONS)
+    resident, own = server.worker_memory()
+    told = f"a worker begins with {fresh:.0f} MB; after {len(keys):,} keys it has {resident:.0f}"
+    return f"{told}, {own:.0f} of them for itself"
 
 
 @click.command()
-@click.option("--database", "kinds", multiple=True, type=click.Choice(KINDS), default=KINDS, help="Default: both.")
-@click.option("--keys", "counts", multiple=True, type=int, default=(1_000, 100_000), help="Stored keys.")
-@click.option("--rounds", default=9, help="Pairs of floor and check.")
+@click.option("--database", "names", multiple=True, type=click.Choice(KINDS), default=KINDS, help="Default: both.")
+@click.option("--keys", "counts", multiple=True, type=int, default=(1_000, 100_000), help="Stored keys, about.")
+@click.option("--rounds", default=9, help="Of floor, me and verify.")
 @click.option("--seconds", default=1.0, help="Of each measurement.")
-def main(kinds: Sequence[str], counts: Sequence[int], rounds: int, seconds: float) -> None:
-    """Print the share of the floor that GET /api/v1/me reaches."""
+@click.option("--churn", "rate", default=50.0, help="Keys stored and revoked a second; 0 leaves that part out.")
+def main(names: Sequence[str], counts: Sequence[int], rounds: int, seconds: float, rate: float) -> None:
+    """Print what GET /api/v1/me and /verify cost beside the floor."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    click.echo("database    stored keys  floor req/s  check req/s  share of the floor, median [lowest..highest]")
-    for kind in kinds:
-        with migrated_template(kind) as template, tempfile.TemporaryDirectory() as folder:
-            settings = Settings.from_environ({"PORTAL_DATABASE_URL": template.url}, Path(folder))
-            stored = 0
+    for name in names:
+        with migrated_template(name) as template, tempfile.TemporaryDirectory() as folder:
+            keyring = Settings.from_environ({"PORTAL_DATABASE_URL": template.url}, Path(folder)).keyring
             keys: list[str] = []
             for count in sorted(counts):
                 database = Database(template.url)
-                adding = add_keys(database, settings.keyring, count - stored)
-                with click.progressbar(adding, length=count - stored, label="adding keys", file=sys.stderr) as progress:
-                    new = [plain.reveal() for plain in progress]
+                keys = store(database, keyring, count, keys)
+                stored = stored_keys(database)
                 database.close()
-                stored = count
-                every = max(1, len(new) // IN_USE)
-                keys = new[::every][:IN_USE]
-                with serving(template.url, Path(folder)) as url:
-                    floors, checks = compare(url, keys, rounds, seconds)
-                shares = sorted(check / floor for floor, check in zip(floors, checks, strict=True))
-                click.echo(
-                    f"{kind:<11} {count:>11,}  {statistics.median(floors):>11,.0f}  {statistics.median(checks):>11,.0f}"
-                    f"  {statistics.median(shares):.2f} [{shares[0]:.2f}..{shares[-1]:.2f}]"
-                )
+                with loaded(template.url, Path(folder)) as server:
+                    server.load([server.floor()], float("inf"), 1)
+                    fresh, _ = server.worker_memory()
+                    asked = kinds(server, keys[:: max(1, len(keys) // IN_USE)][:IN_USE])
+                    click.echo(f"{name}, {stored:,} stored keys, {circumstances()}")
+                    click.echo(table(f"{CONNECTIONS} connections", server.compare(asked, rounds, seconds)))
+                    click.echo(table("1 connection", server.compare(asked, rounds, seconds, 1)))
+                    if rate:
+                        costs, reached = with_churn(server, template.url, keyring, asked, rounds, seconds, rate)
+                        click.echo(table(f"{CONNECTIONS}, and {reached:.0f} changes a second", costs))
+                    if len(keys) >= MANY:
+                        click.echo(memory(server, keys, fresh))
 
 
 if __name__ == "__main__":

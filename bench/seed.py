@@ -2,18 +2,34 @@
 
 Fills the migrated database of PORTAL_DATABASE_URL (default: the one in instance/) with workspaces of 25 members with
 four keys each, also under a running server, and writes the texts of 5,000 of the keys (or N) to FILE, one a line.
+`multiply` makes many more of them within the database: a million keys in a minute or two.
 """
 
 import os
 import random
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import click
-from sqlalchemy import insert, select
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Integer,
+    Row,
+    String,
+    cast,
+    func,
+    insert,
+    literal,
+    select,
+    text,
+    true,
+    update,
+)
 from sqlalchemy.orm import Session
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,6 +38,7 @@ sys.path.insert(0, str(ROOT))
 from portal.rules.access import Environment  # noqa: E402
 from portal.rules.credentials import Keyring, PlainKey, new_id  # noqa: E402
 from portal.settings import Settings  # noqa: E402
+from portal.store import key_cache  # noqa: E402
 from portal.store.database import Database  # noqa: E402
 from portal.store.models import Access, ApiKey, App, KeyScope, Member, Solution, Workspace  # noqa: E402
 
@@ -38,6 +55,97 @@ def add_keys(database: Database, keyring: Keyring, count: int) -> Iterator[Plain
             added = _add_workspace(session, keyring, min(count, MEMBERS * KEYS))
         count -= len(added)
         yield from added
+
+
+def stored_keys(database: Database) -> int:
+    """Count the stored keys."""
+    with database.reading() as session:
+        return session.scalar(select(func.count()).select_from(ApiKey)) or 0
+
+
+def multiply(database: Database, times: int) -> None:
+    """Make so many of each workspace that `add_keys` made, with all that is in it. Nobody knows the copies' keys.
+
+    Only for a database of one's own: PostgreSQL takes it from an administrator alone, and others that write meanwhile
+    would meet the new ids.
+    """
+    numbers = select(literal(1, Integer).label("n")).cte("numbers", recursive=True)
+    numbers = numbers.union_all(select(numbers.c.n + 1).where(numbers.c.n < times - 1))
+    mark = f"-{new_id('')[-4:].lower()}"  # or copies of copies would have the names of copies
+    workspaces = select(Workspace.id).where(Workspace.slug.like("bench-%"))
+    members = select(Member.id).where(Member.workspace_id.in_(workspaces))
+    keys = select(ApiKey.id).where(ApiKey.workspace_id.in_(workspaces))
+    which: dict[Any, ColumnElement[bool]] = {
+        Workspace: Workspace.id.in_(workspaces),
+        **{model: model.workspace_id.in_(workspaces) for model in (Solution, App, Member, ApiKey)},
+        Access: Access.member_id.in_(members),
+        KeyScope: KeyScope.key_id.in_(keys),
+    }
+    if database.is_sqlite:  # no cache of keys follows a change of this size line by line
+        with closing(database.driver_connection()) as driver:
+            key_cache.remove(driver)
+    with database.transaction() as session:
+        connection = session.connection()
+        database.take_time(connection)
+        if database.is_sqlite:
+            connection.execute(text("PRAGMA cache_size = -500000"))  # kB, of this connection: digests go everywhere
+        else:
+            connection.execute(text("SET LOCAL session_replication_role = replica"))  # whatever they name is there
+        steps = {
+            model.__tablename__: int(connection.scalar(select(func.max(model.id))) or 0)
+            for model in which
+            if hasattr(model, "id")
+        }
+        for model, are_ours in which.items():
+            columns = model.__table__.columns
+            values = [_copied(column, numbers.c.n, steps, mark, database).label(column.name) for column in columns]
+            copies = select(*values).select_from(model).join(numbers, true()).where(are_ours)
+            connection.execute(insert(model).from_select([column.name for column in columns], copies))
+        if not database.is_sqlite:
+            for table in steps:
+                connection.execute(
+                    text(f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), max(id)) FROM {table}")
+                )
+            connection.execute(text("ANALYZE"))  # as its autovacuum would, some time after so many rows
+    if database.is_sqlite:
+        with closing(database.driver_connection()) as driver:
+            key_cache.install(driver)
+
+
+def _copied(
+    column: Column[Any], number: ColumnElement[int], steps: dict[str, int], mark: str, database: Database
+) -> Any:
+    """Say what stands in a column of a row's copy of a number; ids go on in steps of a table, names get a mark."""
+    if column.name == "id":
+        return column + number * steps[column.table.name]
+    for key in column.foreign_keys:
+        return column + number * steps.get(key.column.table.name, 0)
+    if column.name == "public_id" or column is Workspace.__table__.c.slug:
+        return column.concat(mark).concat(cast(number, String))
+    if column.name == "digest":
+        if database.is_sqlite:
+            return func.randomblob(32)
+        return func.sha256(func.convert_to(ApiKey.public_id.concat(mark).concat(cast(number, String)), "UTF8"))
+    return column
+
+
+def replaceable(database: Database) -> Row[int, int, int]:
+    """Find a member and an app that `churn` may make keys for."""
+    with database.reading() as session:
+        found = select(Member.id.label("member_id"), App.id.label("app_id"), Member.workspace_id)
+        return session.execute(found.join(App, App.workspace_id == Member.workspace_id).limit(1)).one()
+
+
+def churn(database: Database, keyring: Keyring, who: Row[int, int, int], number: int) -> None:
+    """Store a key and revoke it, in two transactions, and nothing of what the services would do besides."""
+    _, row = _key(keyring, datetime.now(UTC), 1_000 + number)
+    row |= {"workspace_id": who.workspace_id, "member_id": who.member_id, "created_by_id": who.member_id}
+    with database.transaction() as session:
+        key_id = session.scalars(insert(ApiKey).returning(ApiKey.id), [row]).one()
+        session.connection().execute(insert(KeyScope), {"key_id": key_id, "app_id": who.app_id, "action": "read"})
+    with database.transaction() as session:
+        change = update(ApiKey).where(ApiKey.id == key_id).values(revoked_at=datetime.now(UTC))
+        session.connection().execute(change)
 
 
 def _add_workspace(session: Session, keyring: Keyring, count: int) -> list[PlainKey]:
@@ -99,6 +207,8 @@ def _key(keyring: Keyring, now: datetime, n: int) -> tuple[PlainKey, dict[str, A
         "last_four": plain.last_four,
         "created_at": now,
         "expires_at": now + lifetime if lifetime else None,
+        "rate_per_minute": 60_000,  # so that a few keys can be asked with as fast as many
+        "rate_per_second": 6_000,
     }
 
 

@@ -157,6 +157,16 @@ class Browser:
         if status != 303:
             raise RuntimeError(f"{email} could not sign in: {status}")
 
+    @property
+    def cookie(self) -> str:
+        """The header's value by which the server knows it."""
+        return "; ".join(f"{name}={value}" for name, value in self._cookies.items())
+
+    @property
+    def token(self) -> str:
+        """What a form of the page that was opened last must send along."""
+        return self._token
+
     def get(self, path: str) -> str:
         """Open a page, and remember its form's token."""
         status, text = self._ask("GET", path)
@@ -180,7 +190,7 @@ class Browser:
     def _ask(
         self, method: str, path: str, answers: dict[str, str] | list[tuple[str, str]] | None = None
     ) -> tuple[int, str]:
-        headers = {"Cookie": "; ".join(f"{name}={value}" for name, value in self._cookies.items())}
+        headers = {"Cookie": self.cookie}
         body = None
         if answers is not None:
             headers["Content-Type"] = "application/x-www-form-urlencoded"

@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,24 +27,28 @@ class Server:
     database_url: str
     instance: Path
     log: Path
+    session: int = 0  # of the system, that all its processes are of
 
 
 @contextmanager
-def serving(database_url: str, instance: Path, **settings: str) -> Iterator[Server]:
+def serving(
+    database_url: str, instance: Path, command: Sequence[str] = ("-m", "flask", "serve"), **settings: str
+) -> Iterator[Server]:
     """Serve the database on a free loopback port, stop by SIGTERM; `settings` are further environment variables."""
     port = free_port()
-    server = Server(f"http://127.0.0.1:{port}", database_url, instance, instance / "server.log")
+    log_path = instance / "server.log"
     ours = {"PORT": str(port), "PORTAL_DATABASE_URL": database_url, "PORTAL_INSTANCE": str(instance)}
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PORTAL_")}
-    with server.log.open("wb") as log:
+    with log_path.open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "flask", "serve"],
+            [sys.executable, *command],
             cwd=ROOT,
             env=inherited | ours | settings,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # its workers can then be ended with it, should it not stop by itself
         )
+    server = Server(f"http://127.0.0.1:{port}", database_url, instance, log_path, process.pid)
     try:
         wait_until_healthy(server, process)
         yield server

@@ -47,6 +47,7 @@ ADMINS_SET_RATES = "Only administrators set how many requests a key may send."
 MOST_PER_MINUTE, MOST_PER_SECOND = 100_000, 5_000  # requests that an administrator may allow a key
 _MAX_SCOPES = 100
 _FORM_ID = re.compile(r"[0-9A-Za-z_-]{8,40}")
+_Successor = aliased(ApiKey)  # made once: it learns its columns anew each time
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,8 +331,7 @@ def _overreach(planned: Plan) -> Attempt | None:
 
 def standing_count(session: Session, member_id: int, now: datetime) -> int:
     """Count a member's keys that are neither revoked nor expired, a rotating pair once."""
-    successor = aliased(ApiKey)
-    succeeded = exists().where(successor.replaces_id == ApiKey.id, successor.revoked_at.is_(None))
+    succeeded = exists().where(_Successor.replaces_id == ApiKey.id, _Successor.revoked_at.is_(None))
     standing = select(func.count()).where(
         ApiKey.member_id == member_id,
         ApiKey.revoked_at.is_(None),
