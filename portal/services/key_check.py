@@ -13,6 +13,7 @@ import threading
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
+from sys import intern
 from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
@@ -163,8 +164,10 @@ class KeyCheck:
         if self._cache is not None and (kept := self._cache.find(digests)):
             return kept
         metrics.key_read()
-        parameters = {f"digest_{n}": digest for n, digest in enumerate(digests)}
-        rows: list[Sequence[Any]] = self._connection.execute(self._sql, parameters).fetchall()
+        if self._database.is_sqlite:
+            rows: list[Sequence[Any]] = self._connection.execute(self._sql, digests).fetchall()
+        else:
+            rows = self._connection.ask(self._sql, digests)
         if not rows:
             return None
         digest, *row = rows[0]
@@ -180,6 +183,10 @@ class KeyCheck:
             member_pk, member_id, member_name, role, member_off, member_gone, account_pk, account_off,
             workspace_pk, workspace_id, workspace_slug, workspace_name, scope_levels,
         ) = row  # fmt: skip
+        # Records are kept, and those of a workspace and a member share what is the same in all.
+        environment, role, member_id, member_name, workspace_id, workspace_slug, workspace_name = map(
+            intern, (environment, role, member_id, member_name, workspace_id, workspace_slug, workspace_name)
+        )
         expires_at, retires_at = _moment(expires), _moment(retires)
         stopped = None
         if deactivated is not None:
@@ -271,7 +278,7 @@ def _statement(database: Database, peppers: int) -> str:
         .outerjoin(Account, Account.id == Member.account_id)
         .where(ApiKey.digest == digests[0] if peppers == 1 else ApiKey.digest.in_(digests))
     )
-    dialect = sqlite.dialect(paramstyle="named") if database.is_sqlite else psycopg.dialect()  # type: ignore[no-untyped-call]
+    dialect = sqlite.dialect() if database.is_sqlite else psycopg.dialect(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]
     return str(statement.compile(dialect=dialect, compile_kwargs={"render_postcompile": True}))
 
 

@@ -107,7 +107,8 @@ class Usage:
         self._pending: _Batch | None = None
         self._touched: dict[int, datetime] = {}
         self._told_day = 0
-        self._told_apart: dict[int, set[tuple[str, ...]]] = {}  # the day's ways of using a key that count apart
+        self._told_apart: set[int] = set()  # hashes of the day's ways of using a key that count apart
+        self._ways_of: dict[int, int] = {}  # how many those are, by key
         self._kept_of: dict[int, int] = {}  # refusals of a key since its older ones were last pruned
         self._pruned_at: datetime | None = None
         self._outage = Outage("usage could not be written; it is kept for the next try")
@@ -158,15 +159,18 @@ class Usage:
     def _may_tell_apart(self, use: Use, batch: _Batch) -> bool:
         """Say whether a way of using a key counts apart: a few dozen of a day do, so that no caller can fill tables."""
         day = use.hour // 24
-        if day != self._told_day or len(self._told_apart) > _REMEMBERED:
-            self._told_day, self._told_apart = day, {}
-        ways = self._told_apart.setdefault(use.key, set())
-        way = use[2:]
-        if way in ways:
+        if day != self._told_day or len(self._ways_of) > _REMEMBERED:
+            self._told_day = day
+            self._told_apart.clear()
+            self._ways_of.clear()
+        way = hash((use.key, use[2:]))
+        if way in self._told_apart:
             return True
-        if len(ways) >= _MAX_WAYS or len(batch.counts) >= _MAX_ROWS:
+        ways = self._ways_of.get(use.key, 0)
+        if ways >= _MAX_WAYS or len(batch.counts) >= _MAX_ROWS:
             return False
-        ways.add(way)
+        self._told_apart.add(way)
+        self._ways_of[use.key] = ways + 1
         return True
 
     def flush(self) -> None:

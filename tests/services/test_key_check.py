@@ -42,6 +42,10 @@ class Watched:
         self._statements.append(statement)
         return self._connection.execute(statement, *parameters)
 
+    def ask(self, statement: str, parameters: Any) -> Any:
+        self._statements.append(statement)
+        return self._connection.ask(statement, parameters)
+
     def close(self) -> None:
         self._connection.close()
 
