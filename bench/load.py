@@ -161,6 +161,10 @@ def _read(connection: socket.socket, expected: bytes) -> None:
     if not answer.startswith(expected):
         raise RuntimeError(f"answered {answer[:2000]!r}")
     head, _, body = answer.partition(b"\r\n\r\n")
+    if b"\r\ntransfer-encoding: chunked" in head.lower():  # as an app answers that does not tell the length
+        while not body.endswith(b"\r\n0\r\n\r\n"):
+            body += connection.recv(65536)
+        return
     left = int(head.lower().partition(b"\r\ncontent-length: ")[2].partition(b"\r\n")[0]) - len(body)
     while left > 0:
         left -= len(connection.recv(65536))
