@@ -68,7 +68,7 @@ class Loaded:
 
     def cpu(self) -> float:
         """Give the seconds of CPU time that all its processes have taken."""
-        return sum(sum(map(int, _stat(path / "stat")[11:13])) for path in self._processes) / _TICK
+        return cpu_of(self._processes)
 
     def worker_memory(self) -> tuple[float, float]:
         """Give the megabytes that its one worker, the largest of its processes, holds: in all, and for itself alone."""
@@ -146,6 +146,11 @@ def table(title: str, costs: Mapping[str, Sequence[Cost]]) -> str:
     return "\n".join(lines)
 
 
+def cpu_of(processes: Iterable[Path]) -> float:
+    """Give the seconds of CPU time that processes have taken, each named by its folder in /proc."""
+    return sum(sum(map(int, stat_of(path / "stat")[11:13])) for path in processes) / _TICK
+
+
 def circumstances() -> str:
     """Say how busy the machine is."""
     return f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
@@ -172,12 +177,12 @@ def _read(connection: socket.socket, expected: bytes) -> None:
 
 def _is_of(path: Path, session: int) -> bool:
     try:
-        return int(_stat(path)[3]) == session
+        return int(stat_of(path)[3]) == session
     except OSError:  # it ended meanwhile
         return False
 
 
-def _stat(path: Path) -> list[str]:
+def stat_of(path: Path) -> list[str]:
     """Read a process's /proc/<pid>/stat from its third field on: state, parent, group, session …"""
     return path.read_text().rpartition(")")[2].split()
 
