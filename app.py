@@ -86,6 +86,10 @@ def create_app(environ: Mapping[str, str] | None = None) -> Flask:
         database = Database(settings.database_url)
     except ValueError as error:
         sys.exit(f"Cannot start: PORTAL_DATABASE_URL: {error}.")
+    try:
+        replica = Replica(settings.replica_url, database) if settings.replica_url else None
+    except ValueError as error:
+        sys.exit(f"Cannot start: PORTAL_REPLICA_URL: {error}.")
     if not settings.is_local and (file := database.file_open_to_all):
         sys.exit(f"Cannot start: everybody on this machine may open {file}. Run: chmod 600 {file}")
     portal = Portal(
@@ -95,7 +99,7 @@ def create_app(environ: Mapping[str, str] | None = None) -> Flask:
         Usage(database),
         RateLimit(instance / "rates", settings.redis_url),
         Readiness(database),
-        Replica(settings.replica_url, database) if settings.replica_url else None,
+        replica,
     )
 
     app = Flask(__name__, root_path=str(ROOT), instance_path=str(instance.resolve()), static_folder=None)

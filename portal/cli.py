@@ -17,12 +17,13 @@ from granian.log import LogLevels
 
 from portal import demo, mail, metrics
 from portal.rules.access import Role
-from portal.rules.errors import NotFound, PortalError
+from portal.rules.errors import Conflict, NotFound, PortalError
 from portal.rules.schemas import Schema
 from portal.rules.text import clean_email
 from portal.services import (
     accounts,
     audit,
+    invitations,
     key_views,
     keys,
     members,
@@ -35,7 +36,7 @@ from portal.services import (
 from portal.services.actor import operator
 from portal.settings import Settings
 from portal.store import backup
-from portal.store.database import MISTAKES, TROUBLE, Database, Session
+from portal.store.database import MISTAKES, TROUBLE, Database, Session, lacks_tables, out_of_reach
 from portal.store.migrate import migrate
 
 _THREADS = 64  # a process; all but one wait for bodies that are still on their way
@@ -84,12 +85,28 @@ def register(app: Flask, settings: Settings, database: Database) -> None:
     def create_workspace(slug: str, name: str, admin: str) -> None:
         """Create a workspace; print the one-time link by which its first admin joins."""
         actor = operator()
+        try:
+            with database.transaction() as session:
+                workspace = workspaces.create(session, actor, slug, name)
+                token = members.invite(session, actor, workspace, admin, Role.ADMIN)
+        except Conflict as error:
+            advice = f"For a new link: flask invite-admin {slug} {admin}"
+            raise click.ClickException(f"{error.message} {advice}") from None
+        click.echo(f"Workspace {slug} is there.")
+        _tell_invitation(settings, admin, token)
+
+    @command("invite-admin")
+    @click.argument("workspace")
+    @click.argument("email")
+    def invite_admin(workspace: str, email: str) -> None:
+        """Print a one-time link by which an administrator joins a workspace.
+
+        For when the first link was lost or has expired, or nobody who administers the workspace can sign in. Links
+        that were made for the same address before end.
+        """
         with database.transaction() as session:
-            workspace = workspaces.create(session, actor, slug, name)
-            token = members.invite(session, actor, workspace, admin, Role.ADMIN)
-        days = members.INVITATION_LIFE.days
-        click.echo(f"Workspace {slug} is there. Send this link to {admin}; it works once, for {days} days:")
-        click.echo(f"{settings.base_url}/invite/{token}")
+            token = invitations.invite_admin(session, operator(), workspaces.get(session, workspace), email)
+        _tell_invitation(settings, email, token)
 
     @command("add-solution")
     @click.argument("workspace")
@@ -170,7 +187,8 @@ def register(app: Flask, settings: Settings, database: Database) -> None:
         with database.transaction() as session:
             account = accounts.find_usable(session, clean_email(email) or "")
             if account is None:
-                raise NotFound(f"Nobody can sign in as {email}.")
+                advice = "Who has not joined yet needs a link: flask invite-admin WORKSPACE EMAIL."
+                raise NotFound(f"Nobody can sign in as {email}. {advice}")
             token = passwords.begin_reset(session, operator(), account)
         click.echo(f"Send this link to {email}; it works once, for {passwords.RESET_LIFE.seconds // 60} minutes:")
         click.echo(f"{settings.base_url}/reset/{token}")
@@ -184,7 +202,9 @@ def register(app: Flask, settings: Settings, database: Database) -> None:
         except OSError as error:
             raise click.ClickException(f"{file} cannot be written: {error.strerror}.") from None
         click.echo(f"{_counted(made.rows, 'row')} of {_counted(len(made.tables), 'table')} are in {file}.")
-        click.echo("It holds digests, no key and no password. To use it you need the PORTAL_KEY_PEPPERS of today.")
+        ids = ", ".join(pepper.id for pepper in settings.keyring.peppers)
+        click.echo("It holds digests, no key and no password. Keep PORTAL_KEY_PEPPERS too, apart from it:")
+        click.echo(f"without the secrets of today ({ids}) no key in it can work again.")
 
     @command("restore")
     @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
@@ -197,9 +217,10 @@ def register(app: Flask, settings: Settings, database: Database) -> None:
         With --replace, what the database knows to be ended since then (keys, members, access …) stays ended.
         """
         with backup.read(file) as found:
-            knows_later = replace and not _is_blank(database)
+            is_blank = _is_blank(database)  # before anything is asked
+            knows_later = replace and not is_blank
             has_keys = bool(found.manifest.tables["api_key"]["rows"])
-            if has_keys and not (knows_later or resurrect or deactivate_keys):
+            if has_keys and is_blank and not (resurrect or deactivate_keys):
                 _ask_to_resurrect(found.manifest.made_at)
             with database.transaction() as session:
                 database.take_time(session.connection())
@@ -240,8 +261,14 @@ def register(app: Flask, settings: Settings, database: Database) -> None:
             raise click.ClickException(f"{_counted(len(failed), 'mail')} not taken, kept for the next run:\n{tries}")
 
 
+def _tell_invitation(settings: Settings, email: str, token: str) -> None:
+    click.echo(f"Send this link to {email}; it works once, for {members.INVITATION_LIFE.days} days:")
+    click.echo(f"{settings.base_url}/invite/{token}")
+
+
 def _is_blank(database: Database) -> bool:
     with database.reading() as session:
+        backup.check_migration(session.connection())
         return backup.is_empty(session)
 
 
@@ -285,9 +312,13 @@ def _say_errors(function: Callable[..., None]) -> Callable[..., None]:
         except backup.BadBackup as error:
             raise click.ClickException(str(error)) from None
         except (*TROUBLE, *MISTAKES) as error:
-            reason = str(getattr(error, "orig", error)).strip().splitlines()[0]
-            advice = "If it is new, run: flask migrate."
-            raise click.ClickException(f"The database cannot do this: {reason}. {advice}") from None
+            reason = str(getattr(error, "orig", error)).strip().splitlines()[0].rstrip(".")
+            advice = ""
+            if lacks_tables(error):
+                advice = " If it is new, run: flask migrate."
+            elif out_of_reach(error):
+                advice = " See that PORTAL_DATABASE_URL is right and that PostgreSQL runs."
+            raise click.ClickException(f"The database cannot do this: {reason}.{advice}") from None
 
     return careful
 

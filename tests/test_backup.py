@@ -185,6 +185,20 @@ def test_an_empty_database_knows_nothing_of_what_was_ended_so_the_operator_decid
     assert status(empty, key) == 200
 
 
+@pytest.mark.parametrize("options", [[], ["--resurrect"], ["--deactivate-keys"], ["--replace"]])
+def test_a_database_without_tables_is_found_before_anything_is_asked(
+    app: Flask, blank_url: str, file: Path, key: MadeKey, options: list[str]
+) -> None:
+    with portal_on(blank_url, app) as unmigrated:
+        told = refused(unmigrated, "restore", str(file), *options, typed="y\n")
+        assert told == "Error: The database has no tables yet. Run: flask migrate.\n"
+        assert "Run: flask migrate" in refused(unmigrated, "backup", str(file.with_name("another")))
+
+
+def test_a_backup_names_what_must_be_kept_beside_it(app: Flask, tmp_path: Path) -> None:
+    assert "Keep PORTAL_KEY_PEPPERS too" in run(app, "backup", str(tmp_path / "mine"))
+
+
 def test_all_keys_can_be_restored_deactivated(empty: Flask, file: Path, key: MadeKey) -> None:
     assert "1 key deactivated" in run(empty, "restore", str(file), "--deactivate-keys")
     assert status(empty, key) == 401

@@ -15,6 +15,7 @@ from portal.store.database import Database
 from portal.store.migrate import check
 from portal.store.models import ApiKey, AuditEvent, Workspace
 from tests.cast import Cast, MadeKey
+from tests.servers import free_port
 
 SCHEMA = {"type": "object", "properties": {"sku": {"type": "string"}}, "required": ["sku"]}
 
@@ -118,6 +119,53 @@ def test_the_link_for_a_new_workspaces_admin_works_once(cast: Cast, database: Da
         told = session.scalars(commands).all()
     assert [event.action for event in told[-2:]] == ["workspace_created", "member_invited"]
     assert path.rpartition("/")[2] not in repr([vars(event) for event in told])
+
+
+def test_a_link_that_was_lost_is_made_anew_and_the_old_one_ends(cast: Cast, database: Database) -> None:
+    first = run(cast.app, "create-workspace", "initech", "Initech", "--admin", "ida@initech.test").split()[-1]
+    assert "flask invite-admin initech" in refused(
+        cast.app, "create-workspace", "initech", "Initech", "--admin", "ida@initech.test"
+    )
+    assert "flask invite-admin" in refused(cast.app, "reset-password", "ida@initech.test")
+    second = run(cast.app, "invite-admin", "initech", "Ida@initech.test").split()[-1]
+    old, new = (link.removeprefix("http://127.0.0.1:5000") for link in (first, second))
+    ida = cast.stranger("ida")
+    assert ida.get(old).status_code == 404
+    assert ida.get(new).status_code == 200
+    answers = {"name": "Ida Berg", "password": "a sentence of ida's own", "password_again": "a sentence of ida's own"}
+    assert ida.post(new, answers).location == "/w/initech"
+    assert ida.get("/w/initech/members").status_code == 200  # an administrator
+    assert "already" in refused(cast.app, "invite-admin", "initech", "ida@initech.test")
+    with database.reading() as session:
+        told = session.scalars(select(AuditEvent.action).where(AuditEvent.means == "command").order_by(AuditEvent.id))
+        assert told.all()[-3:] == ["member_invited", "invitation_withdrawn", "member_invited"]
+
+
+@pytest.mark.parametrize(
+    ("workspace", "email", "says"),
+    [
+        ("nowhere", "ida@initech.test", "nowhere"),
+        ("acme", "ida", "email"),
+        ("acme", "ana@acme.test", "reset-password"),
+        ("acme", "Rio@acme.test", "as member"),
+    ],
+)
+def test_who_cannot_be_invited_is_told(app: Flask, workspace: str, email: str, says: str) -> None:
+    assert says in refused(app, "invite-admin", workspace, email)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("command", [["migrate"], ["list-keys", "acme"], ["notify"], ["backup", "FILE"], ["serve"]])
+def test_a_database_that_cannot_be_reached_is_not_told_to_be_new(tmp_path: Path, command: list[str]) -> None:
+    url = f"postgresql://portal:hunter2@127.0.0.1:{free_port()}/portal"
+    app = create_app({"PORTAL_DATABASE_URL": url, "PORTAL_INSTANCE": str(tmp_path)})
+    told = refused(app, *[word.replace("FILE", str(tmp_path / "file")) for word in command])
+    assert "refused" in told
+    assert "PORTAL_DATABASE_URL" in told
+    assert "flask migrate" not in told
+    assert "hunter2" not in told
+    assert told.count("\n") == 1
+    app.extensions["portal"].close()
 
 
 @pytest.mark.parametrize(
@@ -283,6 +331,7 @@ def test_every_command_explains_itself(app: Flask) -> None:
         "migrate",
         "seed-demo",
         "create-workspace",
+        "invite-admin",
         "add-solution",
         "add-app",
         "list-keys",

@@ -226,11 +226,18 @@ def test_a_bad_value_stops_the_start_with_one_line_that_names_the_variable(
         ("PORTAL_KEY_PEPPERS", "a:hunter2"),
         ("PORTAL_KEY_PEPPERS", "hunter2hunter2hunter2hunter2hunter2"),
         ("PORTAL_DATABASE_URL", "mysql://portal:hunter2@db/portal"),
+        ("PORTAL_DATABASE_URL", "postgresql://portal:a@hunter2@db/portal"),
+        ("PORTAL_DATABASE_URL", "postgresql://portal:a@b/hunter2@db/portal"),
+        ("PORTAL_DATABASE_URL", "postgresql://portal:a@b:hunter2@db/portal"),
+        ("PORTAL_DATABASE_URL", "postgresql://portal:a@b?hunter2@db/portal"),
+        ("PORTAL_DATABASE_URL", "postgresql+psycopg://portal:@hunter2@db/portal"),
+        ("PORTAL_REPLICA_URL", "postgresql://portal:a@hunter2@db/portal"),
     ],
 )
 def test_a_refused_secret_is_not_repeated(instance: Path, variable: str, value: str) -> None:
     with pytest.raises(SystemExit) as stopped:
-        create_app({"PORTAL_INSTANCE": str(instance), variable: value})
+        database = "postgresql://db.internal/portal"
+        create_app({"PORTAL_INSTANCE": str(instance), "PORTAL_DATABASE_URL": database, variable: value})
     assert "hunter2" not in str(stopped.value.code)
 
 

@@ -14,7 +14,7 @@ from portal.services import audit, members, outbox
 from portal.services.actor import Actor
 from portal.services.audit import Event
 from portal.services.members import Seat
-from portal.store.models import Account, Invitation, Member
+from portal.store.models import Account, Invitation, Member, Workspace
 
 MAX_OPEN = 100  # of a workspace: all of them stand on one page, each with its end
 MAX_AN_HOUR = 60  # by one administrator: each mails somebody who may never have heard of us
@@ -126,6 +126,19 @@ def withdraw_those_to(session: Session, actor: Actor, member: Member) -> int:
     return _withdraw_all(session, actor, (Invitation.workspace_id == member.workspace_id) & (Invitation.email == email))
 
 
+def invite_admin(session: Session, actor: Actor, workspace: Workspace, email: str) -> str:
+    """Make an operator's one-time link for an administrator; those that the address got before end by it.
+
+    Gives the token. Raises Conflict for somebody who is in already; Invalid for what is no e-mail address.
+    """
+    address = text.clean_email(email) or ""
+    if role := _active_role(session, workspace, address):
+        advice = "For a new password: flask reset-password." if role == Role.ADMIN else "Administrators change roles."
+        raise Conflict(f"{address} is in {workspace.slug} already, as {role}. {advice}")
+    _withdraw_all(session, actor, (Invitation.workspace_id == workspace.id) & (Invitation.email == address))
+    return members.invite(session, actor, workspace, email, Role.ADMIN)
+
+
 def _withdraw_all(session: Session, actor: Actor, which: ColumnElement[bool]) -> int:
     open_ones = (which, Invitation.accepted_at.is_(None), Invitation.withdrawn_at.is_(None))
     found = list(session.scalars(select(Invitation).where(*open_ones).order_by(Invitation.id).with_for_update()))
@@ -159,3 +172,8 @@ def _open(seat: Seat, now: datetime) -> tuple[Any, ...]:
 def _active_member(session: Session, seat: Seat, email: str) -> str | None:
     here = (Member.workspace_id == seat.workspace.id, Account.email == email, *members.ACTIVE)
     return session.scalar(select(Member.name).join(Member.account).where(*here))
+
+
+def _active_role(session: Session, workspace: Workspace, email: str) -> str | None:
+    here = (Member.workspace_id == workspace.id, Account.email == email, *members.ACTIVE)
+    return session.scalar(select(Member.role).join(Member.account).where(*here))

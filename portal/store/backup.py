@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from sqlalchemy import Connection, Integer, LargeBinary, Table, delete, func, insert, select, text, update
+from sqlalchemy import Connection, Integer, LargeBinary, Table, delete, func, insert, inspect, select, text, update
 
 from portal.store.database import TROUBLE, Base, Database, Moment, Session
 from portal.store.migrate import newest
@@ -79,7 +79,7 @@ def _write_all(database: Database, archive: zipfile.ZipFile) -> Manifest:
             connection.execute(text("SET TRANSACTION READ ONLY"))
         database.take_time(connection)
         made_at = datetime.now(UTC)
-        migration = _migration(connection)
+        migration = check_migration(connection)
         told = {}
         for table in tables():
             with archive.open(f"{table.name}.jsonl", "w", force_zip64=True) as file:
@@ -89,7 +89,10 @@ def _write_all(database: Database, archive: zipfile.ZipFile) -> Manifest:
     return Manifest(made_at, migration, told)
 
 
-def _migration(connection: Connection) -> str:
+def check_migration(connection: Connection) -> str:
+    """Name the migration of the database; BadBackup unless it is this code's."""
+    if not inspect(connection).has_table("alembic_version"):
+        raise BadBackup("The database has no tables yet. Run: flask migrate.")
     found = connection.scalar(text("SELECT version_num FROM alembic_version"))
     if found != newest():
         raise BadBackup("The database is at another migration than this code. Run: flask migrate.")

@@ -1,5 +1,6 @@
 """The engine, its transactions, and moments. SQLite (WAL) and PostgreSQL behave the same from here up."""
 
+import re
 import select
 import sqlite3
 import stat
@@ -46,6 +47,20 @@ def broken_rule(error: IntegrityError) -> str:
     """Name the unique index or constraint that a write broke, as far as the driver tells."""
     diagnosis = getattr(error.orig, "diag", None)
     return str(getattr(diagnosis, "constraint_name", None) or error.orig)
+
+
+def lacks_tables(error: Exception) -> bool:
+    """Say whether a database answered that it has not the tables or columns of this code."""
+    cause = getattr(error, "orig", error)
+    if isinstance(cause, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn):
+        return True
+    return isinstance(cause, sqlite3.OperationalError) and str(cause).startswith(("no such", "table "))
+
+
+def out_of_reach(error: Exception) -> bool:
+    """Say whether PostgreSQL could not be spoken to at all: what it answers itself has a code."""
+    cause = getattr(error, "orig", error)
+    return isinstance(cause, psycopg.OperationalError) and cause.sqlstate is None
 
 
 class Moment(TypeDecorator[datetime]):
@@ -266,8 +281,17 @@ def _prepare_postgresql(engine: Engine) -> None:
 _PRAGMAS = ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", f"busy_timeout={PATIENCE}")
 
 
+# A password begins at the first `:` and ends at the next `@`, as SQLAlchemy has it.
+_ONE_AT = re.compile(r"[^:]+://(?:[^:/]*(?::[^@]*)?@)?[^@]*")
+
+
 def checked_url(text: str) -> URL:
-    """Read a database URL; bare `postgresql://` means psycopg 3. Raises ValueError for any other database."""
+    """Read a database URL; bare `postgresql://` means psycopg 3. Raises ValueError for any other database.
+
+    Of a password that holds a bare `@` the rest would be the host, and be printed when nobody finds that.
+    """
+    if text.startswith("postgresql") and not _ONE_AT.fullmatch(text):
+        raise ValueError("it has an @ too many: in a password write @ as %40, : as %3A, / as %2F and % as %25")
     try:
         url = make_url(text)
         backend = url.get_backend_name()
@@ -319,4 +343,6 @@ __all__ = [
     "Session",
     "broken_rule",
     "checked_url",
+    "lacks_tables",
+    "out_of_reach",
 ]

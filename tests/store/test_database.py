@@ -208,6 +208,7 @@ def test_no_moment_stays_none(database: Database) -> None:
         ("postgresql://portal:pw@db.internal:5433/portal", "postgresql+psycopg"),
         ("postgresql+psycopg://db.internal/portal", "postgresql+psycopg"),
         ("postgresql+psycopg2://db.internal/portal", "postgresql+psycopg"),
+        ("postgresql://portal@cloud:p%40w@db.internal/portal", "postgresql+psycopg"),
         ("postgresql:///portal?host=/run/postgresql", "postgresql+psycopg"),
     ],
 )
