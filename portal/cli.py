@@ -37,7 +37,7 @@ from portal.services.actor import operator
 from portal.settings import Settings
 from portal.store import backup
 from portal.store.database import MISTAKES, TROUBLE, Database, Session, lacks_tables, out_of_reach
-from portal.store.migrate import migrate
+from portal.store.migrate import NewerDatabase, migrate
 
 _THREADS = 64  # a process; all but one wait for bodies that are still on their way
 _MAX_HEADERS = 16 * 1024  # bytes of a request's header block
@@ -309,7 +309,7 @@ def _say_errors(function: Callable[..., None]) -> Callable[..., None]:
             function(**values)
         except PortalError as error:
             raise click.ClickException(error.message) from None
-        except backup.BadBackup as error:
+        except (backup.BadBackup, NewerDatabase) as error:
             raise click.ClickException(str(error)) from None
         except (*TROUBLE, *MISTAKES) as error:
             reason = str(getattr(error, "orig", error)).strip().splitlines()[0].rstrip(".")

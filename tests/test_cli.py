@@ -85,6 +85,16 @@ def test_a_command_before_the_first_migration_says_so(blank_app: Flask, command:
     assert "migrate" in refused(blank_app, *command)
 
 
+def test_code_that_is_older_than_the_database_says_so(blank_app: Flask) -> None:
+    run(blank_app, "migrate")
+    with blank_app.extensions["portal"].database.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = 'feedbeef0000'")
+    for command in ("migrate", "serve"):
+        told = refused(blank_app, command)
+        assert "newer version" in told
+        assert "feedbeef0000" in told
+
+
 # --- A workspace ----------------------------------------------------------------------------------------------------
 
 

@@ -57,9 +57,10 @@ def ask(port: int, host: str, path: str = "/", method: str = "GET", **headers: s
     named = {name.replace("__", "\0").replace("_", "-").replace("\0", "_"): value for name, value in headers.items()}
     connection.request(method, path, headers={"Host": host, **named})
     with connection.getresponse() as answer:
-        found = Answer(
-            answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read().decode()
-        )
+        said: dict[str, str] = {}
+        for name, value in answer.getheaders():  # of a header that came twice both values, joined as RFC 9110 has it
+            said[name.lower()] = f"{said[name.lower()]}, {value}" if name.lower() in said else value
+        found = Answer(answer.status, said, answer.read().decode())
     connection.close()
     return found
 
@@ -105,6 +106,7 @@ class Gate:
     keys: dict[str, str]
     database: Database
     office: Office
+    sandbox: Backend | None  # None: there is none, as in the files as they are
 
     def get(self, key: str | None = None, path: str = "/", method: str = "GET", **headers: str) -> Answer:
         bearer = {"Authorization": f"Bearer {self.keys.get(key, key)}"} if key else {}
@@ -156,19 +158,28 @@ def fitted(path: str, changes: Mapping[str, str]) -> str:
 def gate(
     request: pytest.FixtureRequest, template: Template, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Gate]:
-    """A service that lets in who may read or write tasks."""
-    name, folder = str(request.param), tmp_path_factory.mktemp("gate")
-    backend = Backend()
-    threading.Thread(target=backend.serve_forever, daemon=True).start()
+    """A service that lets in who may read or write tasks, behind the files as they are."""
+    with standing(str(request.param), template, tmp_path_factory.mktemp("gate")) as made:
+        yield made
+
+
+@contextmanager
+def standing(name: str, template: Template, folder: Path, *, has_sandbox: bool = False) -> Iterator[Gate]:
+    """Serve the portal, a service, a proxy before both, and a sandbox service if there is to be one."""
+    backend, sandbox = Backend(), Backend()
+    for each in (backend, sandbox):
+        threading.Thread(target=each.serve_forever, daemon=True).start()
     with template.copy() as url:
         office = Office(Database(url), Settings.from_environ({"PORTAL_DATABASE_URL": url}, folder).keyring)
 
-        def make(who: str, *scopes: str) -> tuple[Any, PlainKey]:
-            return office.generate(who, at=datetime.now(UTC), scopes=list(scopes), name=f"Key {len(keys)} of {who}")
+        def make(who: str, *scopes: str, **more: str) -> tuple[Any, PlainKey]:
+            label = f"Key {len(keys)} of {who}"
+            return office.generate(who, at=datetime.now(UTC), scopes=list(scopes), name=label, **more)
 
         keys: dict[str, str] = {}
         keys["good"] = make("lea", "tasks:read", "tasks:write")[1].reveal()
         keys["reader"] = make("lea", "tasks:read")[1].reveal()
+        keys["sandbox"] = make("lea", "tasks:read", environment="test")[1].reveal()
         keys["elsewhere"] = make("max", "leads:read")[1].reveal()
         dead, text = make("lea", "tasks:read")
         keys["dead"] = text.reveal()
@@ -181,19 +192,24 @@ def gate(
             port, at = free_port(), portal.url.removeprefix("http://")
             common = {"127.0.0.1:5000": at, "127.0.0.1:8000": f"127.0.0.1:{backend.port}", "stock:": f"{APP}:"}
             if name == "nginx":
+                common["listen 127.0.0.1:8001"] = f"listen 127.0.0.1:{(nowhere := free_port())}"
+                common["server 127.0.0.1:8001"] = f"server 127.0.0.1:{sandbox.port if has_sandbox else nowhere}"
                 config = fitted(
                     "nginx/protect.conf", {**common, "listen 80;": f"listen 127.0.0.1:{port};"} | PORTAL_NAME
                 )
             else:
+                if has_sandbox:
+                    common["# reverse_proxy 127.0.0.1:8001"] = f"reverse_proxy 127.0.0.1:{sandbox.port}"
                 ours = {"stock.example.org {": f"http://stock.example.org:{port} {{"}
                 ours["\nkeys.example.org {"] = f"\nhttp://keys.example.org:{port} {{"
                 config = fitted("caddy/Caddyfile", {**common, **ours, "Host keys.example.org": "Host 127.0.0.1"})
             with proxy(name, config, folder, port):
-                yield Gate(port, backend, portal, keys, office.database, office)
+                yield Gate(port, backend, portal, keys, office.database, office, sandbox if has_sandbox else None)
         office.close()
         office.database.close()
-    backend.shutdown()
-    backend.server_close()
+    for each in (backend, sandbox):
+        each.shutdown()
+        each.server_close()
 
 
 PORTAL_NAME = {"Host           keys.example.org": "Host 127.0.0.1"}
@@ -218,17 +234,43 @@ def test_a_method_that_writes_needs_the_scope_for_writing(gate: Gate) -> None:
     assert gate.get("good", method="POST", Content_Length="0").status == 200
 
 
+def test_a_sandbox_key_never_reaches_the_live_service(gate: Gate) -> None:
+    hits = gate.backend.hits
+    for forged in ({}, {"X_Auth_Environment": "live"}, {"X__Auth__Environment": "live"}):
+        refused = gate.get("sandbox", "/anything?at=all", **forged)
+        assert refused.status == 403
+        assert (refused.error["type"], refused.error["code"]) == ("authorization_error", "no_sandbox")
+        assert refused.headers["content-type"] == "application/json"
+        assert json.loads(refused.text)["meta"]["requestId"].startswith("req_")
+    assert gate.backend.hits == hits
+
+
+@pytest.mark.parametrize("name", PROXIES)
+def test_a_sandbox_key_reaches_a_sandbox_of_ones_own(name: str, template: Template, tmp_path: Path) -> None:
+    with standing(name, template, tmp_path, has_sandbox=True) as gate:
+        assert gate.sandbox
+        answer = gate.get("sandbox", "/anything?at=all")
+        assert (answer.status, gate.sandbox.hits, gate.backend.hits) == (200, 1, 0)
+        reached = {header.lower(): value for header, value in json.loads(answer.text)}
+        assert (reached["x-auth-environment"], "authorization" in reached) == ("test", False)
+        assert gate.get("good").status == 200
+        assert (gate.sandbox.hits, gate.backend.hits) == (1, 1)
+        assert gate.get("sandbox", method="POST", Content_Length="0").status == 403
+        assert gate.sandbox.hits == 1
+
+
 def test_who_may_not_is_told_so_and_the_service_is_not_asked(gate: Gate) -> None:
     hits = gate.backend.hits
-    for key, status, challenge in (
-        (None, 401, "Bearer realm="),
-        ("dead", 401, 'error="invalid_token"'),
-        ("nonsense", 401, 'error="invalid_token"'),
-        ("elsewhere", 403, 'error="insufficient_scope", scope="tasks:read"'),
+    for key, status, code, challenge in (
+        (None, 401, "missing_key", "Bearer realm="),
+        ("dead", 401, "invalid_key", 'error="invalid_token"'),
+        ("nonsense", 401, "malformed_key", 'error="invalid_token"'),
+        ("elsewhere", 403, "missing_scope", 'error="insufficient_scope", scope="tasks:read"'),
     ):
         refused = gate.get(key)
-        assert refused.status == status, key
+        assert (refused.status, refused.error["code"]) == (status, code), key
         assert challenge in refused.headers["www-authenticate"]
+        assert refused.headers["www-authenticate"].count("Bearer") == 1
         assert refused.error["type"] == {401: "authentication_error", 403: "authorization_error"}[status]
         assert refused.headers["x-request-id"].startswith("req_")
     assert gate.backend.hits == hits
@@ -274,7 +316,8 @@ def test_without_the_portal_nobody_passes(tmp_path: Path) -> None:
         port, nobody = free_port(), free_port()
         common = {"127.0.0.1:5000": f"127.0.0.1:{nobody}", "127.0.0.1:8000": f"127.0.0.1:{backend.port}"}
         if name == "nginx":
-            config = fitted("nginx/protect.conf", {**common, "listen 80;": f"listen 127.0.0.1:{port};"})
+            places = {"listen 80;": f"listen 127.0.0.1:{port};", "127.0.0.1:8001": f"127.0.0.1:{free_port()}"}
+            config = fitted("nginx/protect.conf", common | places)
         else:
             sites = {f"\n{site}.example.org {{": f"\nhttp://{site}.example.org:{port} {{" for site in ("stock", "keys")}
             config = fitted("caddy/Caddyfile", {**common, **sites})
@@ -339,6 +382,31 @@ def test_the_portal_behind_tls(name: str, template: Template, certificate: tuple
                 assert (away.status, away.headers["location"]) == (308, "https://keys.example.org/login")
 
 
+def test_a_host_that_is_stopped_does_not_show(
+    template: Template, certificate: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """What docs/deploy.md says about two hosts behind nginx, with the first one away."""
+    guide = (ROOT / "docs" / "deploy.md").read_text()
+    upstream = guide[guide.index("upstream latchkey {") :].partition("}\n")[0] + "}\n"
+    with template.copy() as url, serving(url, tmp_path) as portal:
+        port = free_port()
+        upstream = upstream.replace("10.0.0.11:5000", f"127.0.0.1:{free_port()}")
+        upstream = upstream.replace("10.0.0.12:5000", portal.url.removeprefix("http://"))
+        places = [f"/etc/ssl/keys.example.org/{old}" for old in ("fullchain.pem", "privkey.pem")]
+        changes = dict(zip(places, map(str, certificate), strict=True)) | {
+            "listen 443 ssl": f"listen 127.0.0.1:{port} ssl",
+            "listen 80;": f"listen 127.0.0.1:{free_port()};",
+            "Host $host": "Host 127.0.0.1",
+            "proxy_next_upstream off": "proxy_next_upstream error",
+        }
+        assert "proxy_next_upstream error;" in guide
+        config = fitted("nginx/portal.conf", changes)
+        ours = config[config.index("upstream latchkey {") :].partition("}\n")[0] + "}\n"
+        with proxy("nginx", config.replace(ours, upstream), tmp_path, port):
+            for _ in range(4):
+                assert over_tls(port, "keys.example.org", "/login").status == 200
+
+
 def over_tls(port: int, host: str, path: str) -> Answer:
     """Ask for a page as a browser that trusts everybody does, by its name."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -356,6 +424,8 @@ def over_tls(port: int, host: str, path: str) -> Answer:
 def test_units_and_examples_name_what_is_there() -> None:
     unit = (DEPLOY / "systemd" / "latchkey.service").read_text()
     assert "ExecStart=/opt/latchkey/.venv/bin/flask serve" in unit
+    head = unit[unit.index("[Unit]") : unit.index("[Service]")]
+    assert "\nStartLimitIntervalSec=0\n" in head, "systemd gives up after five starts in ten seconds"
     script = DEPLOY / "systemd" / "run"
     assert os.access(script, os.X_OK)
     assert subprocess.run(["sh", "-n", str(script)], check=False).returncode == 0

@@ -16,7 +16,7 @@ from portal.logs import JsonLines, redact
 from portal.rules.access import Environment
 from portal.rules.credentials import BASE62, KeyFormat, PlainVerifier
 from portal.store.database import Database
-from portal.web import guards
+from portal.web import front, guards
 from tests.cast import Cast
 
 texts = st.text(max_size=30)
@@ -236,6 +236,24 @@ def test_a_line_of_a_request_says_whose_it_was_by_ids_only(
     assert of_page["member_id"].startswith("mem_")
     assert len(of_page["session"]) == 12
     assert "Tanaka" not in caplog.text
+
+
+def test_a_refused_host_is_told_once_a_minute_at_most(
+    app: Flask, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(front, "monotonic", lambda: clock[0])
+    client = app.test_client(use_cookies=False)
+    told = []
+    for passed in (0, 1, 58, 2):  # seconds
+        clock[0] += passed
+        caplog.clear()
+        assert client.get("/verify", headers={"Host": "keys.example\x7f.org" + "x" * 999}).status_code == 400
+        told.append([each.getMessage() for each in caplog.records])
+    assert [len(lines) for lines in told] == [1, 0, 0, 1]
+    assert "keys.example\\x7f.org" in told[0][0]
+    assert "PORTAL_BASE_URL" in told[0][0]
+    assert len(told[0][0]) < 300
 
 
 # --- Trouble that lasts ---------------------------------------------------------------------------------------------

@@ -5,15 +5,24 @@ from pathlib import Path
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 
 from portal.store.database import checked_url
 
 _SCRIPTS = Path(__file__).parent / "migrations"
 
 
+class NewerDatabase(Exception):
+    """A database that newer code has migrated: there is no way back for it, but a backup."""
+
+
 def migrate(url: str) -> None:
-    """Upgrade the database to the newest migration; does nothing when it is there already."""
-    command.upgrade(_config(url), "head")
+    """Upgrade the database to the newest migration; does nothing when it is there already. Raises NewerDatabase."""
+    try:
+        command.upgrade(_config(url), "head")
+    except CommandError as error:
+        message = "The database was migrated by a newer version. Run that, or restore a backup into an empty database"
+        raise NewerDatabase(f"{message} ({error}).") from error
 
 
 def newest() -> str:

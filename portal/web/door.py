@@ -129,7 +129,10 @@ class Door:
         is_bad_key = refused.required is None and refused.refusal is not Refusal.MISSING
         if is_bad_key and (wait := self._bad_keys.wait_of(environ["REMOTE_ADDR"])):
             return answers.too_many(passage.request_id, wait, "Too many bad keys came from your network.")
-        return answers.refuse(refused, passage.request_id, self._parts().settings.base_url)
+        answer = answers.refuse(refused, passage.request_id, self._parts().settings.base_url)
+        if environ["PATH_INFO"] == VERIFY:  # nginx passes no body on: by this header its own can say the same
+            answer.headers.append(("X-Error-Code", refused.code))
+        return answer
 
     def _verify(self, environ: dict[str, Any], passage: Passage, caller: Caller) -> Answer:
         """Answer a reverse proxy: whose key this is, or why it may not."""

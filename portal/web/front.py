@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from functools import lru_cache
-from time import perf_counter, sleep
+from time import monotonic, perf_counter, sleep
 from typing import Any, NamedTuple
 
 from portal import metrics
@@ -46,6 +46,7 @@ PEER, ENDPOINT, _STATUS = "portal.peer", "portal.endpoint", "portal.status"  # i
 EVEN = "portal.even"  # in the same: that the time which the answer took is not to be told by it
 EVEN_AFTER = 0.003  # seconds; longer than looking up and noting a key takes, but for the busiest moments
 BODIES_AT_ONCE = 48  # that one process waits for; fewer than the server has threads, so that some are always left
+_TOLD_AGAIN = 60.0  # seconds between two log lines about a refused Host, in one process
 _BODILESS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 _INTEGRATIONS = ("/api/", "/verify", answers.OAUTH)  # these are answered in JSON
 _FORWARDED = ("HTTP_X_FORWARDED_FOR", "HTTP_X_FORWARDED_PROTO", "HTTP_X_FORWARDED_HOST", "HTTP_X_FORWARDED_PORT")
@@ -87,6 +88,7 @@ class Front:
         self._body_limit = body_limit
         self._turn = threading.Lock()
         self._waiting = threading.Semaphore(BODIES_AT_ONCE)
+        self._not_before = 0.0  # on the monotonic clock: when another refused Host is told again
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         """Pass a request on."""
@@ -110,6 +112,7 @@ class Front:
         path = environ["PATH_INFO"]
         host = _host_name(environ.get("HTTP_HOST", ""))
         if host not in self._hosts and not (path in ASIDE and _address(host)):
+            self._tell_of(environ.get("HTTP_HOST", ""))
             return _OTHER_HOST
         if path.startswith("//"):  # the router would take it for another path than we do here
             return _NO_SUCH_PAGE
@@ -118,6 +121,14 @@ class Front:
             return self._take_body(environ)
         environ["wsgi.input"], environ["CONTENT_LENGTH"] = io.BytesIO(), ""  # a body that came is of no use here
         return None
+
+    def _tell_of(self, host: str) -> None:
+        """Log a refused Host, once a minute at most: behind a proxy it is a mistake in the proxy's settings."""
+        if (now := monotonic()) < self._not_before:
+            return
+        self._not_before = now + _TOLD_AGAIN
+        served = ", ".join(sorted(self._hosts))
+        _log.warning("a request for the host %.100r was refused; PORTAL_BASE_URL serves %s", host, served)
 
     def _pass_on(self, environ: dict[str, Any], start_safely: StartResponse) -> Iterable[bytes]:
         # The server has threads to spare so that clients that stall while they send hold up nobody, but the portal

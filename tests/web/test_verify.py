@@ -42,6 +42,17 @@ def test_a_good_key_is_told_in_headers(cast: Cast, key: MadeKey, method: str) ->
     assert reply.headers["X-Environment"] == "live"
 
 
+def test_a_refusal_names_its_code_in_a_header_for_proxies_that_pass_no_body_on(cast: Cast, key: MadeKey) -> None:
+    bad = {"Authorization": "Bearer nonsense"}
+    for reply, status in (
+        (verify(cast.app), 401),
+        (verify(cast.app, headers=bad), 401),
+        (verify(cast.app, key, "?scope=tasks:write"), 403),
+    ):
+        assert reply.headers["X-Error-Code"] == error(reply, status)["code"]
+    assert "X-Error-Code" not in cast.call("GET", "/me", headers=bad).headers
+
+
 def test_a_sandbox_key_says_so(cast: Cast) -> None:
     reply = verify(cast.app, cast.rio.generate(environment="test"))
     assert reply.headers["X-Auth-Environment"] == "test"
@@ -96,7 +107,7 @@ def test_door_and_views_refuse_alike(cast: Cast, key: MadeKey, header: str | Non
     for reply in (verify(cast.app, headers=headers), cast.call("GET", "/me", headers=headers)):
         body = reply.get_json()
         body["meta"].pop("requestId")
-        volatile = ("X-Request-Id", "Content-Length")
+        volatile = ("X-Request-Id", "Content-Length", "X-Error-Code")  # the last is for proxies only
         seen.append((reply.status, body, sorted((k, v) for k, v in reply.headers.items() if k not in volatile)))
     assert seen[0] == seen[1]
     assert seen[0][0] == "401 UNAUTHORIZED"
