@@ -243,6 +243,8 @@ def register(app: Flask, settings: Settings, database: Database) -> None:
             )
         for slug in orphans:
             click.echo(f"Warning: nobody administers {slug} any more.", err=True)
+        if has_keys:
+            click.echo("Whether PORTAL_KEY_PEPPERS holds their secrets only a key can tell: call /api/v1/me with one.")
         click.echo("Everybody must sign in again.")
 
     @command("notify")

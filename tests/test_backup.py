@@ -112,7 +112,7 @@ def test_a_backup_moves_everything_to_another_kind_of_database_and_back(
 
 
 def test_life_goes_on_after_a_restore(empty: Flask, file: Path, key: MadeKey) -> None:
-    run(empty, "restore", str(file), "--resurrect")
+    assert "call /api/v1/me" in run(empty, "restore", str(file), "--resurrect")
     cast = Cast(empty)
     assert status(empty, key) == 200
     made = cast.rio.generate(["tasks:read"], name="Second")  # new rows get new numbers

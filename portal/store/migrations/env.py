@@ -1,5 +1,6 @@
 """How Alembic runs our migrations: one transaction each; on SQLite without foreign keys, as it rebuilds tables."""
 
+from contextlib import closing
 from typing import Any, Literal
 
 from alembic import context
@@ -34,7 +35,7 @@ def _run(connection: Connection) -> None:
 
 
 database = Database(context.config.attributes["url"].render_as_string(hide_password=False))
-with database.engine.connect() as connection:
+with closing(database), database.engine.connect() as connection:
     if database.is_sqlite:
         raw = connection.connection.dbapi_connection
         assert raw is not None  # noqa: S101
@@ -53,4 +54,3 @@ with database.engine.connect() as connection:
         connection.invalidate()  # a connection without foreign keys must not be used again
     else:
         _run(connection)
-database.close()
