@@ -60,6 +60,7 @@ HEADERS: dict[str, tuple[Schema, str]] = {
 }
 _OF_KEY = ("X-Environment", "X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset")
 _OF_SOME_KEYS = ("X-Key-Expires-At", "Sunset")
+ROTATES_ITSELF = "Only for keys that may rotate themselves, which is chosen when a key is generated; others get 403."
 _MAY_COME_BEFORE_THE_KEY = frozenset({400, 429, 500, 503})  # then headers that speak of the key may lack
 WORDS = {
     400: "The request cannot be read: its address, a header, or a body that is not strict JSON.",
@@ -147,11 +148,12 @@ def build(app: Flask) -> dict[str, Any]:
 
 def _operation(declared: Declared) -> dict[str, Any]:
     call = declared.call
-    scope = f" Needs the scope `{declared.scope}`." if declared.scope else ""
+    needs = f" Needs the scope `{declared.scope}`." if declared.scope else ""
+    needs += f" {ROTATES_ITSELF}" if call.rotates_itself else ""
     operation: dict[str, Any] = {
         "operationId": declared.endpoint,
         "summary": call.title,
-        "description": declared.words + scope,
+        "description": declared.words + needs + (f" {call.note}" if call.note else ""),
         "tags": [call.group],
         "security": _security(declared),
         "parameters": [_parameter(each) for each in declared.takes],

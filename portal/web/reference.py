@@ -15,13 +15,14 @@ from portal.services import key_views, members
 from portal.services.key_views import Filters, KeyView
 from portal.services.members import Seat, Shelf
 from portal.services.rate_limit import PER_MINUTE, PER_SECOND
+from portal.services.rotation import NOT_ITSELF
 from portal.store.models import App
 from portal.web import answers
 from portal.web.declared import ACCOUNT_ID, LIMIT, Declared, declared_calls, refusals_of
 from portal.web.guards import Audience, anybody_known
 from portal.web.home import LEVELS
 from portal.web.http import error_types, portal, reading
-from portal.web.openapi import BASE, EXAMPLE_ID, WORDS, example_of
+from portal.web.openapi import BASE, EXAMPLE_ID, ROTATES_ITSELF, WORDS, example_of
 from portal.web.samples import LANGUAGES, Request, example_fields, sample
 
 pages = Blueprint("reference", __name__, url_prefix="/docs/api")
@@ -31,6 +32,11 @@ _YEAR = 365 * 24 * 60 * 60  # seconds
 _NAMED = 5  # keys that are named before the rest are a number
 
 
+_WHO = {
+    Audience.KEY: "Any key can call this.",
+    Audience.VERIFIER: "For verifiers, which administrators make in Workspace: as HTTP Basic, or as a Bearer token. "
+    "Not for keys.",
+}
 _CREDENTIALS = {Audience.KEY: "API_KEY", Audience.VERIFIER: "VERIFIER"}  # environment variables in samples
 
 
@@ -84,7 +90,7 @@ def index() -> Response:
 @anybody_known
 def errors() -> Response:
     """Show every cause of a 401 and a 403, with what to do about it."""
-    causes = [_cause(refusal) for refusal in _CAUSES]
+    causes = [*(_cause(refusal) for refusal in _CAUSES), _rotation_not_allowed()]
     return _page(
         "docs/errors.html",
         refused=[(status, [each for each in causes if each["status"] == status]) for status in (401, 403)],
@@ -140,6 +146,8 @@ def _described(
         "method": " or ".join(each.method for each in same),
         "path": declared.path,
         "words": declared.words,
+        "note": call.note,
+        "needs": ROTATES_ITSELF if call.rotates_itself else _WHO.get(declared.audience, "No key is needed."),
         "audience": declared.audience,
         "scope": scope,
         "takes": (*declared.in_path, *call.takes),
@@ -177,7 +185,10 @@ def _mine(declared: Declared, reader: Reader, chosen: tuple[Shelf, App] | None) 
     """Say which of the reader's keys can make a call; where none can, how to get one, or why that cannot be."""
     slug = reader.seat.workspace.slug
     if declared.action is None:
-        return {"keys": reader.keys[:_NAMED], "more": len(reader.keys) - _NAMED, "url": url_for("keys.new", ws=slug)}
+        itself = declared.call.rotates_itself
+        able = [key for key in reader.keys if key.self_rotate and key.may_rotate] if itself else reader.keys
+        url = url_for("keys.new", ws=slug)
+        return {"keys": able[:_NAMED], "more": len(able) - _NAMED, "url": url, "itself": itself}
     if chosen is None:
         return {"keys": [], "why": "You have no access to any app yet."}
     shelf, app = chosen
@@ -305,12 +316,29 @@ def _cause(refusal: Refusal) -> dict[str, Any]:
         refusal, key_id="key_2bN8vC6xZ1aS5dF3", required=required, held=["tasks:read"], workspace="acme"
     )
     made = answers.refuse(refused, EXAMPLE_ID, portal().settings.base_url)
+    return _entry(str(refusal), refused.code, (title, cause, fix), made)
+
+
+def _rotation_not_allowed() -> dict[str, Any]:
+    words = (
+        "The key may not rotate itself",
+        "Only `POST /api/v1/me/rotate` is answered so: the key was not generated as one that may rotate itself, which "
+        "cannot be changed later.",
+        "Rotate it by hand in API Settings. For a program that stores its new keys by itself, generate a key with "
+        "“The key may rotate itself over the API”.",
+    )
+    code = "rotation_not_allowed"
+    return _entry(code, code, words, answers.forbid(EXAMPLE_ID, code, NOT_ITSELF))
+
+
+def _entry(cause: str, code: str, words: tuple[str, str, str], made: answers.Answer) -> dict[str, Any]:
+    title, why, fix = words
     return {
-        "id": str(refusal).replace("_", "-"),
+        "id": cause.replace("_", "-"),
         "status": made.status,
-        "code": refused.code,
+        "code": code,
         "title": title,
-        "cause": cause,
+        "cause": why,
         "fix": fix,
         "headers": made.headers,
         "sample": _written(json.loads(made.body)),

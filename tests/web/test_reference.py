@@ -124,6 +124,38 @@ def test_it_names_ones_keys_that_can_make_a_call_and_offers_one_where_none_can(c
     assert re.search(r'value="tasks:write"[^>]*\bchecked', form)
 
 
+def test_only_keys_that_may_rotate_themselves_are_named_for_that(cast: Cast, key: MadeKey) -> None:
+    assert "None of your keys can. Generate one that may rotate itself" in part(cast.lea.get(DOCS).text, "rotate-me")
+    able = cast.lea.generate(["tasks:read"], name="By itself", self_rotate="yes")
+    said = part(cast.lea.get(DOCS).text, "rotate-me")
+    assert f"Your keys that can call this: By itself …{able.text[47:51]}" in said
+    assert "Drop-off" not in said
+    assert "Any key can call this" not in said
+    assert "Only for keys that may rotate themselves" in said
+    cast.lea.rotate(able)
+    assert "None of your keys can." in part(cast.lea.get(DOCS).text, "rotate-me")  # the old one still works
+
+
+def test_a_rotation_is_not_offered_as_one_to_be_sent_again(cast: Cast) -> None:
+    said = part(cast.stranger().get(DOCS).text, "rotate-me")
+    assert "Idempotency-Key header" not in said  # as a parameter
+    assert "a repeat is 409" in said
+    assert "I lost its text" in said
+    assert "0 to 604,800, 86,400 when left out" in said
+    document = cast.call("GET", "/openapi.json").get_json()["paths"]
+    told = document["/me/rotate"]["post"]
+    assert "Idempotency-Key" not in {each["name"] for each in told["parameters"]}
+    assert "a repeat is 409" in told["description"]
+    assert "may rotate themselves" in told["description"]
+    assert "Idempotency-Key" in {each["name"] for each in document["/apps/{app}/records"]["post"]["parameters"]}
+
+
+def test_it_says_that_introspection_is_a_use_and_not_against_the_limits(cast: Cast) -> None:
+    assert "counts as a use of the key, on its pages too, but not against its rate limits" in part(
+        cast.stranger().get(DOCS).text, "introspect"
+    )
+
+
 def test_it_says_where_ones_own_access_ends(cast: Cast, key: MadeKey) -> None:
     page = cast.lea.get(f"{DOCS}?app=leads").text
     assert "None of your keys can. You have read-only access in Sales." in part(page, "create-record")
@@ -205,6 +237,7 @@ def test_every_cause_of_a_401_and_a_403_has_an_entry_with_the_answer_that_it_get
         "malformed-key": error(cast.call("GET", "/me", headers={"Authorization": "Bearer x"}), 401),
         "revoked": error(cast.call("GET", "/me", dead), 401),
         "missing-scope": error(cast.call("POST", "/apps/tasks/records", key, json={"fields": {}}), 403),
+        "rotation-not-allowed": error(cast.call("POST", "/me/rotate", key), 403),
     }
     for cause, answered in real.items():
         told = re.search(rf'aria-labelledby="{cause}">.*?<pre[^>]*>(.*?)</pre>', page, re.DOTALL)
