@@ -73,7 +73,7 @@ WORDS = {
     413: "The body, or the record that would come of it, is too large.",
     415: "The body is not `application/json` in UTF-8.",
     422: "The body can be read and cannot be accepted; `details` says where and why.",
-    429: "Too many requests with this key, or too many bad keys from your network. Wait for `Retry-After`.",
+    429: "Too many requests with this key (`message` names the limit), or too many bad keys from your network.",
     500: "Something broke on our side. Nothing of the request was kept.",
     503: "We cannot answer right now; the key is unchanged. Wait for `Retry-After`.",
 }

@@ -17,8 +17,10 @@ from portal.services import audit_views, explanations
 from portal.services.audit import Verdict
 from portal.services.audit_views import GROUPS, Filters, Page
 from portal.services.explanations import Explanation
+from portal.services.key_views import KeyView
 from portal.services.members import Seat
-from portal.store.models import AuditEvent
+from portal.services.rate_limit import PER_MINUTE, PER_SECOND
+from portal.store.models import AuditEvent, KeyState
 from portal.web import refusals, sentences
 from portal.web.display import zone_of
 from portal.web.guards import View, actor, in_workspace, recently_proved, seat
@@ -318,13 +320,23 @@ def _why(found: Explanation) -> str:
         Refusal.RETIRED: "The key had been replaced, and its overlap was over.",
         Refusal.OWNER_INACTIVE: f"{owner}, whom the key acts as, was deactivated or removed: keys stop with it.",
         Refusal.OTHER_WORKSPACE: "The header Account-Id named another workspace than the key’s own.",
-        Refusal.RATE_LIMITED: "The key was good, but it was used more often than its limits allow. A request that is "
-        "refused so does not count.",
+        Refusal.RATE_LIMITED: "The key was good, but it was used more often than its limits allow. "
+        f"{_limits(found.key)} A request that is refused so does not count.",
         Refusal.UNKNOWN: "The key’s text says another environment than what is stored of it.",
     }
     if found.reason is Refusal.MISSING_SCOPE and found.app is None:
         return f"The key does not have the scope {scope}, and no app of that name is in your or the key’s reach."
     return words[found.reason]
+
+
+def _limits(key: KeyView) -> str:
+    """Say how often a key may be used now, and which of the two limits an administrator set."""
+    by = " (set for it by an administrator)"
+    minute, second = key.rate_per_minute, key.rate_per_second
+    return (
+        f"It may now send {minute or PER_MINUTE:,} requests in any 60 seconds{by if minute else ''} and "
+        f"{second or PER_SECOND:,} in any second{by if second else ''}."
+    )
 
 
 def _mends(found: Explanation) -> Iterator[dict[str, str]]:
@@ -373,6 +385,10 @@ def _mends(found: Explanation) -> Iterator[dict[str, str]]:
         yield {"text": f"Let the program send Account-Id: {seat().workspace.public_id}, or leave the header out."}
     elif found.reason is Refusal.RATE_LIMITED:
         yield {"text": "Let the program wait for as long as Retry-After says, and spread its requests."}
+        if key.may_set_rate:
+            yield {"text": "Change how many requests the key may send", "url": url_for("keys.rate", **here)}
+        elif key.state is not KeyState.REVOKED:
+            yield {"text": "An administrator can change how many requests the key may send."}
     else:
         yield {
             "text": "Delete this key, generate another one, and tell whoever runs Latchkey: its row was tampered with."
