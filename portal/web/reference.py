@@ -19,11 +19,13 @@ from portal.services.rotation import NOT_ITSELF
 from portal.store.models import App
 from portal.web import answers
 from portal.web.declared import ACCOUNT_ID, LIMIT, Declared, declared_calls, refusals_of
+from portal.web.fields import fields_of
 from portal.web.guards import Audience, anybody_known
 from portal.web.home import LEVELS
 from portal.web.http import error_types, portal, reading
 from portal.web.openapi import BASE, EXAMPLE_ID, ROTATES_ITSELF, WORDS, example_of
 from portal.web.samples import LANGUAGES, Request, example_fields, sample
+from portal.web.shapes import FIELDS
 
 pages = Blueprint("reference", __name__, url_prefix="/docs/api")
 
@@ -56,7 +58,7 @@ def index() -> Response:
     reader = _reader()
     apps = [(shelf, app) for shelf in reader.shelves for app in shelf.apps] if reader else []
     wanted = request.args.get("app", "")
-    chosen = next((pair for pair in apps if pair[1].slug == wanted), apps[0] if apps else None)
+    chosen = next((pair for pair in apps if pair[1].slug == wanted), None) or (_usual(apps, reader) if reader else None)
     language = _language()
     calls: dict[str, list[Declared]] = {}
     for each in declared_calls(current_app):
@@ -73,6 +75,7 @@ def index() -> Response:
         ],
         shelves=reader.shelves if reader else [],
         chosen=chosen[1] if chosen else None,
+        is_elsewhere=chosen is not None and chosen[0].solution.is_external,
         scopes=_scopes(reader) if reader else [],
         base_url=portal().settings.base_url + BASE,
         pattern=key_format.pattern.pattern,
@@ -95,6 +98,22 @@ def errors() -> Response:
         "docs/errors.html",
         refused=[(status, [each for each in causes if each["status"] == status]) for status in (401, 403)],
     )
+
+
+def _usual(apps: list[tuple[Shelf, App]], reader: Reader) -> tuple[Shelf, App] | None:
+    """Choose the app to speak of: the first whose records are kept here, that one's keys can write, or at least read.
+
+    Without such a key it is the first that one could generate a key for, to write or at least to read.
+    """
+    able = {scope.text for key in reader.keys for scope in key.scopes if scope.effective}
+
+    def rank(pair: tuple[Shelf, App]) -> tuple[bool, ...]:
+        shelf, app = pair
+        scopes = [str(Scope(app.slug, action)) for action in (Action.WRITE, Action.READ)]
+        actions = shelf.level.actions
+        return (shelf.solution.is_external, *(scope not in able for scope in scopes), Action.WRITE not in actions)
+
+    return min(apps, key=rank, default=None)
 
 
 def _page(template: str, **context: Any) -> Response:
@@ -152,6 +171,7 @@ def _described(
         "scope": scope,
         "takes": (*declared.in_path, *call.takes),
         "body": call.body,
+        "fields": fields_of(chosen[1].schema) if chosen and call.body is FIELDS else None,
         "answers": found,
         "refusals": refusals_of(declared),
         "sample": sample(language, request_of(declared, portal().settings.base_url, slug, fields)),

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from flask import Flask
 from jsonschema import Draft202012Validator
-from sqlalchemy import event, select
+from sqlalchemy import event, select, update
 
 from portal.rules.access import Environment
 from portal.rules.credentials import KeyFormat
@@ -25,8 +25,9 @@ from portal.rules.errors import Refusal
 from portal.services import audit, verifiers
 from portal.settings import Settings
 from portal.store.database import Database
-from portal.store.models import Account, ApiKey, App, Member, UserSession, Workspace
+from portal.store.models import Account, ApiKey, App, Member, Solution, UserSession, Workspace
 from portal.web.declared import declared_calls
+from portal.web.fields import fields_of
 from portal.web.samples import example_fields
 from tests.cast import Cast, MadeKey, Person
 from tests.conftest import lacking
@@ -161,6 +162,80 @@ def test_it_says_where_ones_own_access_ends(cast: Cast, key: MadeKey) -> None:
     assert "None of your keys can. You have read-only access in Sales." in part(page, "create-record")
     assert "Generate one with leads:read" in part(page, "get-record")
     assert "leads:write Add, change and delete Leads (Sales) Beyond your access" in words_of(page)
+
+
+def rows(page: str) -> list[str]:
+    """Give the rows of the table of fields, as text."""
+    table = re.search(r'<table[^>]*aria-labelledby="create-record-fields".*?</table>', page, re.DOTALL)
+    assert table
+    return [words_of(row) for row in re.findall(r"<tr.*?</tr>", table[0], re.DOTALL)][1:]
+
+
+def test_whoever_is_signed_in_sees_the_fields_of_an_app(cast: Cast, database: Database) -> None:
+    assert "create-record-fields" not in cast.stranger().get(DOCS).text
+    page = cast.rio.get(f"{DOCS}?app=tasks").text
+    assert rows(page) == [
+        "title string Yes 1 to 120 characters",
+        "assignee string No 1 to 60 characters",
+        "priority integer No 0 to 5",
+        'status string No "open", "doing", "done"',
+    ]
+    assert "No other fields." in part(page, "create-record")
+    with database.transaction() as session:
+        app = session.scalars(select(App).where(App.slug == "tasks")).one()
+        app.schema = {
+            "type": "object",
+            "required": ["lines", "unnamed"],
+            "$defs": {"line": {"type": "object", "properties": {"sum": {"type": "number", "exclusiveMinimum": 0}}}},
+            "properties": {
+                "lines": {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/line"}},
+                "state": {"type": ["string", "null"], "pattern": "^<b>$", "description": "Where it is."},
+                "who": {"oneOf": [{"type": "string"}]},
+            },
+        }
+    page = cast.rio.get(f"{DOCS}?app=tasks").text
+    assert rows(page) == [
+        "lines array Yes at least 1 item",
+        "lines[].sum number No more than 0",
+        "unnamed any Yes Any",
+        "state string or null No pattern ^<b>$ Where it is.",
+        "who any No Any and more rules, which a 422 names",
+    ]
+    assert "Other fields are taken too." in part(page, "create-record")
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"properties": {f"f{n}": {"$ref": "#"} for n in range(500)}},
+        {"properties": {"a": {"$ref": "#/properties/a"}, "b": {"$ref": "#/$defs/none/x"}}},
+        {"properties": {"a": {"properties": {"a": {"$ref": "#/properties/a"}}, "enum": ["x" * 10**6] * 1000}}},
+        {"properties": [], "required": "a"},
+        {"properties": {"a": True, "b": {"enum": 1, "minimum": "x", "type": 7, "items": [1], "description": {}}}},
+        True,
+    ],
+)
+def test_a_hard_schema_makes_no_long_table(schema: Any) -> None:
+    assert len(str(fields_of(schema))) < 50_000
+
+
+def test_it_speaks_of_an_app_that_ones_keys_reach_or_could(cast: Cast, database: Database) -> None:
+    def chosen() -> str:
+        found = re.search(r"Scopes, fields and samples below speak of (\w+)", words_of(cast.lea.get(DOCS).text))
+        assert found
+        return found[1]
+
+    first = chosen()
+    assert first != "Leads"  # lea may only read there
+    cast.lea.generate(["leads:read"], name="Reader")
+    assert chosen() == "Leads"
+    cast.lea.generate(["tasks:write"], name="Writer")
+    assert chosen() == "Tasks"
+    with database.transaction() as session:
+        session.execute(update(Solution).where(Solution.slug == "operations").values(is_external=True))
+    assert chosen() == "Leads"  # of the others there are no records here
+    page = words_of(cast.lea.get(f"{DOCS}?app=tasks").text)
+    assert "Its records are kept by another product" in page
 
 
 def test_nobody_elses_keys_apps_or_workspace_are_on_it(cast: Cast, key: MadeKey) -> None:
