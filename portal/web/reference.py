@@ -18,12 +18,12 @@ from portal.services.rate_limit import PER_MINUTE, PER_SECOND
 from portal.services.rotation import NOT_ITSELF
 from portal.store.models import App
 from portal.web import answers
-from portal.web.declared import ACCOUNT_ID, LIMIT, Declared, declared_calls, refusals_of
+from portal.web.declared import ACCOUNT_ID, IDEMPOTENCY_KEY, LIMIT, Declared, declared_calls, refusals_of
 from portal.web.fields import fields_of
 from portal.web.guards import Audience, anybody_known
 from portal.web.home import LEVELS
 from portal.web.http import error_types, portal, reading
-from portal.web.openapi import BASE, EXAMPLE_ID, ROTATES_ITSELF, WORDS, example_of
+from portal.web.openapi import BASE, CODES, EXAMPLE_ID, ROTATES_ITSELF, WORDS, example_of
 from portal.web.samples import LANGUAGES, Request, example_fields, sample
 from portal.web.shapes import FIELDS
 
@@ -81,7 +81,7 @@ def index() -> Response:
         pattern=key_format.pattern.pattern,
         prefix=key_format.prefix,
         scanner=scanner(key_format),
-        errors=[(status, sorted(types), WORDS[status]) for status, types in _api_errors()],
+        errors=[(status, sorted(types), WORDS[status], CODES[status]) for status, types in _api_errors()],
         per_minute=PER_MINUTE,
         per_second=PER_SECOND,
         limit=LIMIT.schema,
@@ -198,6 +198,7 @@ def request_of(declared: Declared, base_url: str, app: str | None = None, fields
         credential=_CREDENTIALS.get(declared.audience),
         has_token=is_form,
         is_answered=declared.call.answers[0].has_body,
+        is_repeatable=IDEMPOTENCY_KEY in declared.call.takes,
     )
 
 

@@ -28,6 +28,7 @@ from portal.store.database import Database
 from portal.store.models import Account, ApiKey, App, Member, Solution, UserSession, Workspace
 from portal.web.declared import declared_calls
 from portal.web.fields import fields_of
+from portal.web.openapi import CODES
 from portal.web.samples import example_fields
 from tests.cast import Cast, MadeKey, Person
 from tests.conftest import lacking
@@ -295,6 +296,25 @@ def test_it_takes_few_statements_however_many_keys_there_are(cast: Cast, databas
 def test_every_page_leads_there(cast: Cast) -> None:
     for page in (cast.rio.get("/w/acme/api/keys"), cast.stranger().get("/login")):
         assert f'href="{DOCS}"' in page.text
+
+
+def test_every_code_stands_under_its_status_with_what_to_do(cast: Cast) -> None:
+    page = cast.stranger().get(DOCS).text
+    assert {each.status for each in Refusal} | {500, 503} <= set(CODES)
+    for status, codes in CODES.items():
+        told = re.search(rf'<div id="error-{status}">(.*?)</div>', page, re.DOTALL)
+        assert told
+        for code, fix in codes.items():
+            assert f"{code} {fix.replace('`', '')}" in words_of(told[1])
+    assert "`" not in words_of(re.sub(r"<pre.*?</pre>", "", page, flags=re.DOTALL))
+
+
+def test_the_samples_of_a_call_that_can_be_repeated_send_an_idempotency_key(cast: Cast) -> None:
+    for language, made in (("curl", "$(openssl rand -hex 16)"), ("python", "uuid.uuid4()"), ("js", "randomUUID()")):
+        page = cast.stranger().get(f"{DOCS}?lang={language}").text
+        assert made in block(page, "create-record-sample")
+        for other in ("rotate-me", "change-record", "introspect"):
+            assert "Idempotency-Key" not in block(page, f"{other}-sample")
 
 
 # --- Causes ---------------------------------------------------------------------------------------------------------
