@@ -23,8 +23,10 @@ from portal.services.rate_limit import PER_MINUTE, PER_SECOND
 from portal.store.models import AuditEvent, KeyState
 from portal.web import refusals, sentences
 from portal.web.display import zone_of
+from portal.web.door import VERIFY
 from portal.web.guards import View, actor, in_workspace, recently_proved, seat
 from portal.web.http import answer, page_or_fragment, portal, public_id, reading, reading_much, transaction
+from portal.web.introspection import INTROSPECT
 from portal.web.keys import keyring
 
 pages = Blueprint("oversight", __name__, url_prefix="/w/<slug:ws>")
@@ -298,6 +300,7 @@ def _explanation(found: Explanation) -> dict[str, Any]:
         "request_id": asked.request_id,
         "reason": str(found.reason),
         "why": _why(found),
+        "asked_by": _ASKED_BY.get(asked.path, ""),
         "key": key,
         "owner_is_api": found.owner.is_api,
         "held": found.held,
@@ -305,6 +308,15 @@ def _explanation(found: Explanation) -> dict[str, Any]:
         "is_mended": found.is_mended,
         "mends": [] if found.is_mended else list(_mends(found)),
     }
+
+
+# Where it was not the program with the key that called us, by the path that was called.
+_ASKED_BY = {
+    VERIFY: "A reverse proxy asked about the key at /verify before it let the program’s request through. Which address "
+    "the program called stands in the proxy’s own log.",
+    INTROSPECT: "A product of yours asked about the key at /oauth/introspect, and was told that it is not active. What "
+    "it then answered the program stands in its own log.",
+}
 
 
 def _why(found: Explanation) -> str:
