@@ -305,7 +305,7 @@ def test_every_code_stands_under_its_status_with_what_to_do(cast: Cast) -> None:
         told = re.search(rf'<div id="error-{status}">(.*?)</div>', page, re.DOTALL)
         assert told
         for code, fix in codes.items():
-            assert f"{code} {fix.replace('`', '')}" in words_of(told[1])
+            assert f"{code}: {fix.replace('`', '')}" in words_of(told[1])
     assert "`" not in words_of(re.sub(r"<pre.*?</pre>", "", page, flags=re.DOTALL))
 
 
