@@ -40,7 +40,7 @@ class Field:
 
 def fields_of(schema: Any) -> list[Field]:
     """List the fields that a JSON Schema names, required ones first: 100 at most, down to the third level."""
-    return list(islice(_fields_in(schema, schema, "", 1), _ROWS)) if isinstance(schema, dict) else []
+    return list(islice(_fields_in(schema, _resolved(schema, schema), "", 1), _ROWS)) if isinstance(schema, dict) else []
 
 
 def _fields_in(root: dict[str, Any], schema: dict[str, Any], before: str, depth: int) -> Iterator[Field]:
