@@ -20,6 +20,7 @@ from portal.store.database import Session
 from portal.store.models import ApiKey, KeyState, Member
 
 ONLY_ITS_OWNER = "Only its owner can rotate, replace or extend this key."
+NOT_ITSELF = "This key was not generated as one that may rotate itself. Rotate it in the portal."
 QUIET = timedelta(hours=1)  # an old key that is quiet this long while its successor is busy is safe to retire
 _CALLERS = 50  # of each key of a pair that are compared
 
@@ -99,8 +100,7 @@ def rotate_itself(
     actor, old = keys.hold_itself(session, actor, key_pk)
     if not old.self_rotate:
         attempt = Attempt(Event.KEY_ROTATED, old.public_id, f"{old.name} (…{old.last_four})")
-        message = "This key was not generated as one that may rotate itself. Rotate it in the portal."
-        raise Forbidden(message, code="rotation_not_allowed", attempt=attempt)
+        raise Forbidden(NOT_ITSELF, code="rotation_not_allowed", attempt=attempt)
     scopes = key_views.scopes_of(session, [old]).get(old.id, [])
     if lost := [scope.text for scope in scopes if not scope.effective]:
         held = [scope.text for scope in scopes if scope.effective]

@@ -74,6 +74,12 @@ def too_many(request_id: str, retry_after: int, message: str) -> Answer:
     return error(request_id, 429, "rate_limit_error", "rate_limit_exceeded", message, wait)
 
 
+def forbid(request_id: str, code: str, message: str) -> Answer:
+    """Answer 403 where it is not a scope that lacks."""
+    challenge = ("WWW-Authenticate", f'Bearer realm="{PRODUCT}", error="insufficient_scope"')
+    return error(request_id, 403, "authorization_error", code, message, challenge)
+
+
 def refuse(refused: KeyRefused, request_id: str, base_url: str) -> Answer:
     """Answer 401 or 403 with the challenge of RFC 6750, section 3. All that `invalid_key` stands for look alike."""
     challenge = f'Bearer realm="{PRODUCT}"'

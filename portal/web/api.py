@@ -78,17 +78,21 @@ def me(caller: Caller) -> Response:
     "Rotate the key",
     "The key",
     Answer(201, "The new key. Its text is in this answer and nowhere else.", ROTATED),
-    takes=(IDEMPOTENCY_KEY,),
     body=OVERLAP,
     refuses=(Forbidden, Conflict),
+    note="Send it once: a repeat is 409, since the key is being replaced already, and no `Idempotency-Key` brings the "
+    "answer back. If the answer was lost, go on with the old key until the overlap ends; meanwhile its owner, or a "
+    "manager of its API member, opens the new key in API Settings and chooses “I lost its text”, which makes another "
+    "one in its place (for 24 hours, while nothing has used it). After an overlap of 0 there is no key to go on with.",
+    rotates_itself=True,
 )
 @with_key()
 def rotate_me(caller: Caller) -> Response:
-    """Replace the key by a new one; only a key that was generated as one that may rotate itself.
+    """Replace the key by a new one with the same scopes and lifetime, as far as the workspace’s policy allows.
 
     The body is `{"overlap": seconds}`, 0 to 604,800 for which the old key goes on, one day without it; it may be left
     out. The answer is the one place where the new key's text stands. It is not kept, so that an `Idempotency-Key`
-    cannot bring it back: the repeat of a rotation is a Conflict, for the key is being replaced already.
+    cannot bring it back; one is read all the same, so that one that is none is refused here as elsewhere.
     """
     read_query()
     read_idempotency_key()

@@ -90,7 +90,10 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call, as its view declares it; `refuses` is what it may raise beyond what follows from what it takes."""
+    """One call, as its view declares it; `refuses` is what it may raise beyond what follows from what it takes.
+
+    `rotates_itself` says that only keys that may rotate themselves can make it, `note` what else callers should know.
+    """
 
     title: str
     group: str
@@ -98,6 +101,8 @@ class Call:
     takes: tuple[Parameter, ...] = ()
     body: Body | None = None
     refuses: tuple[type[PortalError], ...] = ()
+    note: str = ""
+    rotates_itself: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,11 +142,13 @@ def declares(
     takes: tuple[Parameter, ...] = (),
     body: Body | None = None,
     refuses: tuple[type[PortalError], ...] = (),
+    note: str = "",
+    rotates_itself: bool = False,
 ) -> Callable[[View], View]:
     """Declare what a view of the REST API takes and answers. Stands above its guard."""
 
     def decorate(view: View) -> View:
-        view.call = Call(title, group, answers, takes, body, refuses)  # type: ignore[attr-defined]
+        view.call = Call(title, group, answers, takes, body, refuses, note, rotates_itself)  # type: ignore[attr-defined]
         return view
 
     return decorate

@@ -20,7 +20,7 @@ from portal import metrics
 from portal.rules.access import Scope
 from portal.rules.credentials import KEY_SHAPED
 from portal.rules.errors import KeyRefused, Refusal
-from portal.services import usage
+from portal.services import rate_limit, usage
 from portal.services.key_check import Caller
 from portal.services.outage import Outage
 from portal.services.rate_limit import BadKeys, Verdict
@@ -119,8 +119,7 @@ class Door:
         metrics.refused(str(Refusal.RATE_LIMITED))
         noted = _use(environ, passage, caller.key_pk, "", 429)
         self._parts().usage.refused(noted, str(Refusal.RATE_LIMITED), " ".join(caller.reach.effective_texts))
-        message = f"This key was used too often. Try again in {verdict.retry_after} s."
-        return answers.too_many(passage.request_id, verdict.retry_after, message)
+        return answers.too_many(passage.request_id, verdict.retry_after, _met(caller, verdict))
 
     def _refuse(self, environ: dict[str, Any], passage: Passage, refused: KeyRefused) -> Answer:
         note_refusal(self._parts().usage, environ, passage, refused)
@@ -174,6 +173,17 @@ def note_refusal(notes: Usage, environ: dict[str, Any], passage: Passage, refuse
     if refused.key_pk is not None:
         noted = _use(environ, passage, refused.key_pk, refused.required or "", refused.refusal.status)
         notes.refused(noted, str(refused.refusal), " ".join(refused.held) if refused.required else refused.had)
+
+
+def _met(caller: Caller, verdict: Verdict) -> str:
+    """Name the limit that a request met, who set it, and when to try again."""
+    is_minute = not verdict.remaining  # else there is room in the 60 seconds, and it is the second that is full
+    own = caller.rate_per_minute if is_minute else caller.rate_per_second
+    limit = verdict.limit if is_minute else own or rate_limit.PER_SECOND
+    window = "60 seconds" if is_minute else "second"
+    by = ", set for it by an administrator" if own else ""
+    many = f"{limit:,} request{'' if limit == 1 else 's'}"
+    return f"This key’s limit is {many} in any {window}{by}. Try again in {verdict.retry_after} s."
 
 
 def new_request_id() -> str:

@@ -291,6 +291,8 @@ def error_types() -> dict[int, set[str]]:
 def _on_portal_error(error: PortalError) -> Response:
     if isinstance(error, KeyRefused):
         return _refuse_key(error)
+    if isinstance(error, Forbidden) and request.path.startswith("/api/"):
+        return _respond(answers.forbid(g.request_id, error.code, error.message))
     row = _TABLE[type(error)]
     extra: dict[str, Any] = {}
     if isinstance(error, DoesNotFit):
@@ -307,8 +309,6 @@ def _on_portal_error(error: PortalError) -> Response:
         response.headers["Retry-After"] = str(max(1, round((error.retry_at - g.now).total_seconds())))
     if isinstance(error, Unavailable):
         response.headers["Retry-After"] = "5"
-    if isinstance(error, Forbidden) and is_api(request):
-        response.headers["WWW-Authenticate"] = f'Bearer realm="{answers.PRODUCT}", error="insufficient_scope"'
     return response
 
 

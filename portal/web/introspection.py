@@ -17,6 +17,7 @@ from portal.web.http import portal, reading
 from portal.web.shapes import INTROSPECTION, OAUTH_ERROR, TOKEN
 
 oauth = Blueprint("oauth", __name__, url_prefix="/oauth")
+INTROSPECT = "/oauth/introspect"
 
 _FORM = "application/x-www-form-urlencoded"
 
@@ -33,14 +34,15 @@ _FORM = "application/x-www-form-urlencoded"
     Answer(500, "Something broke on our side.", whole=OAUTH_ERROR),
     Answer(503, "We cannot say right now whether the key works.", whole=OAUTH_ERROR, headers=("Retry-After",)),
     body=TOKEN,
+    note="Asking counts as a use of the key, on its pages too, but not against its rate limits, which are for your "
+    "product to keep. Ask for each request: an answer that you keep does not know of a key that was stopped since.",
 )
 @with_verifier
 def introspect(verifier: Known) -> Response:
     """Say what a key of the verifier's workspace may do now; of everything else only that it is not active.
 
-    The form has `token`; other parameters, such as `token_type_hint`, are let be. It counts as a request of the key,
-    in the log of who uses it, but not against its rates: those are for the product to keep. A database that cannot be
-    asked is a 503: a key that works is never called inactive.
+    The form has `token`; other parameters, such as `token_type_hint`, are let be. A database that cannot be asked is a
+    503: a key that works is never called inactive.
     """
     tokens = request.form.getlist("token") if request.mimetype == _FORM else []
     if len(tokens) != 1 or not tokens[0]:

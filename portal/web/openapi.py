@@ -47,7 +47,7 @@ HEADERS: dict[str, tuple[Schema, str]] = {
     "X-RateLimit-Reset": (_NUMBER, "When `X-RateLimit-Remaining` next grows, in Unix seconds."),
     "Retry-After": (_SECONDS, "How many seconds to wait before the next try."),
     "WWW-Authenticate": ({"type": "string", "pattern": "^(?:Bearer|Basic) "}, "The challenge of RFC 6750, section 3."),
-    "Idempotency-Replayed": ({"const": "true"}, "This is the answer of the first request with this Idempotency-Key."),
+    "Idempotency-Replayed": ({"const": "true"}, "This is the answer of the first request with this `Idempotency-Key`."),
     "Allow": (TEXT, "The methods that this address takes."),
     "ETag": ({"type": "string", "pattern": '^"[^"]+"$'}, "The version, for `If-Match` or `If-None-Match`."),
     "Location": (TEXT, "The address of what was made."),
@@ -60,6 +60,63 @@ HEADERS: dict[str, tuple[Schema, str]] = {
 }
 _OF_KEY = ("X-Environment", "X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset")
 _OF_SOME_KEYS = ("X-Key-Expires-At", "Sunset")
+# Every code of an answer, and what to do. Those of 401 and of a scope's 403 have a page of their own.
+CODES: dict[int, dict[str, str]] = {
+    400: {
+        "invalid_json": "Write the body with a JSON library; `NaN` and `Infinity` are not JSON.",
+        "invalid_utf8": "Send the body in UTF-8.",
+        "invalid_text": "Leave out U+0000 and lone surrogates.",
+        "not_an_object": "Send an object, `{…}`.",
+        "duplicate_member": "Name each member of an object once.",
+        "unknown_member": "Leave out the member that `message` names; a record’s own stand within `fields`.",
+        "number_out_of_range": "Send numbers within ±(2⁵³−1), or as text.",
+        "invalid_query": "Percent-encode the query as UTF-8, with 20 parameters at most.",
+        "repeated_parameter": "Give each parameter once.",
+        "invalid_parameter": "Keep to the bounds of the parameter; `/verify` takes only `scope`.",
+        "invalid_if_match": "Send an `ETag` as you got it, with its quotes, or `*`.",
+        "invalid_idempotency_key": "Send it once: 1 to 255 visible ASCII characters, no comma and no API key.",
+        "unknown_host": "Call the base URL: this installation answers to no other host.",
+        "cut_off": "Send it again: it did not arrive whole, and nothing was changed.",
+        "bad_request": "Look at how the request is made: it cannot be read as HTTP should be.",
+    },
+    401: {
+        "missing_key": "Send `Authorization: Bearer <key>`.",
+        "malformed_key": "Send one whole key, with nothing before or after it.",
+        "invalid_key": "Ask on the page Explain why, with the `requestId`.",
+    },
+    403: {
+        "missing_scope": "Generate a replacement with the scope, at `fixUrl`.",
+        "access_withdrawn": "Ask an administrator to give the key’s member the access back.",
+        "rotation_not_allowed": "Rotate the key by hand in API Settings.",
+    },
+    404: {
+        "not_found": "Check the path, and the key’s environment: a live key finds no sandbox record. The records of an "
+        "external solution are kept by another product.",
+    },
+    405: {"method_not_allowed": "Use one of the methods in `Allow`."},
+    409: {
+        "conflict": "`message` says what stands against it, such as a key that is being replaced already. Do not "
+        "repeat it as it is.",
+        "idempotency_in_flight": "Send it again in a moment: the first request with this `Idempotency-Key` is still "
+        "at work.",
+    },
+    412: {"precondition_failed": "Read the record again, and repeat the change with its new `ETag`."},
+    413: {"too_large": "Send less: `message` names the limit."},
+    415: {"unsupported_media_type": "Send JSON, with `Content-Type: application/json`."},
+    422: {
+        "invalid": "Mend the members that `details` names.",
+        "schema_mismatch": "Mend the fields that `details` names: the app’s JSON Schema does not take them so.",
+        "idempotency_key_reused": "Choose a new `Idempotency-Key`: in the last 24 hours this one came with another "
+        "request.",
+    },
+    429: {
+        "rate_limit_exceeded": "Wait for as many seconds as `Retry-After` says, and spread the requests. An "
+        "administrator can change a key’s limits.",
+    },
+    500: {"internal_error": "Send it again later; if it goes on, tell whoever runs this the `requestId`."},
+    503: {"unavailable": "Send it again after `Retry-After`, a POST with the same `Idempotency-Key`."},
+}
+ROTATES_ITSELF = "Only for keys that may rotate themselves, which is chosen when a key is generated; others get 403."
 _MAY_COME_BEFORE_THE_KEY = frozenset({400, 429, 500, 503})  # then headers that speak of the key may lack
 WORDS = {
     400: "The request cannot be read: its address, a header, or a body that is not strict JSON.",
@@ -72,7 +129,7 @@ WORDS = {
     413: "The body, or the record that would come of it, is too large.",
     415: "The body is not `application/json` in UTF-8.",
     422: "The body can be read and cannot be accepted; `details` says where and why.",
-    429: "Too many requests with this key, or too many bad keys from your network. Wait for `Retry-After`.",
+    429: "Too many requests with this key (`message` names the limit), or too many bad keys from your network.",
     500: "Something broke on our side. Nothing of the request was kept.",
     503: "We cannot answer right now; the key is unchanged. Wait for `Retry-After`.",
 }
@@ -147,11 +204,12 @@ def build(app: Flask) -> dict[str, Any]:
 
 def _operation(declared: Declared) -> dict[str, Any]:
     call = declared.call
-    scope = f" Needs the scope `{declared.scope}`." if declared.scope else ""
+    needs = f" Needs the scope `{declared.scope}`." if declared.scope else ""
+    needs += f" {ROTATES_ITSELF}" if call.rotates_itself else ""
     operation: dict[str, Any] = {
         "operationId": declared.endpoint,
         "summary": call.title,
-        "description": declared.words + scope,
+        "description": declared.words + needs + (f" {call.note}" if call.note else ""),
         "tags": [call.group],
         "security": _security(declared),
         "parameters": [_parameter(each) for each in declared.takes],
@@ -290,5 +348,6 @@ def error_schema(status: int) -> Schema:
 
 def _code(status: int) -> Schema:
     if status == 401:
-        return {"enum": [code for code in KEY_WORDS if code.endswith("_key")]}
-    return {"type": "string", "pattern": "^[a-z][a-z0-9_]*$"}
+        return {"enum": list(CODES[status])}
+    # No enumeration: there may be further ones some day, and clients go by the status then.
+    return {"type": "string", "pattern": "^[a-z][a-z0-9_]*$", "examples": list(CODES[status])}

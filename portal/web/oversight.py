@@ -17,12 +17,16 @@ from portal.services import audit_views, explanations
 from portal.services.audit import Verdict
 from portal.services.audit_views import GROUPS, Filters, Page
 from portal.services.explanations import Explanation
+from portal.services.key_views import KeyView
 from portal.services.members import Seat
-from portal.store.models import AuditEvent
+from portal.services.rate_limit import PER_MINUTE, PER_SECOND
+from portal.store.models import AuditEvent, KeyState
 from portal.web import refusals, sentences
 from portal.web.display import zone_of
+from portal.web.door import VERIFY
 from portal.web.guards import View, actor, in_workspace, recently_proved, seat
 from portal.web.http import answer, page_or_fragment, portal, public_id, reading, reading_much, transaction
+from portal.web.introspection import INTROSPECT
 from portal.web.keys import keyring
 
 pages = Blueprint("oversight", __name__, url_prefix="/w/<slug:ws>")
@@ -296,6 +300,7 @@ def _explanation(found: Explanation) -> dict[str, Any]:
         "request_id": asked.request_id,
         "reason": str(found.reason),
         "why": _why(found),
+        "asked_by": _ASKED_BY.get(asked.path, ""),
         "key": key,
         "owner_is_api": found.owner.is_api,
         "held": found.held,
@@ -303,6 +308,15 @@ def _explanation(found: Explanation) -> dict[str, Any]:
         "is_mended": found.is_mended,
         "mends": [] if found.is_mended else list(_mends(found)),
     }
+
+
+# Where it was not the program with the key that called us, by the path that was called.
+_ASKED_BY = {
+    VERIFY: "A reverse proxy asked about the key at /verify before it let the program’s request through. Which address "
+    "the program called stands in the proxy’s own log.",
+    INTROSPECT: "A product of yours asked about the key at /oauth/introspect, and was told that it is not active. What "
+    "it then answered the program stands in its own log.",
+}
 
 
 def _why(found: Explanation) -> str:
@@ -318,13 +332,23 @@ def _why(found: Explanation) -> str:
         Refusal.RETIRED: "The key had been replaced, and its overlap was over.",
         Refusal.OWNER_INACTIVE: f"{owner}, whom the key acts as, was deactivated or removed: keys stop with it.",
         Refusal.OTHER_WORKSPACE: "The header Account-Id named another workspace than the key’s own.",
-        Refusal.RATE_LIMITED: "The key was good, but it was used more often than its limits allow. A request that is "
-        "refused so does not count.",
+        Refusal.RATE_LIMITED: "The key was good, but it was used more often than its limits allow. "
+        f"{_limits(found.key)} A request that is refused so does not count.",
         Refusal.UNKNOWN: "The key’s text says another environment than what is stored of it.",
     }
     if found.reason is Refusal.MISSING_SCOPE and found.app is None:
         return f"The key does not have the scope {scope}, and no app of that name is in your or the key’s reach."
     return words[found.reason]
+
+
+def _limits(key: KeyView) -> str:
+    """Say how often a key may be used now, and which of the two limits an administrator set."""
+    by = " (set for it by an administrator)"
+    minute, second = key.rate_per_minute, key.rate_per_second
+    return (
+        f"It may now send {minute or PER_MINUTE:,} requests in any 60 seconds{by if minute else ''} and "
+        f"{second or PER_SECOND:,} in any second{by if second else ''}."
+    )
 
 
 def _mends(found: Explanation) -> Iterator[dict[str, str]]:
@@ -373,6 +397,10 @@ def _mends(found: Explanation) -> Iterator[dict[str, str]]:
         yield {"text": f"Let the program send Account-Id: {seat().workspace.public_id}, or leave the header out."}
     elif found.reason is Refusal.RATE_LIMITED:
         yield {"text": "Let the program wait for as long as Retry-After says, and spread its requests."}
+        if key.may_set_rate:
+            yield {"text": "Change how many requests the key may send", "url": url_for("keys.rate", **here)}
+        elif key.state is not KeyState.REVOKED:
+            yield {"text": "An administrator can change how many requests the key may send."}
     else:
         yield {
             "text": "Delete this key, generate another one, and tell whoever runs Latchkey: its row was tampered with."

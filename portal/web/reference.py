@@ -15,14 +15,17 @@ from portal.services import key_views, members
 from portal.services.key_views import Filters, KeyView
 from portal.services.members import Seat, Shelf
 from portal.services.rate_limit import PER_MINUTE, PER_SECOND
+from portal.services.rotation import NOT_ITSELF
 from portal.store.models import App
 from portal.web import answers
-from portal.web.declared import ACCOUNT_ID, LIMIT, Declared, declared_calls, refusals_of
+from portal.web.declared import ACCOUNT_ID, IDEMPOTENCY_KEY, LIMIT, Declared, declared_calls, refusals_of
+from portal.web.fields import fields_of
 from portal.web.guards import Audience, anybody_known
 from portal.web.home import LEVELS
 from portal.web.http import error_types, portal, reading
-from portal.web.openapi import BASE, EXAMPLE_ID, WORDS, example_of
+from portal.web.openapi import BASE, CODES, EXAMPLE_ID, ROTATES_ITSELF, WORDS, example_of
 from portal.web.samples import LANGUAGES, Request, example_fields, sample
+from portal.web.shapes import FIELDS
 
 pages = Blueprint("reference", __name__, url_prefix="/docs/api")
 
@@ -31,6 +34,11 @@ _YEAR = 365 * 24 * 60 * 60  # seconds
 _NAMED = 5  # keys that are named before the rest are a number
 
 
+_WHO = {
+    Audience.KEY: "Any key can call this.",
+    Audience.VERIFIER: "For verifiers, which administrators make in Workspace: as HTTP Basic, or as a Bearer token. "
+    "Not for keys.",
+}
 _CREDENTIALS = {Audience.KEY: "API_KEY", Audience.VERIFIER: "VERIFIER"}  # environment variables in samples
 
 
@@ -50,7 +58,7 @@ def index() -> Response:
     reader = _reader()
     apps = [(shelf, app) for shelf in reader.shelves for app in shelf.apps] if reader else []
     wanted = request.args.get("app", "")
-    chosen = next((pair for pair in apps if pair[1].slug == wanted), apps[0] if apps else None)
+    chosen = next((pair for pair in apps if pair[1].slug == wanted), None) or (_usual(apps, reader) if reader else None)
     language = _language()
     calls: dict[str, list[Declared]] = {}
     for each in declared_calls(current_app):
@@ -67,12 +75,13 @@ def index() -> Response:
         ],
         shelves=reader.shelves if reader else [],
         chosen=chosen[1] if chosen else None,
+        is_elsewhere=chosen is not None and chosen[0].solution.is_external,
         scopes=_scopes(reader) if reader else [],
         base_url=portal().settings.base_url + BASE,
         pattern=key_format.pattern.pattern,
         prefix=key_format.prefix,
         scanner=scanner(key_format),
-        errors=[(status, sorted(types), WORDS[status]) for status, types in _api_errors()],
+        errors=[(status, sorted(types), WORDS[status], CODES[status]) for status, types in _api_errors()],
         per_minute=PER_MINUTE,
         per_second=PER_SECOND,
         limit=LIMIT.schema,
@@ -84,11 +93,27 @@ def index() -> Response:
 @anybody_known
 def errors() -> Response:
     """Show every cause of a 401 and a 403, with what to do about it."""
-    causes = [_cause(refusal) for refusal in _CAUSES]
+    causes = [*(_cause(refusal) for refusal in _CAUSES), _rotation_not_allowed()]
     return _page(
         "docs/errors.html",
         refused=[(status, [each for each in causes if each["status"] == status]) for status in (401, 403)],
     )
+
+
+def _usual(apps: list[tuple[Shelf, App]], reader: Reader) -> tuple[Shelf, App] | None:
+    """Choose the app to speak of: the first whose records are kept here, that one's keys can write, or at least read.
+
+    Without such a key it is the first that one could generate a key for, to write or at least to read.
+    """
+    able = {scope.text for key in reader.keys for scope in key.scopes if scope.effective}
+
+    def rank(pair: tuple[Shelf, App]) -> tuple[bool, ...]:
+        shelf, app = pair
+        scopes = [str(Scope(app.slug, action)) for action in (Action.WRITE, Action.READ)]
+        actions = shelf.level.actions
+        return (shelf.solution.is_external, *(scope not in able for scope in scopes), Action.WRITE not in actions)
+
+    return min(apps, key=rank, default=None)
 
 
 def _page(template: str, **context: Any) -> Response:
@@ -140,10 +165,13 @@ def _described(
         "method": " or ".join(each.method for each in same),
         "path": declared.path,
         "words": declared.words,
+        "note": call.note,
+        "needs": ROTATES_ITSELF if call.rotates_itself else _WHO.get(declared.audience, "No key is needed."),
         "audience": declared.audience,
         "scope": scope,
         "takes": (*declared.in_path, *call.takes),
         "body": call.body,
+        "fields": fields_of(chosen[1].schema) if chosen and call.body is FIELDS else None,
         "answers": found,
         "refusals": refusals_of(declared),
         "sample": sample(language, request_of(declared, portal().settings.base_url, slug, fields)),
@@ -170,6 +198,7 @@ def request_of(declared: Declared, base_url: str, app: str | None = None, fields
         credential=_CREDENTIALS.get(declared.audience),
         has_token=is_form,
         is_answered=declared.call.answers[0].has_body,
+        is_repeatable=IDEMPOTENCY_KEY in declared.call.takes,
     )
 
 
@@ -177,7 +206,10 @@ def _mine(declared: Declared, reader: Reader, chosen: tuple[Shelf, App] | None) 
     """Say which of the reader's keys can make a call; where none can, how to get one, or why that cannot be."""
     slug = reader.seat.workspace.slug
     if declared.action is None:
-        return {"keys": reader.keys[:_NAMED], "more": len(reader.keys) - _NAMED, "url": url_for("keys.new", ws=slug)}
+        itself = declared.call.rotates_itself
+        able = [key for key in reader.keys if key.self_rotate and key.may_rotate] if itself else reader.keys
+        url = url_for("keys.new", ws=slug)
+        return {"keys": able[:_NAMED], "more": len(able) - _NAMED, "url": url, "itself": itself}
     if chosen is None:
         return {"keys": [], "why": "You have no access to any app yet."}
     shelf, app = chosen
@@ -305,12 +337,29 @@ def _cause(refusal: Refusal) -> dict[str, Any]:
         refusal, key_id="key_2bN8vC6xZ1aS5dF3", required=required, held=["tasks:read"], workspace="acme"
     )
     made = answers.refuse(refused, EXAMPLE_ID, portal().settings.base_url)
+    return _entry(str(refusal), refused.code, (title, cause, fix), made)
+
+
+def _rotation_not_allowed() -> dict[str, Any]:
+    words = (
+        "The key may not rotate itself",
+        "Only `POST /api/v1/me/rotate` is answered so: the key was not generated as one that may rotate itself, which "
+        "cannot be changed later.",
+        "Rotate it by hand in API Settings. For a program that stores its new keys by itself, generate a key with "
+        "“The key may rotate itself over the API”.",
+    )
+    code = "rotation_not_allowed"
+    return _entry(code, code, words, answers.forbid(EXAMPLE_ID, code, NOT_ITSELF))
+
+
+def _entry(cause: str, code: str, words: tuple[str, str, str], made: answers.Answer) -> dict[str, Any]:
+    title, why, fix = words
     return {
-        "id": str(refusal).replace("_", "-"),
+        "id": cause.replace("_", "-"),
         "status": made.status,
-        "code": refused.code,
+        "code": code,
         "title": title,
-        "cause": cause,
+        "cause": why,
         "fix": fix,
         "headers": made.headers,
         "sample": _written(json.loads(made.body)),

@@ -28,6 +28,7 @@ class Request:
     credential: str | None = "API_KEY"  # the environment variable that holds it
     has_token: bool = False  # the body is a form with the key as `token`
     is_answered: bool = True  # with a body
+    is_repeatable: bool = False  # with an Idempotency-Key, which a program makes once and sends with each try
 
 
 def sample(language: str, request: Request) -> str:
@@ -40,6 +41,8 @@ def _curl(request: Request) -> str:
     parts = [f'curl {options}"{request.url.replace("{RECORD_ID}", "$RECORD_ID")}"']
     if request.credential:
         parts.append(f'-H "Authorization: Bearer ${request.credential}"')
+    if request.is_repeatable:
+        parts.append('-H "Idempotency-Key: $(openssl rand -hex 16)"')
     if request.has_token:
         parts.append('-d "token=$API_KEY"')
     if request.body is not None:
@@ -54,17 +57,24 @@ def _python(request: Request) -> str:
     prefix = "f" if "{RECORD_ID}" in request.url else ""
     url = request.url.replace("{RECORD_ID}", "{os.environ['RECORD_ID']}")
     arguments = [f'{prefix}"{url}"']
+    headers = []
     if request.credential:
-        arguments.append(f"""headers={{"Authorization": f"Bearer {{os.environ['{request.credential}']}}"}}""")
+        headers.append(f""""Authorization": f"Bearer {{os.environ['{request.credential}']}}\"""")
+    if request.is_repeatable:
+        headers.append('"Idempotency-Key": str(uuid.uuid4())')
+    if headers:
+        arguments.append(f"headers={{{', '.join(headers)}}}")
     if request.has_token:
         arguments.append("""data={"token": os.environ["API_KEY"]}""")
     if request.body is not None:
         arguments.append(f"json={_literal(request.body)}")
     arguments.append("timeout=10")
     result = "reply.json()" if request.is_answered else "reply.status_code"
+    imports = ["import os"] if "os.environ" in "".join(arguments) else []
+    imports += ["import uuid"] if request.is_repeatable else []
     return "\n".join(
         [
-            *(["import os", ""] if "os.environ" in "".join(arguments) else []),
+            *([*imports, ""] if imports else []),
             "import requests",
             "",
             f"reply = requests.{request.method.lower()}(",
@@ -94,6 +104,8 @@ def _javascript(request: Request) -> str:
     headers = []
     if request.credential:
         headers.append(f"Authorization: `Bearer ${{process.env.{request.credential}}}`")
+    if request.is_repeatable:
+        headers.append('"Idempotency-Key": randomUUID()')
     if request.body is not None:
         headers.append('"Content-Type": "application/json"')
     if headers:
@@ -110,6 +122,7 @@ def _javascript(request: Request) -> str:
     result = "await reply.json()" if request.is_answered else "reply.status"
     return "\n".join(
         [
+            *(['import { randomUUID } from "node:crypto";', ""] if request.is_repeatable else []),
             f"const reply = await {call};",
             "if (!reply.ok) throw new Error(`${reply.status} ${await reply.text()}`);",
             f"console.log({result});",

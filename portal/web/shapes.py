@@ -96,7 +96,7 @@ OVERLAP = Body(
         "required": [],
         "additionalProperties": False,
     },
-    "It may be left out.",
+    "The body may be left out.",
     {"overlap": 3600},
     is_required=False,
 )

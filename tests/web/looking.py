@@ -6,6 +6,7 @@ from typing import Any
 from werkzeug.test import TestResponse
 
 from portal.store.database import Base, Database
+from portal.web.openapi import CODES
 
 SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
@@ -26,6 +27,7 @@ def error(reply: TestResponse, status: int) -> dict[str, Any]:
     """Give the error that a call got, after a look at all that surrounds it (contract, section 3)."""
     found: dict[str, Any] = _body(reply, status, {"error", "meta"})["error"]
     assert list(found)[:3] == ["type", "code", "message"]
+    assert found["code"] in CODES[status], "the reference lists every code"
     return found
 
 

@@ -368,6 +368,36 @@ def test_a_hint_lists_the_refusals_of_its_key_and_a_whole_key_is_not_shown_again
     assert request_id in cast.rio.get(f"keys/{key.id}/requests").text  # and the key's own page leads here
 
 
+def test_an_error_that_refused_no_key_is_not_blamed_on_the_header(cast: Cast) -> None:
+    key = cast.lea.generate(["tasks:write"], name="Wrong body")
+    reply = cast.call("POST", "/apps/tasks/records", key, json={"fields": {}})
+    assert reply.status_code == 422
+    flush(cast)
+    page = explained(cast.lea, reply.get_json()["meta"]["requestId"])
+    assert "Only requests whose key was refused are explained here: 401, 403 and 429." in page
+    assert "says in its own body what is wrong" in page
+    assert 'href="/docs/api#errors"' in page
+
+
+def test_what_a_proxy_or_a_product_asked_is_said_to_be_theirs(cast: Cast) -> None:
+    key = cast.lea.generate(["tasks:read"], name="Behind a proxy")
+    browser = cast.app.test_client(use_cookies=False)
+    by_proxy = browser.get("/verify?scope=tasks:write", headers=key.bearer)
+    by_program = cast.call("POST", "/apps/tasks/records", key, json={"fields": {}})
+    made = cast.ana.post("/w/acme/workspace/verifiers/new", {"name": "Gateway"}).text
+    verifier = re.search(r"vf_[0-9A-Za-z]{43}_[0-9A-Za-z]{6}", made)
+    assert verifier
+    cast.lea.post(f"keys/{key.id}/deactivate")
+    headers = {"Authorization": f"Bearer {verifier[0]}"}
+    by_product = browser.post("/oauth/introspect", data={"token": key.text}, headers=headers)
+    assert by_product.get_json() == {"active": False}
+    flush(cast)
+    proxy, product = "A reverse proxy asked about the key at /verify", "A product of yours asked about the key"
+    for reply, expected in ((by_proxy, proxy), (by_product, product), (by_program, "")):
+        page = explained(cast.lea, reply.headers["X-Request-Id"])
+        assert [words for words in (proxy, product) if words in page] == ([expected] if expected else [])
+
+
 def test_what_was_refused_in_the_portal_is_explained_by_its_request_id(cast: Cast) -> None:
     foreign = cast.max.generate(["leads:read"], name="Of max")
     request_id = cast.rio.post(f"keys/{foreign.id}/deactivate").headers["X-Request-Id"]

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from flask import Flask
 from jsonschema import Draft202012Validator
-from sqlalchemy import event, select
+from sqlalchemy import event, select, update
 
 from portal.rules.access import Environment
 from portal.rules.credentials import KeyFormat
@@ -25,8 +25,10 @@ from portal.rules.errors import Refusal
 from portal.services import audit, verifiers
 from portal.settings import Settings
 from portal.store.database import Database
-from portal.store.models import Account, ApiKey, App, Member, UserSession, Workspace
+from portal.store.models import Account, ApiKey, App, Member, Solution, UserSession, Workspace
 from portal.web.declared import declared_calls
+from portal.web.fields import fields_of
+from portal.web.openapi import CODES
 from portal.web.samples import example_fields
 from tests.cast import Cast, MadeKey, Person
 from tests.conftest import lacking
@@ -124,11 +126,120 @@ def test_it_names_ones_keys_that_can_make_a_call_and_offers_one_where_none_can(c
     assert re.search(r'value="tasks:write"[^>]*\bchecked', form)
 
 
+def test_only_keys_that_may_rotate_themselves_are_named_for_that(cast: Cast, key: MadeKey) -> None:
+    assert "None of your keys can. Generate one that may rotate itself" in part(cast.lea.get(DOCS).text, "rotate-me")
+    able = cast.lea.generate(["tasks:read"], name="By itself", self_rotate="yes")
+    said = part(cast.lea.get(DOCS).text, "rotate-me")
+    assert f"Your keys that can call this: By itself …{able.text[47:51]}" in said
+    assert "Drop-off" not in said
+    assert "Any key can call this" not in said
+    assert "Only for keys that may rotate themselves" in said
+    cast.lea.rotate(able)
+    assert "None of your keys can." in part(cast.lea.get(DOCS).text, "rotate-me")  # the old one still works
+
+
+def test_a_rotation_is_not_offered_as_one_to_be_sent_again(cast: Cast) -> None:
+    said = part(cast.stranger().get(DOCS).text, "rotate-me")
+    assert "Idempotency-Key header" not in said  # as a parameter
+    assert "a repeat is 409" in said
+    assert "I lost its text" in said
+    assert "0 to 604,800, 86,400 when left out" in said
+    document = cast.call("GET", "/openapi.json").get_json()["paths"]
+    told = document["/me/rotate"]["post"]
+    assert "Idempotency-Key" not in {each["name"] for each in told["parameters"]}
+    assert "a repeat is 409" in told["description"]
+    assert "may rotate themselves" in told["description"]
+    assert "Idempotency-Key" in {each["name"] for each in document["/apps/{app}/records"]["post"]["parameters"]}
+
+
+def test_it_says_that_introspection_is_a_use_and_not_against_the_limits(cast: Cast) -> None:
+    assert "counts as a use of the key, on its pages too, but not against its rate limits" in part(
+        cast.stranger().get(DOCS).text, "introspect"
+    )
+
+
 def test_it_says_where_ones_own_access_ends(cast: Cast, key: MadeKey) -> None:
     page = cast.lea.get(f"{DOCS}?app=leads").text
     assert "None of your keys can. You have read-only access in Sales." in part(page, "create-record")
     assert "Generate one with leads:read" in part(page, "get-record")
     assert "leads:write Add, change and delete Leads (Sales) Beyond your access" in words_of(page)
+
+
+def rows(page: str) -> list[str]:
+    """Give the rows of the table of fields, as text."""
+    table = re.search(r'<table[^>]*aria-labelledby="create-record-fields".*?</table>', page, re.DOTALL)
+    assert table
+    return [words_of(row) for row in re.findall(r"<tr.*?</tr>", table[0], re.DOTALL)][1:]
+
+
+def test_whoever_is_signed_in_sees_the_fields_of_an_app(cast: Cast, database: Database) -> None:
+    assert "create-record-fields" not in cast.stranger().get(DOCS).text
+    page = cast.rio.get(f"{DOCS}?app=tasks").text
+    assert rows(page) == [
+        "title string Yes 1 to 120 characters",
+        "assignee string No 1 to 60 characters",
+        "priority integer No 0 to 5",
+        'status string No "open", "doing", "done"',
+    ]
+    assert "No other fields." in part(page, "create-record")
+    with database.transaction() as session:
+        app = session.scalars(select(App).where(App.slug == "tasks")).one()
+        app.schema = {
+            "type": "object",
+            "required": ["lines", "unnamed"],
+            "$defs": {"line": {"type": "object", "properties": {"sum": {"type": "number", "exclusiveMinimum": 0}}}},
+            "properties": {
+                "lines": {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/line"}},
+                "state": {"type": ["string", "null"], "pattern": "^<b>$", "description": "Where it is."},
+                "who": {"oneOf": [{"type": "string"}]},
+            },
+        }
+    page = cast.rio.get(f"{DOCS}?app=tasks").text
+    assert rows(page) == [
+        "lines array Yes at least 1 item",
+        "lines[].sum number No more than 0",
+        "unnamed any Yes Any",
+        "state string or null No pattern ^<b>$ Where it is.",
+        "who any No Any and more rules, which a 422 names",
+    ]
+    assert "Other fields are taken too." in part(page, "create-record")
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$defs": {"a": {"properties": {f"f{n}": {"$ref": "#/$defs/a"} for n in range(50)}}}, "$ref": "#/$defs/a"},
+        {"properties": {f"f{n}": {"$ref": "#"} for n in range(500)}},
+        {"properties": {"a": {"$ref": "#/properties/a"}, "b": {"$ref": "#/$defs/none/x"}}},
+        {"properties": {"a": {"properties": {"a": {"$ref": "#/properties/a"}}, "enum": ["x" * 10**6] * 1000}}},
+        {"properties": [], "required": "a"},
+        {"properties": {"a": True, "b": {"enum": 1, "minimum": "x", "type": 7, "items": [1], "description": {}}}},
+        True,
+    ],
+)
+def test_a_hard_schema_makes_no_long_table(schema: Any) -> None:
+    found = fields_of(schema)
+    assert len(found) <= 100
+    assert len(str(found)) < 50_000
+
+
+def test_it_speaks_of_an_app_that_ones_keys_reach_or_could(cast: Cast, database: Database) -> None:
+    def chosen() -> str:
+        found = re.search(r"Scopes, fields and samples below speak of (\w+)", words_of(cast.lea.get(DOCS).text))
+        assert found
+        return found[1]
+
+    first = chosen()
+    assert first != "Leads"  # lea may only read there
+    cast.lea.generate(["leads:read"], name="Reader")
+    assert chosen() == "Leads"
+    cast.lea.generate(["tasks:write"], name="Writer")
+    assert chosen() == "Tasks"
+    with database.transaction() as session:
+        session.execute(update(Solution).where(Solution.slug == "operations").values(is_external=True))
+    assert chosen() == "Leads"  # of the others there are no records here
+    page = words_of(cast.lea.get(f"{DOCS}?app=tasks").text)
+    assert "Its records are kept by another product" in page
 
 
 def test_nobody_elses_keys_apps_or_workspace_are_on_it(cast: Cast, key: MadeKey) -> None:
@@ -190,6 +301,25 @@ def test_every_page_leads_there(cast: Cast) -> None:
         assert f'href="{DOCS}"' in page.text
 
 
+def test_every_code_stands_under_its_status_with_what_to_do(cast: Cast) -> None:
+    page = cast.stranger().get(DOCS).text
+    assert {each.status for each in Refusal} | {500, 503} <= set(CODES)
+    for status, codes in CODES.items():
+        told = re.search(rf'<div id="error-{status}">(.*?)</div>', page, re.DOTALL)
+        assert told
+        for code, fix in codes.items():
+            assert f"{code}: {fix.replace('`', '')}" in words_of(told[1])
+    assert "`" not in words_of(re.sub(r"<pre.*?</pre>", "", page, flags=re.DOTALL))
+
+
+def test_the_samples_of_a_call_that_can_be_repeated_send_an_idempotency_key(cast: Cast) -> None:
+    for language, made in (("curl", "$(openssl rand -hex 16)"), ("python", "uuid.uuid4()"), ("js", "randomUUID()")):
+        page = cast.stranger().get(f"{DOCS}?lang={language}").text
+        assert made in block(page, "create-record-sample")
+        for other in ("rotate-me", "change-record", "introspect"):
+            assert "Idempotency-Key" not in block(page, f"{other}-sample")
+
+
 # --- Causes ---------------------------------------------------------------------------------------------------------
 
 
@@ -205,6 +335,7 @@ def test_every_cause_of_a_401_and_a_403_has_an_entry_with_the_answer_that_it_get
         "malformed-key": error(cast.call("GET", "/me", headers={"Authorization": "Bearer x"}), 401),
         "revoked": error(cast.call("GET", "/me", dead), 401),
         "missing-scope": error(cast.call("POST", "/apps/tasks/records", key, json={"fields": {}}), 403),
+        "rotation-not-allowed": error(cast.call("POST", "/me/rotate", key), 403),
     }
     for cause, answered in real.items():
         told = re.search(rf'aria-labelledby="{cause}">.*?<pre[^>]*>(.*?)</pre>', page, re.DOTALL)

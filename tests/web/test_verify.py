@@ -171,6 +171,39 @@ def test_a_key_that_comes_too_often_waits_and_is_told_why(
     page = cast.rio.post("/w/acme/explain", {"request_id": refused[0].headers["X-Request-Id"]}).text
     assert "more often than its limits allow" in page
     assert "429" in page
+    assert "50 in any second" in page
+    assert "set for it" not in page
+    assert f"keys/{key.id}/rate" not in page
+
+
+def test_a_429_names_the_limit_that_was_met_and_who_set_it(
+    cast: Cast, key: MadeKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused() -> TestResponse:
+        """Call until one is refused: the second may be over before the next request."""
+        return next(reply for reply in (cast.call("GET", "/me", key) for _ in range(50)) if reply.status_code == 429)
+
+    def told(limit: str, reply: TestResponse) -> None:
+        wait = reply.headers["Retry-After"]
+        assert error(reply, 429)["message"] == f"This key’s limit is {limit}. Try again in {wait} s."
+
+    by = ", set for it by an administrator"
+    monkeypatch.setattr(rate_limit, "PER_SECOND", 1)
+    told("1 request in any second", refused())
+    monkeypatch.setattr(rate_limit, "PER_SECOND", 1_000_000)
+    cast.ana.post(f"keys/{key.id}/rate", {"rate_per_minute": "", "rate_per_second": "1"})
+    told(f"1 request in any second{by}", refused())
+    cast.ana.post(f"keys/{key.id}/rate", {"rate_per_minute": "2", "rate_per_second": ""})
+    reply = refused()
+    told(f"2 requests in any 60 seconds{by}", reply)
+    cast.app.extensions["portal"].usage.flush()
+    asked = {"request_id": reply.headers["X-Request-Id"]}
+    page = cast.ana.post("/w/acme/explain", asked).text
+    assert "2 requests in any 60 seconds (set for it by an administrator)" in page
+    assert f'href="/w/acme/api/keys/{key.id}/rate"' in page
+    page = cast.rio.post("/w/acme/explain", asked).text
+    assert f"keys/{key.id}/rate" not in page
+    assert "An administrator can change how many requests" in page
 
 
 def test_bad_keys_of_one_network_never_hurt_a_good_one(cast: Cast, key: MadeKey, launch: Callable[..., Flask]) -> None:
