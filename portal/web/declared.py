@@ -273,7 +273,8 @@ PATHS = {
 _VERIFY_WORDS = (
     "Ask whose key came with a request, before a product of your own answers it. A reverse proxy asks with the "
     "request’s Authorization header (nginx auth_request, Caddy and Traefik forward_auth); the answer’s headers say who "
-    "it is. It counts as a request of the key."
+    "it is, and `X-Auth-Environment` must decide between live and sandbox data. A 401 or 403 says its code in "
+    "`X-Error-Code` too, for proxies that pass no body on. It counts as a request of the key."
 )
 VERIFICATION = Call(
     "Verify a key",
