@@ -15,6 +15,7 @@ from portal.store.models import ApiKey, App, FirstRequest, KeyCaller, RefusedReq
 RECENT_DAYS = 14
 _HOUR = timedelta(hours=1)
 _CALLERS = 5
+_MOST_CALLERS = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,6 +302,18 @@ def accepted_after(session: Session, key: ApiKey, since: datetime) -> tuple[int,
     ).all()
     astride = sum(row.first_at <= since for row in rows)
     return sum(row.times for row in rows if row.first_at > since) + astride, astride > 0
+
+
+def refused_since_its_end(session: Session, key: ApiKey) -> list[CallerSeen]:
+    """List who still calls with a key that has ended for ever; `first_at` and `last_at` are moments after its end."""
+    rows = session.execute(
+        select(Usage.address, Usage.client, func.sum(Usage.count), func.min(Usage.first_at), func.max(Usage.last_at))
+        .where(Usage.key_id == key.id, Usage.outcome.in_([str(Refusal.RETIRED), str(Refusal.REVOKED)]))
+        .group_by(Usage.address, Usage.client)
+        .order_by(func.max(Usage.last_at).desc())
+        .limit(_MOST_CALLERS)
+    )
+    return [CallerSeen(*row) for row in rows]
 
 
 def accepted_since(session: Session, key: ApiKey, since: datetime) -> int:

@@ -87,7 +87,9 @@ class KeyView:
     successor_id: str | None
     successor_name: str
     successor_last_four: str
+    successor_works: bool
     predecessor_id: str | None
+    predecessor_last_four: str
     recent: DayBars | None
     is_unused: bool
     is_retiring: bool
@@ -445,6 +447,7 @@ def _view(
     is_retiring = key.retires_at is not None and state in (KeyState.ACTIVE, KeyState.DEACTIVATED)
     successor, predecessor = pairs.get(-key.id), pairs.get(key.replaces_id or 0)
     successor = successor if successor and successor.id not in hidden else None
+    predecessor_seen = predecessor if predecessor and predecessor.id not in hidden else None
     retires_at = key.retires_at if is_retiring else None
     extends_to = extended(retires_at, key.rotated_at, key.expires_at) if retires_at else None
     has_its_name = successor is not None and successor.name_folded == key.name_folded
@@ -476,7 +479,9 @@ def _view(
         successor_id=successor.public_id if successor else None,
         successor_name=successor.name if successor else "",
         successor_last_four=successor.last_four if successor else "",
-        predecessor_id=predecessor.public_id if predecessor and predecessor.id not in hidden else None,
+        successor_works=successor is not None and successor.state_at(now) is KeyState.ACTIVE,
+        predecessor_id=predecessor_seen.public_id if predecessor_seen else None,
+        predecessor_last_four=predecessor_seen.last_four if predecessor_seen else "",
         recent=recent,
         is_unused=key.last_used_at is None,
         is_retiring=is_retiring,

@@ -50,7 +50,8 @@ def detail(key_id: str) -> Response:
         pair = _pair(session, key)
         first = activity.first_request(session, row)
         refused = activity.last_refusal(session, row)
-        by = key_views.stopped_by(session, row)
+        by_program = audit.done_with_key(session, key_id)
+        by = "itself" if Event.KEY_DELETED in by_program else key_views.stopped_by(session, row)
     stale = [scope for scope in key.scopes if now - (exercised.get(scope.text) or key.created_at) > _UNUSED_SCOPES]
     return page_or_fragment(
         "keys/detail.html",
@@ -63,23 +64,31 @@ def detail(key_id: str) -> Response:
         first=_first(key, first, refused),
         poll=None,
         by=by,
+        rotated_itself=Event.KEY_GENERATED in by_program,
         usual=(PER_MINUTE, PER_SECOND),
         **pair,
     )
 
 
 def _pair(session: Any, key: KeyView) -> dict[str, Any]:
-    """Tell of a rotation that goes on: both keys, who still uses the old one, and whether it is safe to retire."""
-    old_id = key.id if key.is_retiring else key.predecessor_id
-    nothing: dict[str, Any] = {"pair": None, "verdict": None}
-    if not old_id or (key.is_retiring and not key.successor_id):
-        return nothing
-    old = key_views.row_of(session, seat(), old_id)
-    new = rotation.successor_of(session, old)
-    view = key_views.get(session, actor(), seat(), keyring(), key.successor_id or old_id)
-    if new is None or (not key.is_retiring and not view.is_retiring):
-        return nothing
-    return {"pair": view, "verdict": rotation.verdict_on(session, old, new, actor().at)}
+    """Tell of a rotation that goes on, or whose old key is still called: both keys, who uses the old one, what to do.
+
+    A key in the middle of a chain is told of with its successor: the key before it has ended.
+    """
+    for other_id, is_old in ((key.successor_id, True), (key.predecessor_id, False)):
+        if not other_id:
+            continue
+        other = key_views.get(session, actor(), seat(), keyring(), other_id)
+        old, new = (key, other) if is_old else (other, key)
+        row = key_views.row_of(session, seat(), old.id)
+        verdict = aftermath = None
+        if old.is_retiring and (successor := rotation.successor_of(session, row)):
+            verdict = rotation.verdict_on(session, row, successor, actor().at)
+        else:
+            aftermath = rotation.aftermath_of(session, row, actor().at)
+        if verdict or aftermath:
+            return {"old": old, "new": new, "verdict": verdict, "aftermath": aftermath}
+    return {"old": None, "new": None, "verdict": None, "aftermath": None}
 
 
 @pages.get("/keys/<public_id:key_id>/requests")

@@ -327,6 +327,15 @@ def _why(found: Explanation) -> str:
     return words[found.reason]
 
 
+def _successor(found: Explanation) -> dict[str, str]:
+    key = found.key
+    url = url_for("keys.detail", ws=seat().workspace.slug, key_id=key.successor_id)
+    return {
+        "text": f"Let the program use the key that replaced it: {key.successor_name} (…{key.successor_last_four})",
+        "url": url,
+    }
+
+
 def _mends(found: Explanation) -> Iterator[dict[str, str]]:
     """Say what would mend it: a link where one can do it oneself, else whom to ask."""
     ws, key, scope = seat().workspace.slug, found.key, found.request.required
@@ -351,6 +360,8 @@ def _mends(found: Explanation) -> Iterator[dict[str, str]]:
     elif found.reason is Refusal.ACCESS_WITHDRAWN:
         yield {"text": f"{_ask(found)} to give {key.owner.name} the access that {scope} needs."}
     elif found.reason is Refusal.DEACTIVATED:
+        if key.successor_works:
+            yield _successor(found)
         if key.may_reactivate:
             yield {"text": "Reactivate the key", "url": url_for("keys.reactivate", **here)}
         else:
@@ -359,9 +370,8 @@ def _mends(found: Explanation) -> Iterator[dict[str, str]]:
         if key.may_rotate:
             yield {"text": "Rotate the key", "url": url_for("keys.rotate", **here)}
         yield similar if may_hand_out else {"text": f"{key.owner.name} can rotate it."}
-    elif found.reason is Refusal.RETIRED and found.successor_id:
-        url = url_for("keys.detail", ws=ws, key_id=found.successor_id)
-        yield {"text": "Let the program use the key that replaced it", "url": url}
+    elif found.reason in (Refusal.REVOKED, Refusal.RETIRED) and key.successor_works:
+        yield _successor(found)
     elif found.reason in (Refusal.REVOKED, Refusal.RETIRED):
         yield similar if may_hand_out else {"text": f"{key.owner.name} can generate another one."}
     elif found.reason is Refusal.OWNER_INACTIVE and found.may_help:
