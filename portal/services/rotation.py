@@ -178,7 +178,8 @@ def replace_unused(
     if old.member_id != seat.member.id and not old.member.is_api:
         attempt = Attempt(Event.KEY_GENERATED, old.public_id, old.name)
         raise Forbidden(ONLY_ITS_OWNER, attempt=attempt)
-    if not key_views.is_replaceable(old, actor.at) or activity.callers_of(session, old, actor.at):
+    was_called = activity.callers_of(session, old, actor.at) or activity.refusals_of(session, old)
+    if was_called or not key_views.is_replaceable(old, actor.at):
         raise Conflict("Only a key of the last 24 hours that was never used can be replaced. Rotate this one instead.")
     lifetime = policy.nearest(seat.workspace, Lifetime.like(old.created_at, old.expires_at))
     scopes = [view.text for view in key_views.scopes_of(session, [old]).get(old.id, [])]

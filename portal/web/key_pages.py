@@ -1,6 +1,6 @@
 """The pages of one key: what it is, what it did, what was done with it; its name; its first request."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -16,7 +16,7 @@ from portal.services.rate_limit import PER_MINUTE, PER_SECOND
 from portal.store.database import TROUBLE
 from portal.store.models import AuditEvent, FirstRequest, RefusedRequest
 from portal.web import refusals
-from portal.web.display import absolute
+from portal.web.display import absolute, thousands
 from portal.web.generate import first_call
 from portal.web.guards import actor, in_workspace, recently_proved, seat
 from portal.web.http import answer, page_or_fragment, portal, reading, reading_much, transaction, without_keys
@@ -24,17 +24,18 @@ from portal.web.keys import keyring, look, pages, row_changed, with_impact
 
 _RANGES = {"24h": timedelta(hours=24), "7d": timedelta(days=7), "30d": timedelta(days=30)}
 _UNUSED_SCOPES = timedelta(days=60)
-_SENTENCES = {
-    Event.KEY_GENERATED: "generated this key",
-    Event.KEY_ROTATED: "rotated this key",
-    Event.KEY_RETIRED: "retired this key",
-    Event.KEY_OVERLAP_EXTENDED: "let this key work longer",
-    Event.KEY_DEACTIVATED: "deactivated this key",
-    Event.KEY_REACTIVATED: "reactivated this key",
-    Event.KEY_DELETED: "deleted this key",
-    Event.KEY_EDITED: "changed its name or note",
-    Event.KEY_RATE_CHANGED: "changed how many requests it may send",
-    Event.KEY_IDENTIFIED: "looked up which key this is",
+_SENTENCES = {  # what was done, and how trying it is called
+    Event.KEY_GENERATED: ("generated this key", "generate this key"),
+    Event.KEY_ROTATED: ("rotated this key", "rotate this key"),
+    Event.KEY_RETIRED: ("retired this key", "retire this key"),
+    Event.KEY_OVERLAP_EXTENDED: ("let this key work longer", "let this key work longer"),
+    Event.KEY_DEACTIVATED: ("deactivated this key", "deactivate this key"),
+    Event.KEY_REACTIVATED: ("reactivated this key", "reactivate this key"),
+    Event.KEY_DELETED: ("deleted this key", "delete this key"),
+    Event.KEY_EDITED: ("changed its name or note", "change its name or note"),
+    Event.KEY_RATE_CHANGED: ("changed how many requests it may send", "change how many requests it may send"),
+    Event.KEY_IDENTIFIED: ("looked up which key this is", "look up which key this is"),
+    Event.KEY_REVIEWED: ("reviewed this key: looks fine", "mark this key as fine"),
 }
 
 
@@ -46,6 +47,7 @@ def detail(key_id: str) -> Response:
     with reading() as session:
         key = key_views.get(session, actor(), seat(), keyring(), key_id)
         row = key_views.row_of(session, seat(), key_id)
+        key = key_views.with_refusals(session, key, row)
         exercised = activity.last_exercised(session, row)
         pair = _pair(session, key)
         first = activity.first_request(session, row)
@@ -105,6 +107,7 @@ def requests(key_id: str) -> Response:
     grantable = {str(scope) for scope in planned.grantable}
     try:
         with reading_much() as session:
+            key = key_views.with_refusals(session, key, row)
             bars = activity.buckets(session, row, now, _RANGES[span])
             used = {
                 "buckets": [(_label(bar.start, span), bar.start, bar.accepted, bar.refused) for bar in bars],
@@ -144,7 +147,7 @@ def _denial(denial: Denial, grantable: set[str]) -> dict[str, Any]:
         "path": denial.path,
         "status": denial.status,
         "reason": denial.reason,
-        "words": refusals.words_of(denial.reason, denial.scope),
+        "words": refusals.words_of(denial.reason, denial.scope, denial.path),
         "address": denial.address,
         "client": denial.client,
         "count": denial.count,
@@ -166,11 +169,26 @@ def history(key_id: str) -> Response:
 
 
 def _event(event: AuditEvent) -> dict[str, Any]:
-    words = {str(each): sentence for each, sentence in _SENTENCES.items()}
-    what = words.get(event.action, event.action.replace("_", " "))
-    if event.outcome == "refused":
-        what = f"tried: {what}. It was refused: {event.details.get('reason', '')}"
-    return {"at": event.at, "who": event.actor_name, "what": what, "address": event.address}
+    who = event.actor_name
+    done, attempt = {str(each): both for each, both in _SENTENCES.items()}.get(
+        event.action, (event.action.replace("_", " "),) * 2
+    )
+    what = done
+    if event.action == Event.KEY_REFUSED:
+        who, what = "", f"Requests with this key were refused: {_why_refused(event.details)}"
+    elif event.outcome == "refused":
+        what = f"tried to {attempt}. Refused: {event.details.get('reason') or 'the answer does not match'}"
+    return {"at": event.at, "who": who, "what": what, "address": event.address}
+
+
+def _why_refused(details: Mapping[str, Any]) -> str:
+    """Say why requests were refused that the log tells of together: as often at once, or so many more in an hour."""
+    reason, times = str(details.get("reason", "")), int(details.get("times", 1))
+    scope = str(details.get("scope") or "a scope")
+    words = refusals.words_of(reason, scope) if reason in list(Refusal) else "no reason told"
+    if "more" in details:
+        return f"{words}, {thousands(int(details['more']))} more in that hour"
+    return words if times == 1 else f"{words}, {thousands(times)} at once"
 
 
 @pages.get("/keys/<public_id:key_id>/impact")
@@ -217,7 +235,7 @@ def _first(key: KeyView, first: FirstRequest | None, refused: RefusedRequest | N
             "path": refused.path,
             "at": refused.at,
             "address": refused.address,
-            "reason_words": refusals.words_of(refused.reason, refused.required),
+            "reason_words": refusals.words_of(refused.reason, refused.required, refused.path),
             "scope": refused.required,
         }
     return {"state": "waiting"}

@@ -11,7 +11,7 @@ from typing import Any
 
 from flask import Blueprint, Response, g, request, stream_template, url_for
 
-from portal.rules.credentials import KEY_SHAPED
+from portal.rules.credentials import KEY_SHAPED, is_like_an_end
 from portal.rules.errors import Forbidden, Refusal
 from portal.services import audit_views, explanations
 from portal.services.audit import Verdict
@@ -285,7 +285,7 @@ def _explained(asked: str, note: str = "") -> Response:
             keys = [(key, [refusals.view_of(each) for each in rows]) for key, rows in listed]
             if keys:
                 return _form(asked=asked, keys=keys, note=note)
-    return _form(asked="" if note else asked, note="unknown")
+    return _form(asked="" if note else asked, note="unknown", is_like_an_end=not note and is_like_an_end(asked))
 
 
 def _explanation(found: Explanation) -> dict[str, Any]:

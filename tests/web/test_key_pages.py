@@ -153,15 +153,47 @@ def test_the_history_tells_who_did_and_tried_what(cast: Cast) -> None:
     for person in (cast.rio, cast.ana):
         page = person.get(f"keys/{key.id}/history").text
         told = re.findall(r"<p>(.*?)</p>", page[page.index('class="events"') : page.index("</main>")], re.DOTALL)
-        assert [re.sub(r"\. It was refused.*", "", words(each).strip()) for each in told] == [
+        assert [re.sub(r"\. Refused: .+", "", words(each).strip()) for each in told] == [
             "Rio Tanaka rotated this key",
             "Rio Tanaka reactivated this key",
-            "Ana Ruiz tried: reactivated this key",
+            "Ana Ruiz tried to reactivate this key",
             "Ana Ruiz deactivated this key",
             "Rio Tanaka changed its name or note",
             "Rio Tanaka generated this key",
         ]
     assert "127.0.0.1" in cast.rio.get(f"keys/{key.id}/history").text
+    cast.rio.post(f"keys/{key.id}/retire")
+    cast.call("GET", "/me", key)
+    flush(cast)
+    newest = words(cast.rio.get(f"keys/{key.id}/history").text)
+    assert "Requests with this key were refused: 401: key retired after its rotation" in newest
+
+
+def test_a_key_that_was_only_refused_was_called_and_its_text_is_not_lost(cast: Cast, database: Database) -> None:
+    key = cast.rio.generate(name="CRM sync")
+    lost = f"/w/acme/api/keys/{key.id}/replace"
+    form_id = re.findall(r'name="form_id"\s+value="([^"]+)"', cast.rio.get(f"keys/{key.id}/replace").text)[0]
+    assert lost in cast.rio.get(f"keys/{key.id}").text
+    for _ in range(2):
+        assert cast.call("GET", "/apps/leads/records", key).status_code == 403
+    flush(cast)
+    for path in ("keys", f"keys/{key.id}", f"keys/{key.id}/requests", f"keys/{key.id}/deactivate"):
+        page = cast.rio.get(path).text
+        assert "Called, but never accepted: 2 refused" in words(page)
+        assert "Never used" not in words(page)
+        assert lost not in page
+    before = kept(database)
+    assert cast.rio.post(f"keys/{key.id}/replace", {"form_id": form_id}).status_code == 409
+    assert kept(database) == before
+
+
+def test_a_count_of_active_keys_says_how_many_are_old(cast: Cast) -> None:
+    assert re.search(r"\b0 Active ", words(cast.rio.get("keys?state=active").text))
+    cast.rio.rotate(cast.rio.generate(name="CRM sync"))
+    cast.rio.generate(name="Billing")
+    page = words(cast.rio.get("keys").text)
+    assert "3 Active, 1 of them old" in page
+    assert "of 2 keys and 1 old key" in page
 
 
 @pytest.mark.parametrize("stop", ["deactivate", "delete"])
@@ -562,6 +594,24 @@ def test_a_part_of_a_key_is_found_by_its_last_four(cast: Cast, part: str) -> Non
     assert ("CRM sync" in found, "Billing" in found) == (True, False)
     asked = words(cast.rio.post("keys/identify", {"text": part.format(last_four)}).text)
     assert f"This is only a part of a key. Search the list for its last four: …{last_four}" in asked
+
+
+def test_who_types_the_checksum_of_a_key_is_told_which_four_characters_count(cast: Cast) -> None:
+    which = "recognised by the four characters before its last _ , not by those after it"
+    key = cast.rio.generate(name="CRM sync")
+    for end in (key.text[-4:], key.text[-6:]):
+        assert which in words(cast.rio.get("keys", query_string={"q": end}).text)
+        assert which in words(cast.rio.post("keys/identify", {"text": end}).text)
+        assert which in words(cast.rio.post("/w/acme/explain", {"request_id": end}).text)
+    for other in ("abc", "abcde", "ab-d", "abcdefg"):
+        assert which not in words(cast.rio.get("keys", query_string={"q": other}).text)
+    # A whole key is cut to the right four.
+    for path, field in (("keys/search", "q"), ("/w/acme/explain", "request_id")):
+        other_text = cast.ana.generate(name=f"Of ana {field}").text
+        assert which not in words(cast.rio.post(path, {field: other_text}, follow_redirects=True).text)
+    assert "The four characters before its last _" in words(cast.rio.post("keys", cast.rio.form(name="New")).text)
+    for path in ("keys", "keys/identify", "/w/acme/explain"):
+        assert re.search(r"(4|four characters) before (its|the) last _", words(cast.rio.get(path).text))
 
 
 def test_a_name_that_looks_like_the_end_of_a_key_is_still_found(cast: Cast) -> None:
