@@ -265,7 +265,7 @@ def test_an_overlap_that_ends_before_the_old_key_can_be_quiet_is_not_called_safe
     flush(cast)
     for page in (f"keys/{old.id}", f"keys/{new.id}", f"keys/{old.id}/retire"):
         told = words(cast.rio.get(page).text)
-        assert re.search(r"It stops before that can be known, on .*: extend it, or these callers break", told)
+        assert re.search(r"It stops on .*, before it can be quiet for an hour: extend it, or these callers break", told)
         assert "Safe once" not in told
     assert "Safe to retire" not in early
     cast.rio.post(f"keys/{old.id}/extend")
