@@ -49,6 +49,11 @@ def last_four_in_part(text: str) -> str:
     return (found[1] or found[2]) if found else ""
 
 
+def is_like_an_end(text: str) -> bool:
+    """Say whether a text is as long as what people type of a key's end: its checksum, or four characters of that."""
+    return len(text) in (4, CHECKSUM_LENGTH) and all(digit in BASE62 for digit in text)
+
+
 def random_base62(length: int) -> str:
     """Draw base62 digits uniformly from the operating system's randomness."""
     digits = ""

@@ -15,6 +15,7 @@ from portal.store.models import ApiKey, App, FirstRequest, KeyCaller, RefusedReq
 RECENT_DAYS = 14
 _HOUR = timedelta(hours=1)
 _CALLERS = 5
+_MOST_CALLERS = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class Impact:
     callers: list[CallerSeen]
     environment: str
     quiet_30d: bool
+    refused: int = 0  # requests of a key that was never accepted
 
     @property
     def never_used(self) -> bool:
@@ -131,13 +133,15 @@ def impact_of(session: Session, key: ApiKey, now: datetime) -> Impact:
             writes[app] += int(row.times)
     names = _app_names(session, key.workspace_id, writes)
     last_at = session.scalar(select(func.max(KeyCaller.last_at)).where(KeyCaller.key_id == key.id))
+    last_at = last_at or key.last_used_at
     return Impact(
         total=sum(int(row.times) for row in rows),
-        last_at=last_at or key.last_used_at,
+        last_at=last_at,
         writes=[(names.get(app, app), count) for app, count in writes.items()],
         callers=_by_caller(((row.address, row.client, row.times, row.first_at, row.last_at) for row in rows), now),
         environment=key.environment,
         quiet_30d=last_at is None or now - last_at > timedelta(days=30),
+        refused=0 if last_at else refusals_of(session, key),
     )
 
 
@@ -301,6 +305,24 @@ def accepted_after(session: Session, key: ApiKey, since: datetime) -> tuple[int,
     ).all()
     astride = sum(row.first_at <= since for row in rows)
     return sum(row.times for row in rows if row.first_at > since) + astride, astride > 0
+
+
+def refusals_of(session: Session, key: ApiKey) -> int:
+    """Count all refused requests of a key, as far back as counts are kept."""
+    refused = (Usage.key_id == key.id, Usage.outcome != ACCEPTED)
+    return int(session.scalar(select(func.sum(Usage.count)).where(*refused)) or 0)
+
+
+def refused_since_its_end(session: Session, key: ApiKey) -> list[CallerSeen]:
+    """List who still calls with a key that has ended for ever; `first_at` and `last_at` are moments after its end."""
+    rows = session.execute(
+        select(Usage.address, Usage.client, func.sum(Usage.count), func.min(Usage.first_at), func.max(Usage.last_at))
+        .where(Usage.key_id == key.id, Usage.outcome.in_([str(Refusal.RETIRED), str(Refusal.REVOKED)]))
+        .group_by(Usage.address, Usage.client)
+        .order_by(func.max(Usage.last_at).desc())
+        .limit(_MOST_CALLERS)
+    )
+    return [CallerSeen(*row) for row in rows]
 
 
 def accepted_since(session: Session, key: ApiKey, since: datetime) -> int:

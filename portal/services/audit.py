@@ -297,6 +297,12 @@ def history_of(session: Session, workspace_id: int, target_id: str, limit: int =
     return list(session.scalars(select(AuditEvent).where(*here).order_by(AuditEvent.id.desc()).limit(limit)))
 
 
+def done_with_key(session: Session, target_id: str) -> set[str]:
+    """Name what was done with one thing by a program with a key, such as by the key itself."""
+    here = (AuditEvent.target_id == target_id, AuditEvent.means == str(Means.KEY), AuditEvent.outcome == "done")
+    return set(session.scalars(select(AuditEvent.action).where(*here)))
+
+
 def _write(
     session: Session,
     actor: Actor,

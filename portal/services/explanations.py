@@ -37,7 +37,6 @@ class Explanation:
     app: App | None  # that was asked for, where the seat can know of it
     is_mended: bool  # whether the same request would pass now, as far as key and access go
     may_generate: bool  # whether this seat can make a key with what was missing
-    successor_id: str
     ask: tuple[str, ...]  # who can hand out what is missing
     may_help: bool  # whether this seat can do that itself: give the owner access, or reactivate it
     stopped_by: str
@@ -70,9 +69,6 @@ def explain(session: Session, actor: Actor, seat: Seat, keyring: Keyring, reques
     elif reason is Refusal.OWNER_INACTIVE:
         may_help = seat.is_admin or row.member.is_api
         ask = tuple(members.admin_names(session, seat.workspace.id))
-    successor = session.scalar(
-        select(ApiKey.public_id).where(ApiKey.replaces_id == row.id, ApiKey.revoked_at.is_(None))
-    )
     return Explanation(
         request=request,
         reason=reason,
@@ -82,7 +78,6 @@ def explain(session: Session, actor: Actor, seat: Seat, keyring: Keyring, reques
         app=app,
         is_mended=_is_mended(session, row, key, reason, scope),
         may_generate=may_generate,
-        successor_id=successor or "",
         ask=ask,
         may_help=may_help and row.member.removed_at is None,
         stopped_by=key_views.stopped_by(session, row),

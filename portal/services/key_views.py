@@ -1,7 +1,7 @@
 """API keys as members see them: rows, lists, filters, counts. What changes a key: `keys` and `rotation`."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -87,9 +87,12 @@ class KeyView:
     successor_id: str | None
     successor_name: str
     successor_last_four: str
+    successor_works: bool
     predecessor_id: str | None
+    predecessor_last_four: str
     recent: DayBars | None
-    is_unused: bool
+    is_unused: bool  # never accepted
+    refused: int  # requests of a key that was never accepted, as far as its use was read
     is_retiring: bool
     is_old: bool  # of a rotation: its successor has its name
     is_busy: bool
@@ -286,6 +289,7 @@ class Counts:
     """How many keys of a tab need a look."""
 
     active: int
+    old: int  # of the active ones those that are being replaced
     expiring: int
     unused: int
     stopped: int
@@ -295,10 +299,11 @@ def count_for(session: Session, actor: Actor, seat: Seat, owner: str) -> Counts:
     """Count the keys of one tab by what needs attention, in one statement."""
     narrowed = _narrowed(actor.at)
     columns = [func.count(case((narrowed[state], 1))) for state in ("expiring", "unused", "stopped")]
+    columns.append(func.count(case((and_(narrowed["active"], ApiKey.retires_at.is_not(None)), 1))))
     whose = _matching(session, seat, Filters(owner=owner), actor.at)
     row = session.execute(visible_to(seat).where(*whose).with_only_columns(func.count(), *columns)).one()
-    total, expiring, unused, stopped = map(int, row)
-    return Counts(total - stopped, expiring, unused, stopped)
+    total, expiring, unused, stopped, old = map(int, row)
+    return Counts(total - stopped, old, expiring, unused, stopped)
 
 
 def copyable(session: Session, actor: Actor, seat: Seat, limit: int = 50) -> list[tuple[str, str]]:
@@ -329,6 +334,12 @@ def get(session: Session, actor: Actor, seat: Seat, keyring: Keyring, key_id: st
     """Find a key that this seat may see; NotFound for any other."""
     key = row_of(session, seat, key_id)
     return of(session, seat, keyring, [key], actor.at)[0]
+
+
+def with_refusals(session: Session, view: KeyView, key: ApiKey) -> KeyView:
+    """Add how often a never accepted key was refused; apart, as a key can be stopped when use is unreadable."""
+    refused = activity.refusals_of(session, key) if view.is_unused else 0
+    return replace(view, refused=refused, may_replace=view.may_replace and not refused)
 
 
 def row_of(session: Session, seat: Seat, key_id: str) -> ApiKey:
@@ -440,11 +451,13 @@ def _view(
     hidden: set[int],
 ) -> KeyView:
     state = key.state_at(now)
+    refused = recent.refused if recent and key.last_used_at is None else 0
     is_mine = key.member_id == seat.member.id
     may_hand_out = is_mine or key.member.is_api
     is_retiring = key.retires_at is not None and state in (KeyState.ACTIVE, KeyState.DEACTIVATED)
     successor, predecessor = pairs.get(-key.id), pairs.get(key.replaces_id or 0)
     successor = successor if successor and successor.id not in hidden else None
+    predecessor_seen = predecessor if predecessor and predecessor.id not in hidden else None
     retires_at = key.retires_at if is_retiring else None
     extends_to = extended(retires_at, key.rotated_at, key.expires_at) if retires_at else None
     has_its_name = successor is not None and successor.name_folded == key.name_folded
@@ -476,9 +489,12 @@ def _view(
         successor_id=successor.public_id if successor else None,
         successor_name=successor.name if successor else "",
         successor_last_four=successor.last_four if successor else "",
-        predecessor_id=predecessor.public_id if predecessor and predecessor.id not in hidden else None,
+        successor_works=successor is not None and successor.state_at(now) is KeyState.ACTIVE,
+        predecessor_id=predecessor_seen.public_id if predecessor_seen else None,
+        predecessor_last_four=predecessor_seen.last_four if predecessor_seen else "",
         recent=recent,
         is_unused=key.last_used_at is None,
+        refused=refused,
         is_retiring=is_retiring,
         is_old=is_retiring or (state is KeyState.REVOKED and key.revoked_at is None and has_its_name),
         is_busy=key.last_used_at is not None and now - key.last_used_at < BUSY,
@@ -493,7 +509,7 @@ def _view(
         may_move=_is_free(key, predecessor, now),
         may_retire=is_retiring,
         may_extend=extends_to is not None and may_hand_out,
-        may_replace=may_hand_out and is_replaceable(key, now),
+        may_replace=may_hand_out and not refused and is_replaceable(key, now),
         may_edit=may_hand_out and state is not KeyState.REVOKED,
         may_set_rate=seat.is_admin and state is not KeyState.REVOKED,
     )

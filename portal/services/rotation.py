@@ -22,6 +22,7 @@ from portal.store.models import ApiKey, KeyState, Member
 ONLY_ITS_OWNER = "Only its owner can rotate, replace or extend this key."
 NOT_ITSELF = "This key was not generated as one that may rotate itself. Rotate it in the portal."
 QUIET = timedelta(hours=1)  # an old key that is quiet this long while its successor is busy is safe to retire
+AFTERMATH = timedelta(days=1)  # an old key that ended is told of until it has been quiet this long
 _CALLERS = 50  # of each key of a pair that are compared
 
 
@@ -46,6 +47,7 @@ class Verdict:
     last_at: datetime | None
     new_count: int
     safe_at: datetime  # when nothing uses the old key until then
+    ends_at: datetime | None  # the end of the overlap
     staying: list[Staying]
     moved: list[tuple[CallerSeen, CallerSeen]]  # with the old key, and since then with the new one
 
@@ -53,6 +55,19 @@ class Verdict:
     def is_safe(self) -> bool:
         """Whether nothing is known to stop with the old key."""
         return self.kind in ("unused", "quiet")
+
+    @property
+    def ends_first(self) -> bool:
+        """Whether the overlap ends before the old key can have been quiet for long enough."""
+        return self.ends_at is not None and self.ends_at <= self.safe_at
+
+
+@dataclass(frozen=True, slots=True)
+class Aftermath:
+    """Who still calls with the old key of a rotation after it ended, and so is refused."""
+
+    ended_at: datetime
+    callers: list[CallerSeen]
 
 
 def rotate(session: Session, actor: Actor, keyring: Keyring, draft: Draft) -> tuple[KeyView, PlainKey]:
@@ -163,7 +178,8 @@ def replace_unused(
     if old.member_id != seat.member.id and not old.member.is_api:
         attempt = Attempt(Event.KEY_GENERATED, old.public_id, old.name)
         raise Forbidden(ONLY_ITS_OWNER, attempt=attempt)
-    if not key_views.is_replaceable(old, actor.at) or activity.callers_of(session, old, actor.at):
+    was_called = activity.callers_of(session, old, actor.at) or activity.refusals_of(session, old)
+    if was_called or not key_views.is_replaceable(old, actor.at):
         raise Conflict("Only a key of the last 24 hours that was never used can be replaced. Rotate this one instead.")
     lifetime = policy.nearest(seat.workspace, Lifetime.like(old.created_at, old.expires_at))
     scopes = [view.text for view in key_views.scopes_of(session, [old]).get(old.id, [])]
@@ -204,7 +220,17 @@ def verdict_on(session: Session, old: ApiKey, new: ApiKey | None, now: datetime)
         kind = "early" if last_at and not new_count and not is_quiet else "unused"
     else:
         kind = "used" if not is_quiet else "quiet" if new_count else "waiting"
-    return Verdict(kind, last_since, new_count, (last_since or begun) + QUIET, staying, moved)
+    return Verdict(kind, last_since, new_count, (last_since or begun) + QUIET, old.retires_at, staying, moved)
+
+
+def aftermath_of(session: Session, old: ApiKey, now: datetime) -> Aftermath | None:
+    """Say who still calls with the old key of a rotation that has ended; None once it has been quiet for a day."""
+    if old.retires_at is None or old.state_at(now) is not KeyState.REVOKED:
+        return None
+    ended_at = min(old.retires_at, old.revoked_at or old.retires_at)
+    callers = activity.refused_since_its_end(session, old)
+    latest = max([old.rotated_at or ended_at, ended_at, *(each.last_at for each in callers)])
+    return Aftermath(ended_at, callers) if now - latest < AFTERMATH else None
 
 
 def retire(session: Session, actor: Actor, keyring: Keyring, key_id: str) -> KeyView:

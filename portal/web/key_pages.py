@@ -1,6 +1,6 @@
 """The pages of one key: what it is, what it did, what was done with it; its name; its first request."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -16,7 +16,7 @@ from portal.services.rate_limit import PER_MINUTE, PER_SECOND
 from portal.store.database import TROUBLE
 from portal.store.models import AuditEvent, FirstRequest, RefusedRequest
 from portal.web import refusals
-from portal.web.display import absolute
+from portal.web.display import absolute, thousands
 from portal.web.generate import first_call
 from portal.web.guards import actor, in_workspace, recently_proved, seat
 from portal.web.http import answer, page_or_fragment, portal, reading, reading_much, transaction, without_keys
@@ -24,17 +24,18 @@ from portal.web.keys import keyring, look, pages, row_changed, with_impact
 
 _RANGES = {"24h": timedelta(hours=24), "7d": timedelta(days=7), "30d": timedelta(days=30)}
 _UNUSED_SCOPES = timedelta(days=60)
-_SENTENCES = {
-    Event.KEY_GENERATED: "generated this key",
-    Event.KEY_ROTATED: "rotated this key",
-    Event.KEY_RETIRED: "retired this key",
-    Event.KEY_OVERLAP_EXTENDED: "let this key work longer",
-    Event.KEY_DEACTIVATED: "deactivated this key",
-    Event.KEY_REACTIVATED: "reactivated this key",
-    Event.KEY_DELETED: "deleted this key",
-    Event.KEY_EDITED: "changed its name or note",
-    Event.KEY_RATE_CHANGED: "changed how many requests it may send",
-    Event.KEY_IDENTIFIED: "looked up which key this is",
+_SENTENCES = {  # what was done, and how trying it is called
+    Event.KEY_GENERATED: ("generated this key", "generate this key"),
+    Event.KEY_ROTATED: ("rotated this key", "rotate this key"),
+    Event.KEY_RETIRED: ("retired this key", "retire this key"),
+    Event.KEY_OVERLAP_EXTENDED: ("let this key work longer", "let this key work longer"),
+    Event.KEY_DEACTIVATED: ("deactivated this key", "deactivate this key"),
+    Event.KEY_REACTIVATED: ("reactivated this key", "reactivate this key"),
+    Event.KEY_DELETED: ("deleted this key", "delete this key"),
+    Event.KEY_EDITED: ("changed its name or note", "change its name or note"),
+    Event.KEY_RATE_CHANGED: ("changed how many requests it may send", "change how many requests it may send"),
+    Event.KEY_IDENTIFIED: ("looked up which key this is", "look up which key this is"),
+    Event.KEY_REVIEWED: ("reviewed this key: looks fine", "mark this key as fine"),
 }
 
 
@@ -46,11 +47,13 @@ def detail(key_id: str) -> Response:
     with reading() as session:
         key = key_views.get(session, actor(), seat(), keyring(), key_id)
         row = key_views.row_of(session, seat(), key_id)
+        key = key_views.with_refusals(session, key, row)
         exercised = activity.last_exercised(session, row)
         pair = _pair(session, key)
         first = activity.first_request(session, row)
         refused = activity.last_refusal(session, row)
-        by = key_views.stopped_by(session, row)
+        by_program = audit.done_with_key(session, key_id)
+        by = "itself" if Event.KEY_DELETED in by_program else key_views.stopped_by(session, row)
     stale = [scope for scope in key.scopes if now - (exercised.get(scope.text) or key.created_at) > _UNUSED_SCOPES]
     return page_or_fragment(
         "keys/detail.html",
@@ -63,23 +66,31 @@ def detail(key_id: str) -> Response:
         first=_first(key, first, refused),
         poll=None,
         by=by,
+        rotated_itself=Event.KEY_GENERATED in by_program,
         usual=(PER_MINUTE, PER_SECOND),
         **pair,
     )
 
 
 def _pair(session: Any, key: KeyView) -> dict[str, Any]:
-    """Tell of a rotation that goes on: both keys, who still uses the old one, and whether it is safe to retire."""
-    old_id = key.id if key.is_retiring else key.predecessor_id
-    nothing: dict[str, Any] = {"pair": None, "verdict": None}
-    if not old_id or (key.is_retiring and not key.successor_id):
-        return nothing
-    old = key_views.row_of(session, seat(), old_id)
-    new = rotation.successor_of(session, old)
-    view = key_views.get(session, actor(), seat(), keyring(), key.successor_id or old_id)
-    if new is None or (not key.is_retiring and not view.is_retiring):
-        return nothing
-    return {"pair": view, "verdict": rotation.verdict_on(session, old, new, actor().at)}
+    """Tell of a rotation that goes on, or whose old key is still called: both keys, who uses the old one, what to do.
+
+    A key in the middle of a chain is told of with its successor: the key before it has ended.
+    """
+    for other_id, is_old in ((key.successor_id, True), (key.predecessor_id, False)):
+        if not other_id:
+            continue
+        other = key_views.get(session, actor(), seat(), keyring(), other_id)
+        old, new = (key, other) if is_old else (other, key)
+        row = key_views.row_of(session, seat(), old.id)
+        verdict = aftermath = None
+        if old.is_retiring and (successor := rotation.successor_of(session, row)):
+            verdict = rotation.verdict_on(session, row, successor, actor().at)
+        else:
+            aftermath = rotation.aftermath_of(session, row, actor().at)
+        if verdict or aftermath:
+            return {"old": old, "new": new, "verdict": verdict, "aftermath": aftermath}
+    return {"old": None, "new": None, "verdict": None, "aftermath": None}
 
 
 @pages.get("/keys/<public_id:key_id>/requests")
@@ -96,6 +107,7 @@ def requests(key_id: str) -> Response:
     grantable = {str(scope) for scope in planned.grantable}
     try:
         with reading_much() as session:
+            key = key_views.with_refusals(session, key, row)
             bars = activity.buckets(session, row, now, _RANGES[span])
             used = {
                 "buckets": [(_label(bar.start, span), bar.start, bar.accepted, bar.refused) for bar in bars],
@@ -135,7 +147,7 @@ def _denial(denial: Denial, grantable: set[str]) -> dict[str, Any]:
         "path": denial.path,
         "status": denial.status,
         "reason": denial.reason,
-        "words": refusals.words_of(denial.reason, denial.scope),
+        "words": refusals.words_of(denial.reason, denial.scope, denial.path),
         "address": denial.address,
         "client": denial.client,
         "count": denial.count,
@@ -157,11 +169,26 @@ def history(key_id: str) -> Response:
 
 
 def _event(event: AuditEvent) -> dict[str, Any]:
-    words = {str(each): sentence for each, sentence in _SENTENCES.items()}
-    what = words.get(event.action, event.action.replace("_", " "))
-    if event.outcome == "refused":
-        what = f"tried: {what}. It was refused: {event.details.get('reason', '')}"
-    return {"at": event.at, "who": event.actor_name, "what": what, "address": event.address}
+    who = event.actor_name
+    done, attempt = {str(each): both for each, both in _SENTENCES.items()}.get(
+        event.action, (event.action.replace("_", " "),) * 2
+    )
+    what = done
+    if event.action == Event.KEY_REFUSED:
+        who, what = "", f"Requests with this key were refused: {_why_refused(event.details)}"
+    elif event.outcome == "refused":
+        what = f"tried to {attempt}. Refused: {event.details.get('reason') or 'the answer does not match'}"
+    return {"at": event.at, "who": who, "what": what, "address": event.address}
+
+
+def _why_refused(details: Mapping[str, Any]) -> str:
+    """Say why requests were refused that the log tells of together: as often at once, or so many more in an hour."""
+    reason, times = str(details.get("reason", "")), int(details.get("times", 1))
+    scope = str(details.get("scope") or "a scope")
+    words = refusals.words_of(reason, scope) if reason in list(Refusal) else "no reason told"
+    if "more" in details:
+        return f"{words}, {thousands(int(details['more']))} more in that hour"
+    return words if times == 1 else f"{words}, {thousands(times)} at once"
 
 
 @pages.get("/keys/<public_id:key_id>/impact")
@@ -208,7 +235,7 @@ def _first(key: KeyView, first: FirstRequest | None, refused: RefusedRequest | N
             "path": refused.path,
             "at": refused.at,
             "address": refused.address,
-            "reason_words": refusals.words_of(refused.reason, refused.required),
+            "reason_words": refusals.words_of(refused.reason, refused.required, refused.path),
             "scope": refused.required,
         }
     return {"state": "waiting"}

@@ -10,7 +10,7 @@ from flask_login import current_user
 from itsdangerous import BadSignature, Signer
 
 from portal.rules.access import Action, Environment, Scope
-from portal.rules.credentials import KEY_SHAPED, Keyring, last_four_in_part, last_four_of
+from portal.rules.credentials import KEY_SHAPED, Keyring, is_like_an_end, last_four_in_part, last_four_of
 from portal.rules.errors import Forbidden, Invalid, NotFound, TooManyAttempts
 from portal.rules.text import clean_line
 from portal.services import activity, identify, key_views, keys, members
@@ -83,6 +83,7 @@ def index() -> Response:
         tabs=_tabs(),
         filters=filters,
         reduced="reduced" in request.args,
+        is_like_an_end="reduced" not in request.args and is_like_an_end(filters.q),
         cards=_cards(counts, filters.owner),
         scope_options=[f"{app.slug}:{action}" for app in apps for action in Action],
         page=page.number,
@@ -130,7 +131,7 @@ def _cards(counts: key_views.Counts, owner: str) -> list[tuple[str, int, str]]:
         return url_for("keys.index", ws=seat().workspace.slug, owner=owner, state=state)
 
     return [
-        ("Active", counts.active, url("active")),
+        (f"Active, {counts.old:,} of them old" if counts.old else "Active", counts.active, url("active")),
         ("Expiring within 14 days", counts.expiring, url("expiring")),
         ("Unused for 30 days", counts.unused, url("unused")),
         ("Deactivated or expired", counts.stopped, url("stopped")),
@@ -171,8 +172,10 @@ def find_out() -> Response:
             key = identify.identify(session, actor(), seat(), keyring(), answer("text"))
         context |= {"result": "found" if key else "unknown", "key": key}
     except Invalid:
-        last_four = last_four_in_part(answer("text"))
+        text = answer("text").strip()
+        last_four = last_four_in_part(text) or (text if len(text) == 4 and is_like_an_end(text) else "")
         context |= {"result": "part" if last_four else "malformed", "last_four": last_four}
+        context |= {"is_like_an_end": is_like_an_end(text)}
     except TooManyAttempts as limit:
         context["errors"] = {"text": f"Too many look-ups. Try again at {absolute(limit.retry_at)}."}
         status = 429

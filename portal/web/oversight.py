@@ -11,7 +11,7 @@ from typing import Any
 
 from flask import Blueprint, Response, g, request, stream_template, url_for
 
-from portal.rules.credentials import KEY_SHAPED
+from portal.rules.credentials import KEY_SHAPED, is_like_an_end
 from portal.rules.errors import Forbidden, Refusal
 from portal.services import audit_views, explanations
 from portal.services.audit import Verdict
@@ -289,7 +289,7 @@ def _explained(asked: str, note: str = "") -> Response:
             keys = [(key, [refusals.view_of(each) for each in rows]) for key, rows in listed]
             if keys:
                 return _form(asked=asked, keys=keys, note=note)
-    return _form(asked="" if note else asked, note="unknown")
+    return _form(asked="" if note else asked, note="unknown", is_like_an_end=not note and is_like_an_end(asked))
 
 
 def _explanation(found: Explanation) -> dict[str, Any]:
@@ -351,6 +351,15 @@ def _limits(key: KeyView) -> str:
     )
 
 
+def _successor(found: Explanation) -> dict[str, str]:
+    key = found.key
+    url = url_for("keys.detail", ws=seat().workspace.slug, key_id=key.successor_id)
+    return {
+        "text": f"Let the program use the key that replaced it: {key.successor_name} (…{key.successor_last_four})",
+        "url": url,
+    }
+
+
 def _mends(found: Explanation) -> Iterator[dict[str, str]]:
     """Say what would mend it: a link where one can do it oneself, else whom to ask."""
     ws, key, scope = seat().workspace.slug, found.key, found.request.required
@@ -375,6 +384,8 @@ def _mends(found: Explanation) -> Iterator[dict[str, str]]:
     elif found.reason is Refusal.ACCESS_WITHDRAWN:
         yield {"text": f"{_ask(found)} to give {key.owner.name} the access that {scope} needs."}
     elif found.reason is Refusal.DEACTIVATED:
+        if key.successor_works:
+            yield _successor(found)
         if key.may_reactivate:
             yield {"text": "Reactivate the key", "url": url_for("keys.reactivate", **here)}
         else:
@@ -383,9 +394,8 @@ def _mends(found: Explanation) -> Iterator[dict[str, str]]:
         if key.may_rotate:
             yield {"text": "Rotate the key", "url": url_for("keys.rotate", **here)}
         yield similar if may_hand_out else {"text": f"{key.owner.name} can rotate it."}
-    elif found.reason is Refusal.RETIRED and found.successor_id:
-        url = url_for("keys.detail", ws=ws, key_id=found.successor_id)
-        yield {"text": "Let the program use the key that replaced it", "url": url}
+    elif found.reason in (Refusal.REVOKED, Refusal.RETIRED) and key.successor_works:
+        yield _successor(found)
     elif found.reason in (Refusal.REVOKED, Refusal.RETIRED):
         yield similar if may_hand_out else {"text": f"{key.owner.name} can generate another one."}
     elif found.reason is Refusal.OWNER_INACTIVE and found.may_help:

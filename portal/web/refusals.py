@@ -6,6 +6,7 @@ from datetime import datetime
 from portal.rules.errors import Refusal
 from portal.store.models import RefusedRequest
 
+INTROSPECTION = "/oauth/introspect"  # where services ask about keys: their question succeeds, only the key is refused
 _WORDS = {
     Refusal.MISSING_SCOPE: "403: lacks {scope}",
     Refusal.ACCESS_WITHDRAWN: "403: its owner no longer has the access that {scope} needs",
@@ -34,6 +35,11 @@ class RefusedView:
     words: str
     request_id: str
 
+    @property
+    def is_question(self) -> bool:
+        """Whether somebody's own service asked about the key: the address and client are that service's."""
+        return self.path == INTROSPECTION
+
 
 def view_of(row: RefusedRequest) -> RefusedView:
     """Put a refused request into words."""
@@ -45,11 +51,14 @@ def view_of(row: RefusedRequest) -> RefusedView:
         address=row.address,
         client=row.client,
         scope=row.required,
-        words=words_of(row.reason, row.required),
+        words=words_of(row.reason, row.required, row.path),
         request_id=row.request_id,
     )
 
 
-def words_of(reason: str, scope: str) -> str:
-    """Say a reason as stored, such as `missing_scope`, in words."""
-    return _WORDS[Refusal(reason)].format(scope=scope)
+def words_of(reason: str, scope: str, path: str = "") -> str:
+    """Say a reason as stored, such as `missing_scope`, in words; `path` tells a product that asked from a request."""
+    words = _WORDS[Refusal(reason)].format(scope=scope)
+    if path == INTROSPECTION:
+        return f"a service asked about the key and was told that it does not work: {words.partition(': ')[2]}"
+    return words

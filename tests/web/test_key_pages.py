@@ -1,5 +1,6 @@
 """The pages of a key and of the list: what it did, its name, its first request, search; impact before an ending."""
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -152,15 +153,47 @@ def test_the_history_tells_who_did_and_tried_what(cast: Cast) -> None:
     for person in (cast.rio, cast.ana):
         page = person.get(f"keys/{key.id}/history").text
         told = re.findall(r"<p>(.*?)</p>", page[page.index('class="events"') : page.index("</main>")], re.DOTALL)
-        assert [re.sub(r"\. It was refused.*", "", words(each).strip()) for each in told] == [
+        assert [re.sub(r"\. Refused: .+", "", words(each).strip()) for each in told] == [
             "Rio Tanaka rotated this key",
             "Rio Tanaka reactivated this key",
-            "Ana Ruiz tried: reactivated this key",
+            "Ana Ruiz tried to reactivate this key",
             "Ana Ruiz deactivated this key",
             "Rio Tanaka changed its name or note",
             "Rio Tanaka generated this key",
         ]
     assert "127.0.0.1" in cast.rio.get(f"keys/{key.id}/history").text
+    cast.rio.post(f"keys/{key.id}/retire")
+    cast.call("GET", "/me", key)
+    flush(cast)
+    newest = words(cast.rio.get(f"keys/{key.id}/history").text)
+    assert "Requests with this key were refused: 401: key retired after its rotation" in newest
+
+
+def test_a_key_that_was_only_refused_was_called_and_its_text_is_not_lost(cast: Cast, database: Database) -> None:
+    key = cast.rio.generate(name="CRM sync")
+    lost = f"/w/acme/api/keys/{key.id}/replace"
+    form_id = re.findall(r'name="form_id"\s+value="([^"]+)"', cast.rio.get(f"keys/{key.id}/replace").text)[0]
+    assert lost in cast.rio.get(f"keys/{key.id}").text
+    for _ in range(2):
+        assert cast.call("GET", "/apps/leads/records", key).status_code == 403
+    flush(cast)
+    for path in ("keys", f"keys/{key.id}", f"keys/{key.id}/requests", f"keys/{key.id}/deactivate"):
+        page = cast.rio.get(path).text
+        assert "Called, but never accepted: 2 refused" in words(page)
+        assert "Never used" not in words(page)
+        assert lost not in page
+    before = kept(database)
+    assert cast.rio.post(f"keys/{key.id}/replace", {"form_id": form_id}).status_code == 409
+    assert kept(database) == before
+
+
+def test_a_count_of_active_keys_says_how_many_are_old(cast: Cast) -> None:
+    assert re.search(r"\b0 Active ", words(cast.rio.get("keys?state=active").text))
+    cast.rio.rotate(cast.rio.generate(name="CRM sync"))
+    cast.rio.generate(name="Billing")
+    page = words(cast.rio.get("keys").text)
+    assert "3 Active, 1 of them old" in page
+    assert "of 2 keys and 1 old key" in page
 
 
 @pytest.mark.parametrize("stop", ["deactivate", "delete"])
@@ -196,6 +229,76 @@ def test_the_pair_shows_who_still_uses_the_old_key_and_when_it_is_safe_to_retire
     with later(days=8):
         cast.rio.sign_in()
         assert 'aria-labelledby="pair-h"' not in cast.rio.get(f"keys/{new.id}").text
+
+
+def test_the_pair_stays_until_the_old_key_has_been_quiet_for_a_day_after_its_end(cast: Cast) -> None:
+    old = cast.rio.generate(name="CRM sync", expires="1y")
+    new = cast.rio.rotate(old, overlap="1h")
+    needs = f"It needs the new key, …{new.text[47:51]}."
+
+    def told(**distance: float) -> list[str]:
+        with later(**distance):
+            cast.rio.sign_in()
+            pages = [cast.rio.get(f"keys/{key.id}").text for key in (new, old)]
+        return [words(page) if 'aria-labelledby="pair-h"' in page else "" for page in pages]
+
+    assert all("Ended 30 min ago" in page and "Nothing has called with it since." in page for page in told(hours=1.5))
+    with later(hours=2):
+        for _ in range(3):
+            assert cast.call("GET", "/me", old, headers={"User-Agent": "oldapp/1.0"}).status_code == 401
+        flush(cast)
+    for page in told(hours=25.5):  # the overlap ended more than a day ago, the last call did not
+        assert re.search(r"Still called since by 127.0.0.1 , oldapp/1.0 : 3 refused, last 1 day ago", page)
+        assert needs in page
+    with later(hours=3):
+        cast.call("GET", "/me", old, headers={"User-Agent": "cron/1"})
+        flush(cast)
+    assert all("They need the new key" in page for page in told(hours=4))
+    assert told(hours=28) == ["", ""]
+
+
+def test_an_overlap_that_ends_before_the_old_key_can_be_quiet_is_not_called_safe_by_then(cast: Cast) -> None:
+    old = cast.rio.generate(name="CRM sync", expires="1y")
+    new = cast.rio.rotate(old, overlap="1h")
+    early = words(cast.rio.get(f"keys/{old.id}").text)
+    cast.call("GET", "/me", old, headers={"User-Agent": "cron/1"})
+    flush(cast)
+    for page in (f"keys/{old.id}", f"keys/{new.id}", f"keys/{old.id}/retire"):
+        told = words(cast.rio.get(page).text)
+        assert re.search(r"It stops on .*, before it can be quiet for an hour: extend it, or these callers break", told)
+        assert "Safe once" not in told
+    assert "Safe to retire" not in early
+    cast.rio.post(f"keys/{old.id}/extend")
+    assert "Safe once nothing has used it for an hour" in words(cast.rio.get(f"keys/{old.id}").text)
+
+
+def test_a_key_that_rotated_itself_and_then_ended_itself_names_its_successor(cast: Cast) -> None:
+    old = cast.lea.generate(["tasks:read"], name="Night shift", self_rotate="yes")
+    made = json.loads(cast.call("POST", "/me/rotate", old).text)["data"]
+    new = MadeKey(made["id"], made["key"])
+    assert cast.call("DELETE", "/me", old).status_code == 204
+    page = cast.lea.get(f"keys/{old.id}").text
+    told = words(page)
+    assert re.search(rf"Revoked just now .* by itself ?; replaced by Night shift \(…{new.text[47:51]}\)", told)
+    assert "Let its programs use that key." in told
+    assert "Generate a similar key to go on" not in told
+    assert f'href="/w/acme/api/keys/{new.id}"' in page
+    assert re.search(r"</strong> <time", page)
+    row = cast.lea.get("keys?state=revoked").text
+    assert f"Replaced by Night shift …{new.text[47:51]}" in words(row)
+
+    request_id = cast.call("GET", "/me", old).headers["X-Request-Id"]
+    flush(cast)
+    explained = cast.lea.get(f"/w/acme/explain?request_id={request_id}").text
+    link = f"Let the program use the key that replaced it: Night shift (…{new.text[47:51]})"
+    assert link in words(explained)
+    assert f'href="/w/acme/api/keys/{new.id}"' in explained
+    assert "Still called since by" in words(cast.lea.get(f"keys/{new.id}").text)
+
+    told = words(cast.lea.get(f"keys/{new.id}").text)
+    assert re.search(rf"by the key before it ?, …{old.text[47:51]} ?: it rotated itself", told)
+    cast.lea.post(f"keys/{new.id}/delete", {"name": "Night shift"})
+    assert "Generate a similar key" in words(cast.lea.get(f"/w/acme/explain?request_id={request_id}").text)
 
 
 def test_a_caller_that_has_moved_to_the_new_key_is_told_so_and_counts_begin_at_the_rotation(cast: Cast) -> None:
@@ -491,6 +594,24 @@ def test_a_part_of_a_key_is_found_by_its_last_four(cast: Cast, part: str) -> Non
     assert ("CRM sync" in found, "Billing" in found) == (True, False)
     asked = words(cast.rio.post("keys/identify", {"text": part.format(last_four)}).text)
     assert f"This is only a part of a key. Search the list for its last four: …{last_four}" in asked
+
+
+def test_who_types_the_checksum_of_a_key_is_told_which_four_characters_count(cast: Cast) -> None:
+    which = "recognised by the four characters before its last _ , not by those after it"
+    key = cast.rio.generate(name="CRM sync")
+    for end in (key.text[-4:], key.text[-6:]):
+        assert which in words(cast.rio.get("keys", query_string={"q": end}).text)
+        assert which in words(cast.rio.post("keys/identify", {"text": end}).text)
+        assert which in words(cast.rio.post("/w/acme/explain", {"request_id": end}).text)
+    for other in ("abc", "abcde", "ab-d", "abcdefg"):
+        assert which not in words(cast.rio.get("keys", query_string={"q": other}).text)
+    # A whole key is cut to the right four.
+    for path, field in (("keys/search", "q"), ("/w/acme/explain", "request_id")):
+        other_text = cast.ana.generate(name=f"Of ana {field}").text
+        assert which not in words(cast.rio.post(path, {field: other_text}, follow_redirects=True).text)
+    assert "The four characters before its last _" in words(cast.rio.post("keys", cast.rio.form(name="New")).text)
+    for path in ("keys", "keys/identify", "/w/acme/explain"):
+        assert re.search(r"(4|four characters) before (its|the) last _", words(cast.rio.get(path).text))
 
 
 def test_a_name_that_looks_like_the_end_of_a_key_is_still_found(cast: Cast) -> None:

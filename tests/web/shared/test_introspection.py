@@ -193,6 +193,11 @@ def test_asking_counts_as_use_of_the_key_and_not_against_its_rates(
         ("deactivated", "", 1),
     ]
     assert (refused.method, refused.path) == ("POST", "/oauth/introspect")
+    for page in ("receipt", "requests"):  # the service got its answer: nothing of it was a 401
+        shown = cast.rio.get(f"keys/{key.id}/{page}").text
+        assert "a service asked about the key and was told that it does not work: key deactivated" in shown
+        assert "401: key deactivated" not in shown
+    assert "First asked about:" in cast.rio.get(f"keys/{key.id}/receipt").text
 
 
 # --- Who may ask ----------------------------------------------------------------------------------------------------
