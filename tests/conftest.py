@@ -42,12 +42,20 @@ def pytest_configure_node(node: Any) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Run on SQLite alone what no database can change: the tests that ask for none, and those that are marked so."""
-    if config.getoption("--database") == "sqlite":
-        return
-    once = [it for it in items if it.get_closest_marker("once") or "template" not in getattr(it, "fixturenames", ())]
-    config.hook.pytest_deselected(items=once)
-    items[:] = [item for item in items if item not in set(once)]
+    """Run on SQLite alone what no database can change, the tests that ask for none and those that are marked so; on
+    PostgreSQL alone what SQLite has not, a follower.
+    """
+    is_sqlite = config.getoption("--database") == "sqlite"
+
+    def is_elsewhere(item: pytest.Item) -> bool:
+        asks_for = getattr(item, "fixturenames", ())
+        if is_sqlite:
+            return "follower" in asks_for
+        return item.get_closest_marker("once") is not None or "template" not in asks_for
+
+    elsewhere = [item for item in items if is_elsewhere(item)]
+    config.hook.pytest_deselected(items=elsewhere)
+    items[:] = [item for item in items if item not in set(elsewhere)]
 
 
 def template_of(config: pytest.Config) -> Template:
@@ -165,8 +173,6 @@ def database_url(place: Place) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def follower(template: Template) -> Iterator[URL]:
     """A server that follows the run's own."""
-    if template.url.startswith("sqlite"):
-        pytest.skip("SQLite has no replicas.")
     with replica(template.url) as url:
         yield make_url(url)
 
