@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 TABLE = "key_change"
 _LINES = 10_000  # of the log that are left
 _MOST = 1_000  # lines that are followed one by one; beyond, all records are dropped
-_KEPT = 25_000  # records, of about one kB each
+_KEPT = 10_000  # records, of about 1.3 kB each
 # Written with every use of a key, or of no meaning to it. Only the first use of a key changes what is told of it.
 _USES = {"last_used_at", "last_used_address", "last_used_client"}
 _OF_AN_ACCOUNT = ["id", "deactivated_at"]
