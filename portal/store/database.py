@@ -215,15 +215,18 @@ class _Impatient(psycopg.Connection[Any]):
         poll = select.poll()
         poll.register(connection.socket, select.POLLIN)
         connection.flush()
-        while connection.is_busy():
-            if not poll.poll(max(0.0, last - time.monotonic()) * 1000):
-                raise self._give_up()
-            connection.consume_input()
-        answer = connection.get_result()
+        answer = None
+        while True:  # the answer, then that there is no more: libpq would wait for either without an end
+            while connection.is_busy():
+                if not poll.poll(max(0.0, last - time.monotonic()) * 1000):
+                    raise self._give_up()
+                connection.consume_input()
+            more = connection.get_result()
+            if more is None:
+                break
+            answer = more
         if answer is None:
             raise psycopg.OperationalError("the server gave no answer")
-        while connection.get_result():  # nothing more comes of one question
-            pass
         if answer.status not in (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK):
             raise error_from_result(answer)
         return answer
