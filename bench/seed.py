@@ -38,8 +38,8 @@ sys.path.insert(0, str(ROOT))
 from portal.rules.access import Environment  # noqa: E402
 from portal.rules.credentials import Keyring, PlainKey, new_id  # noqa: E402
 from portal.settings import Settings  # noqa: E402
-from portal.store import key_cache  # noqa: E402
 from portal.store.database import Database  # noqa: E402
+from portal.store.key_log import log_of  # noqa: E402
 from portal.store.models import Access, ApiKey, App, KeyScope, Member, Solution, Workspace  # noqa: E402
 
 MEMBERS = 25  # in a workspace
@@ -81,9 +81,8 @@ def multiply(database: Database, times: int) -> None:
         Access: Access.member_id.in_(members),
         KeyScope: KeyScope.key_id.in_(keys),
     }
-    if database.is_sqlite:  # no cache of keys follows a change of this size line by line
-        with closing(database.driver_connection()) as driver:
-            key_cache.remove(driver)
+    with closing(database.driver_connection()) as driver:  # nobody follows a change of this size line by line
+        log_of(driver, is_sqlite=database.is_sqlite).remove()
     with database.transaction() as session:
         connection = session.connection()
         database.take_time(connection)
@@ -107,9 +106,8 @@ def multiply(database: Database, times: int) -> None:
                     text(f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), max(id)) FROM {table}")
                 )
             connection.execute(text("ANALYZE"))  # as its autovacuum would, some time after so many rows
-    if database.is_sqlite:
-        with closing(database.driver_connection()) as driver:
-            key_cache.install(driver)
+    with closing(database.driver_connection()) as driver:
+        log_of(driver, is_sqlite=database.is_sqlite).install()
 
 
 def _copied(

@@ -43,14 +43,14 @@ def pytest_configure_node(node: Any) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Run on SQLite alone what no database can change, the tests that ask for none and those that are marked so; on
-    PostgreSQL alone what SQLite has not, a follower.
+    PostgreSQL alone what is marked as a server's own, or asks for a follower.
     """
     is_sqlite = config.getoption("--database") == "sqlite"
 
     def is_elsewhere(item: pytest.Item) -> bool:
         asks_for = getattr(item, "fixturenames", ())
         if is_sqlite:
-            return "follower" in asks_for
+            return "follower" in asks_for or item.get_closest_marker("server") is not None
         return item.get_closest_marker("once") is not None or "template" not in asks_for
 
     elsewhere = [item for item in items if is_elsewhere(item)]

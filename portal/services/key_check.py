@@ -2,9 +2,9 @@
 
 Every condition is decided from the one row that one indexed statement reads, on a connection of the driver itself, in
 autocommit: the statement sees every commit of every process that ended before it began, so a change takes effect on
-the next request wherever that lands. On PostgreSQL each request reads it. On SQLite the row is read again when
-something changed that it shows (`store.key_cache`, with the proof). Nothing is written. Text that is not a key by
-length, alphabet and checksum never reaches the database.
+the next request wherever that lands. The row is kept and read again when something changed that it shows
+(`store.key_cache` and `store.key_log`, with the proof). Nothing is written. Text that is not a key by length, alphabet
+and checksum never reaches the database.
 """
 
 import os
@@ -27,6 +27,7 @@ from portal.rules.credentials import KeyDigest, Keyring
 from portal.rules.errors import KeyRefused, Refusal
 from portal.store.database import TROUBLE, Database
 from portal.store.key_cache import KeyCache
+from portal.store.key_log import log_of
 from portal.store.models import Access, Account, ApiKey, App, KeyScope, Member, Workspace
 
 _BEARER = re.compile(r"bearer +([^ \t,]+) *", re.IGNORECASE | re.ASCII)
@@ -101,7 +102,7 @@ class KeyCheck:
         self._sql = _statement(database, len(keyring.peppers))
         self._asking = threading.Lock()
         self._connection: Any = None
-        self._cache: KeyCache[_Record] | None = None  # of this connection, on SQLite
+        self._cache: KeyCache[_Record] | None = None  # beside this connection
         self._pid = 0  # of the process that opened it: no connection may cross a fork
 
     def check(
@@ -157,11 +158,12 @@ class KeyCheck:
             self._connection, self._cache, self._pid = None, None, os.getpid()
             metrics.key_reconnected()
             self._connection = self._database.driver_connection()
-            self._cache = KeyCache(self._connection) if self._database.is_sqlite else None
+            self._cache = KeyCache(log_of(self._connection, is_sqlite=self._database.is_sqlite))
             return self._ask(digests)
 
     def _ask(self, digests: Sequence[KeyDigest]) -> _Record | None:
-        if self._cache is not None and (kept := self._cache.find(digests)):
+        assert self._cache is not None  # noqa: S101 - opened with the connection
+        if kept := self._cache.find(digests):
             return kept
         metrics.key_read()
         if self._database.is_sqlite:
@@ -172,8 +174,7 @@ class KeyCheck:
             return None
         digest, *row = rows[0]
         record = self._read(row, digests[0])
-        if self._cache is not None:
-            self._cache.keep(digest, record)
+        self._cache.keep(digest, record)
         return record
 
     def _read(self, row: Sequence[Any], newest_digest: KeyDigest) -> _Record:

@@ -1,12 +1,17 @@
 """Records of keys that a process keeps are never older than the last commit, whoever made it and however (T-19)."""
 
 import sqlite3
+import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
-from datetime import timedelta
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from psycopg.types.json import JsonDumper
+from sqlalchemy import Connection, create_engine, text
+from sqlalchemy.exc import DataError, IntegrityError, InternalError, ProgrammingError
 
 from portal.rules.access import AccessLevel
 from portal.rules.credentials import PlainKey
@@ -15,13 +20,13 @@ from portal.services import keys
 from portal.services.key_check import Caller, KeyCheck
 from portal.store import key_cache
 from portal.store.database import Database
+from portal.store.key_log import log_of, on_postgresql, on_sqlite, watched
 from portal.store.models import Access, Account, ApiKey, App, KeyScope, Member, Workspace
 from tests.services.office import NOON, RING, Office
 
 TABLES = (ApiKey, KeyScope, Member, Access, Account, Workspace, App)
-
-
-pytestmark = pytest.mark.once  # PostgreSQL is asked each time: there is no cache that could be wrong
+LONG_AGO = "2026-01-01 00:00:00.000000"
+REVOKE = text(f"UPDATE api_key SET revoked_at = '{LONG_AGO}'")
 
 
 class Counting(Database):
@@ -31,7 +36,16 @@ class Counting(Database):
 
     def driver_connection(self) -> Any:
         connection = super().driver_connection()
-        connection.set_trace_callback(self._count)
+        if self.is_sqlite:
+            connection.set_trace_callback(self._count)
+        else:
+            ask = connection.ask
+
+            def counted(sql: str, parameters: Any) -> Any:
+                self._count(sql)
+                return ask(sql, parameters)
+
+            connection.ask = counted
         return connection
 
     def _count(self, sql: str) -> None:
@@ -53,10 +67,20 @@ def warm(counting: Counting) -> Iterator[KeyCheck]:
 
 
 @pytest.fixture
-def by_hand(database_url: str) -> Iterator[sqlite3.Connection]:
-    """Somebody at the database's own shell, who knows nothing of the portal."""
-    with closing(sqlite3.connect(database_url.removeprefix("sqlite:///"), isolation_level=None)) as connection:
+def by_hand(counting: Counting) -> Iterator[Connection]:
+    """Somebody at the database's own shell, who knows nothing of the portal, nor cares for rules."""
+    engine = create_engine(counting.url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        for words in (
+            ("PRAGMA foreign_keys=OFF", "PRAGMA ignore_check_constraints=ON")
+            if counting.is_sqlite
+            else ("SET session_replication_role = replica",)
+        ):
+            connection.exec_driver_sql(words)
+        if not counting.is_sqlite:
+            connection.connection.driver_connection.adapters.register_dumper(dict, JsonDumper)  # type: ignore[union-attr]
         yield connection
+    engine.dispose()
 
 
 def told(check: KeyCheck, plain: PlainKey, **more: Any) -> Caller | Refusal:
@@ -73,13 +97,17 @@ def afresh(office: Office, plain: PlainKey) -> Caller | Refusal:
         return told(check, plain)
 
 
-def other(value: Any) -> Any:
-    """Give another value that a column may take."""
+def others(value: Any) -> list[Any]:
+    """Give other values that a column may take."""
     if value is None:
-        return "2026-01-01 00:00:00.000000"
-    if isinstance(value, bytes):
-        return value[::-1]
-    return value + 1000 if isinstance(value, int) else f"{value}x"
+        return [LONG_AGO, datetime.fromisoformat(LONG_AGO).replace(tzinfo=UTC), 1, "x"]
+    if isinstance(value, bytes | bool):
+        return [value[::-1] if isinstance(value, bytes) else not value]
+    if isinstance(value, dict):
+        return [{**value, "title": "x"}]
+    if isinstance(value, str):
+        return [f"{value}x"]
+    return [value + (1000 if isinstance(value, int) else timedelta(days=1))]
 
 
 def test_a_key_is_read_once_until_something_changes(office: Office, counting: Counting, warm: KeyCheck) -> None:
@@ -96,23 +124,31 @@ def test_a_key_is_read_once_until_something_changes(office: Office, counting: Co
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.__tablename__)
-def test_every_edit_by_hand_counts_at_once(
-    office: Office, warm: KeyCheck, by_hand: sqlite3.Connection, table: Any
-) -> None:
+def test_every_edit_by_hand_counts_at_once(office: Office, warm: KeyCheck, by_hand: Connection, table: Any) -> None:
     """Of any column of any table that the check reads, in its rows one after the other, and back again."""
     _, plain = office.generate("max", scopes=["leads:read", "leads:write"])
-    by_hand.execute("PRAGMA foreign_keys=OFF")
-    by_hand.execute("PRAGMA ignore_check_constraints=ON")
     name, seen = table.__tablename__, set()
-    for column in (each.name for each in table.__table__.columns):
-        for rowid, value in by_hand.execute(f'SELECT rowid, "{column}" FROM {name} ORDER BY rowid').fetchall():
-            for new, at in ((other(value), rowid), (value, other(rowid) if column == "id" else rowid)):
-                _safely(lambda: told(warm, plain))
-                with suppress(sqlite3.IntegrityError):
-                    by_hand.execute(f'UPDATE {name} SET "{column}" = ? WHERE rowid = ?', (new, at))
-                says = _safely(lambda: told(warm, plain))
-                assert says == _safely(lambda: afresh(office, plain)), (column, rowid, new)
-                seen.add(str(says))
+    primary = [each.name for each in table.__table__.primary_key]
+    which = " AND ".join(f'"{each}" = :at_{each}' for each in primary)
+
+    def edit(row: Any, column: str, value: Any) -> bool:
+        """Write a value and see that the check says what a new process says; False where the database refuses it."""
+        _safely(lambda: told(warm, plain))
+        at = {f"at_{each}": row[each] for each in primary}
+        try:
+            by_hand.execute(text(f'UPDATE {name} SET "{column}" = :value WHERE {which}'), {"value": value, **at})
+        except (IntegrityError, DataError, ProgrammingError, InternalError):
+            return False
+        says = _safely(lambda: told(warm, plain))
+        assert says == _safely(lambda: afresh(office, plain)), (column, row, value)
+        seen.add(str(says))
+        return True
+
+    for row in by_hand.execute(text(f"SELECT * FROM {name}")).mappings().all():
+        for column in row:
+            written = next((new for new in others(row[column]) if edit(row, column, new)), None)
+            if written is not None:
+                assert edit({**row, column: written}, column, row[column])
     assert len(seen) > 1
 
 
@@ -126,33 +162,32 @@ def _safely(what: Callable[[], Any]) -> Any:
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.__tablename__)
 def test_every_row_that_goes_and_comes_back_counts_at_once(
-    office: Office, warm: KeyCheck, by_hand: sqlite3.Connection, table: Any
+    office: Office, warm: KeyCheck, by_hand: Connection, table: Any
 ) -> None:
     _, plain = office.generate("max", scopes=["leads:read", "leads:write"])
     name = table.__tablename__
-    by_hand.execute("PRAGMA foreign_keys=OFF")
     differed = False
     before = told(warm, plain)
-    for row in by_hand.execute(f"SELECT rowid, * FROM {name} ORDER BY rowid DESC").fetchall():
-        by_hand.execute(f"DELETE FROM {name} WHERE rowid = ?", row[:1])
+    columns = [each.name for each in table.__table__.columns]
+    names, marks = (", ".join(f"{mark}{each}" for each in columns) for mark in ("", ":"))
+    which = " AND ".join(f"{each.name} = :{each.name}" for each in table.__table__.primary_key)
+    for row in by_hand.execute(text(f"SELECT {names} FROM {name}")).mappings().all():
+        by_hand.execute(text(f"DELETE FROM {name} WHERE {which}"), dict(row))
         assert told(warm, plain) == afresh(office, plain)
         differed = differed or told(warm, plain) != before
-        marks = ", ".join("?" * (len(row) - 1))
-        by_hand.execute(f"INSERT OR REPLACE INTO {name} VALUES ({marks})", row[1:])
+        by_hand.execute(text(f"INSERT INTO {name} ({names}) VALUES ({marks})"), dict(row))
         assert told(warm, plain) == afresh(office, plain) == before
     assert differed
 
 
-def test_a_row_that_is_replaced_by_hand_counts_at_once(
-    office: Office, warm: KeyCheck, by_hand: sqlite3.Connection
-) -> None:
-    """INSERT OR REPLACE takes the old row out without a word to the triggers for that."""
+@pytest.mark.once
+def test_a_row_that_is_replaced_by_hand_counts_at_once(office: Office, warm: KeyCheck, by_hand: Connection) -> None:
+    """INSERT OR REPLACE, which SQLite alone has, takes the old row out without a word to the triggers for that."""
     _, plain = office.generate("rio")
     told(warm, plain)
-    by_hand.execute("PRAGMA foreign_keys=OFF")
-    by_hand.execute("CREATE TEMP TABLE kept AS SELECT * FROM api_key")
-    by_hand.execute("UPDATE kept SET revoked_at = '2026-01-01 00:00:00.000000'")
-    by_hand.execute("INSERT OR REPLACE INTO api_key SELECT * FROM kept")
+    by_hand.exec_driver_sql("CREATE TEMP TABLE kept AS SELECT * FROM api_key")
+    by_hand.exec_driver_sql(f"UPDATE kept SET revoked_at = '{LONG_AGO}'")
+    by_hand.exec_driver_sql("INSERT OR REPLACE INTO api_key SELECT * FROM kept")
     assert told(warm, plain) is Refusal.REVOKED
 
 
@@ -178,50 +213,83 @@ def test_what_time_changes_is_judged_each_time(office: Office, counting: Countin
 
 
 def test_a_process_that_fell_far_behind_reads_everything_again(
-    office: Office, warm: KeyCheck, by_hand: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+    office: Office, warm: KeyCheck, by_hand: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More lines than are followed one by one; and more than the log keeps, so that the last one read is gone."""
     key, plain = office.generate("rio")
-    monkeypatch.setattr(key_cache, "_MOST", 50)
-    for count in (51, 20_001):
+    for module in (on_sqlite, on_postgresql):
+        monkeypatch.setattr(module, "MOST", 50)
+    for count in (51, watched.LINES + 1):
         told(warm, plain)
         office.act("rio", keys.deactivate, key.id)
-        by_hand.execute("BEGIN")
-        for _ in range(count):
-            by_hand.execute("UPDATE access SET level = level WHERE rowid = 1")
-        by_hand.execute("COMMIT")
+        numbers = f"WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < {count}) SELECT"
+        by_hand.exec_driver_sql(f"INSERT INTO key_change (member_id) {numbers} -1 FROM n")
+        for _ in range(2):  # so that it is pruned
+            by_hand.exec_driver_sql("UPDATE workspace SET name = name")
         assert told(warm, plain) is Refusal.DEACTIVATED
         office.act("rio", keys.reactivate, key.id)
         assert told(warm, plain).key_id == key.id  # type: ignore[union-attr]
-    assert by_hand.execute("SELECT count(*) FROM key_change").fetchone()[0] <= key_cache._LINES
+
+
+def test_the_log_does_not_grow_without_an_end(by_hand: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = f"WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < {watched.LINES}) SELECT"
+    by_hand.exec_driver_sql(f"INSERT INTO key_change (member_id) {numbers} -1 FROM n")
+    for _ in range(3):
+        by_hand.exec_driver_sql("UPDATE workspace SET name = name")
+    assert by_hand.execute(text("SELECT count(*) FROM key_change")).scalar() == watched.LINES
 
 
 @pytest.mark.parametrize("how", ["DELETE FROM key_change", "DELETE FROM key_change WHERE seq > 2"])
 def test_a_log_that_was_emptied_by_hand_hides_nothing(
-    office: Office, warm: KeyCheck, by_hand: sqlite3.Connection, how: str
+    office: Office, warm: KeyCheck, by_hand: Connection, how: str
 ) -> None:
     _, plain = office.generate("rio")
     told(warm, plain)
-    by_hand.execute(how)
-    by_hand.execute("UPDATE api_key SET revoked_at = '2026-01-01 00:00:00.000000'")
+    by_hand.exec_driver_sql(how)
+    by_hand.execute(REVOKE)
     assert told(warm, plain) is Refusal.REVOKED
 
 
 def test_without_its_triggers_nothing_is_kept(
-    office: Office, counting: Counting, warm: KeyCheck, by_hand: sqlite3.Connection, caplog: pytest.LogCaptureFixture
+    office: Office, counting: Counting, by_hand: Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A table that somebody remade has lost them; the next start of the portal makes them again."""
     key, plain = office.generate("rio")
+    by_hand.exec_driver_sql("DROP TRIGGER key_change_access_changed" + " ON access" * (not counting.is_sqlite))
+    with closing(KeyCheck(counting, RING)) as check:
+        told(check, plain)
+        by_hand.exec_driver_sql("DELETE FROM access")
+        assert told(check, plain).reach.effective == frozenset()  # type: ignore[union-attr]
+        told(check, plain)
+        assert counting.reads == 3
+    assert caplog.text.count("flask migrate") == 1
+    with closing(counting.driver_connection()) as connection:
+        log_of(connection, is_sqlite=counting.is_sqlite).install()
+    with closing(KeyCheck(counting, RING)) as check:
+        for _ in range(3):
+            told(check, plain)
+        assert counting.reads == 4
+        office.act("rio", keys.deactivate, key.id)
+        assert told(check, plain) is Refusal.DEACTIVATED
+
+
+def test_a_process_at_work_notices_that_the_triggers_are_gone(
+    office: Office, counting: Counting, warm: KeyCheck, by_hand: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the tables are migrated under it, say."""
+    monkeypatch.setattr(on_postgresql, "_LEFT_ALONE", 0.0)
+    key, plain = office.generate("rio")
     told(warm, plain)
-    by_hand.execute("DROP TRIGGER key_change_access_gone")
-    by_hand.execute("DELETE FROM access")
-    assert told(warm, plain).reach.effective == frozenset()  # type: ignore[union-attr]
-    before = counting.reads
-    told(warm, plain)
-    told(warm, plain)
-    assert counting.reads == before + 2
-    assert "flask migrate" in caplog.text
-    key_cache.install(by_hand)
+    with closing(counting.driver_connection()) as connection:
+        log = log_of(connection, is_sqlite=counting.is_sqlite)
+        log.remove()
+        by_hand.exec_driver_sql("DELETE FROM access")
+        assert told(warm, plain).reach.effective == frozenset()  # type: ignore[union-attr]
+        before = counting.reads
+        told(warm, plain)
+        told(warm, plain)
+        assert counting.reads == before + 2
+        log.install()
     told(warm, plain)
     told(warm, plain)
     assert counting.reads == before + 3
@@ -229,14 +297,13 @@ def test_without_its_triggers_nothing_is_kept(
     assert told(warm, plain) is Refusal.DEACTIVATED
 
 
-def test_without_a_write_ahead_log_nothing_is_kept(
-    office: Office, database_url: str, by_hand: sqlite3.Connection
-) -> None:
+@pytest.mark.once
+def test_without_a_write_ahead_log_nothing_is_kept(office: Office, database_url: str, by_hand: Connection) -> None:
     """A file on a network's disk has none; there `data_version` may be read while somebody writes."""
     _, plain = office.generate("rio")
     office.close()
     office.database.close()
-    assert by_hand.execute("PRAGMA journal_mode=DELETE").fetchone() == ("delete",)
+    assert by_hand.exec_driver_sql("PRAGMA journal_mode=DELETE").scalar() == "delete"
 
     class Unlogged(Counting):
         def driver_connection(self) -> Any:
@@ -272,3 +339,113 @@ def test_access_that_changes_counts_for_all_keys_of_the_member(office: Office, w
     for level, left in ((AccessLevel.READ, 1), (AccessLevel.NONE, 0), (AccessLevel.FULL, 2)):
         office.grant("max", "sales", level)
         assert [len(told(warm, plain).reach.effective) for plain in made] == [left] * 3  # type: ignore[union-attr]
+
+
+def test_a_key_that_moves_to_another_pepper_is_kept_once(office: Office, warm: KeyCheck, by_hand: Connection) -> None:
+    """Under the digest of its new one only: a record under the old one would outlive what is said of the key."""
+    _, plain = office.generate("rio")
+    told(warm, plain)
+    record = next(iter(warm._cache._records.values()))  # type: ignore[union-attr]
+    warm._cache.keep(b"another digest", record)  # type: ignore[union-attr]
+    by_hand.execute(REVOKE)
+    assert told(warm, plain) is Refusal.REVOKED
+    assert [each.is_revoked for each in warm._cache._records.values()] == [True]  # type: ignore[union-attr]
+
+
+def test_nobody_is_accepted_after_the_answer_to_a_change(
+    office: Office, counting: Counting, by_hand: Connection
+) -> None:
+    """By four that ask without a pause, as processes do, each over a connection and with records of its own."""
+    _, plain = office.generate("rio")
+    answers: list[tuple[float, float, bool]] = []  # when each began and ended, and whether it was accepted
+    over = threading.Event()
+
+    def ask() -> None:
+        with closing(KeyCheck(counting, RING)) as check:
+            while not over.is_set():
+                began = time.monotonic()
+                says = told(check, plain)
+                answers.append((began, time.monotonic(), says is not Refusal.REVOKED))
+
+    askers = [threading.Thread(target=ask) for _ in range(4)]
+    for asker in askers:
+        asker.start()
+    stopped = []
+    for _ in range(20):
+        time.sleep(0.02)
+        by_hand.execute(REVOKE)
+        since = time.monotonic()
+        time.sleep(0.02)
+        stopped.append((since, time.monotonic()))
+        by_hand.execute(text("UPDATE api_key SET revoked_at = NULL"))
+    over.set()
+    for asker in askers:
+        asker.join()
+    during = [ok for since, until in stopped for began, ended, ok in answers if since < began and ended < until]
+    assert any(ok for *_, ok in answers)
+    assert during
+    assert not any(during)
+
+
+# --- Leases (store.key_log.on_postgresql) ---------------------------------------------------------------------------
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("is_kept", [True, False], ids=["committed", "rolled back"])
+def test_while_a_change_is_half_way_each_request_reads_its_key(
+    office: Office, counting: Counting, warm: KeyCheck, is_kept: bool
+) -> None:
+    key, plain = office.generate("rio")
+    told(warm, plain)
+    with counting.engine.connect() as other:
+        other.execute(REVOKE)
+        before = counting.reads
+        for _ in range(3):
+            assert told(warm, plain).key_id == key.id  # type: ignore[union-attr]
+        assert counting.reads == before + 3
+        (other.commit if is_kept else other.rollback)()
+    assert (told(warm, plain) is Refusal.REVOKED) == is_kept
+
+
+@pytest.mark.server
+def test_only_what_somebody_may_have_kept_is_written_down(office: Office, by_hand: Connection) -> None:
+    """Nobody waits for a key to be made, with its scopes."""
+    lines = text("SELECT count(*) FROM key_change")
+    before = by_hand.execute(lines).scalar_one()
+    office.generate("max", scopes=["leads:read"])
+    assert by_hand.execute(lines).scalar_one() == before
+    by_hand.execute(
+        text("INSERT INTO key_scope (key_id, app_id, action) SELECT key_id, app_id, 'write' FROM key_scope")
+    )
+    assert by_hand.execute(lines).scalar_one() == before + 1
+
+
+@pytest.mark.server
+def test_a_table_that_is_emptied_counts_at_once(office: Office, warm: KeyCheck, by_hand: Connection) -> None:
+    _, plain = office.generate("rio")
+    told(warm, plain)
+    by_hand.exec_driver_sql("TRUNCATE access")
+    assert told(warm, plain).reach.effective == frozenset()  # type: ignore[union-attr]
+
+
+@pytest.mark.server
+def test_a_trigger_that_is_switched_off_ends_the_keeping(
+    office: Office, counting: Counting, warm: KeyCheck, by_hand: Connection
+) -> None:
+    _, plain = office.generate("rio")
+    told(warm, plain)
+    by_hand.exec_driver_sql("ALTER TABLE api_key DISABLE TRIGGER ALL")
+    time.sleep(on_postgresql.LEASE)
+    by_hand.execute(REVOKE)
+    assert told(warm, plain) is Refusal.REVOKED
+
+
+@pytest.mark.server
+def test_a_table_of_the_same_name_does_not_stand_in_for_the_log(
+    office: Office, warm: KeyCheck, by_hand: Connection
+) -> None:
+    _, plain = office.generate("rio")
+    told(warm, plain)
+    by_hand.exec_driver_sql("CREATE TEMP TABLE key_change (seq bigserial, key_id bigint, member_id bigint)")
+    by_hand.execute(REVOKE)
+    assert told(warm, plain) is Refusal.REVOKED

@@ -5,10 +5,12 @@ from typing import Any, Literal
 
 from alembic import context
 from alembic.autogenerate.api import AutogenContext
+from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection
 
-from portal.store import key_cache, models
+from portal.store import models
 from portal.store.database import Base, Database, Moment
+from portal.store.key_log import TABLE, log_of
 
 assert models  # noqa: S101 - imported for its tables
 
@@ -20,6 +22,19 @@ def _render(kind: str, item: Any, autogenerate: AutogenContext) -> str | Literal
     return False
 
 
+def _is_at(connection: Connection, revision: Any) -> bool:
+    is_at: bool = MigrationContext.configure(connection).get_current_revision() == revision
+    connection.rollback()
+    return is_at
+
+
+def _goes_elsewhere(connection: Connection) -> bool:
+    try:
+        return not _is_at(connection, context.get_revision_argument())
+    except KeyError:
+        return False  # it is only compared with the models
+
+
 def _run(connection: Connection) -> None:
     context.configure(
         connection=connection,
@@ -27,7 +42,7 @@ def _run(connection: Connection) -> None:
         render_as_batch=True,
         render_item=_render,
         compare_type=True,
-        include_name=lambda name, kind, _: not (kind == "table" and name == key_cache.TABLE),
+        include_name=lambda name, kind, _: not (kind == "table" and name == TABLE),
         transaction_per_migration=True,
     )
     with context.begin_transaction():
@@ -47,10 +62,14 @@ with closing(database), database.engine.connect() as connection:
         if raw.execute("PRAGMA foreign_key_check").fetchall():
             raise RuntimeError("a migration left rows that point nowhere")
         # A table that was remade has lost its triggers, and an older step has not the tables that they stand on.
-        is_newest = raw.execute("SELECT version_num FROM alembic_version").fetchall() == [
-            (context.get_head_revision(),)
-        ]
-        (key_cache.install if is_newest else key_cache.remove)(raw)
+        log = log_of(raw, is_sqlite=True)
+        (log.install if _is_at(connection, context.get_head_revision()) else log.remove)()
         connection.invalidate()  # a connection without foreign keys must not be used again
     else:
-        _run(connection)
+        with closing(database.driver_connection()) as driver:
+            log = log_of(driver, is_sqlite=False)
+            if _goes_elsewhere(connection):
+                log.remove()  # columns that a trigger names cannot be dropped
+            _run(connection)
+            if _is_at(connection, context.get_head_revision()):
+                log.install()

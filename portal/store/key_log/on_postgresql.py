@@ -1,0 +1,225 @@
+"""The log of changes on PostgreSQL, for the processes of any number of hosts: leases, and writers that wait them out.
+
+Whoever asked for news may use what he kept for `LEASE` seconds without asking again. The triggers let every change to
+a key wait longer than that before it can be committed, while nobody gets another lease. (Gray and Cheriton, Leases: an
+efficient fault-tolerant mechanism for distributed file cache consistency, SOSP 1989.)
+
+Why nobody who uses a lease is told less than the last commit that ended before he looked:
+
+1. A lease is given by a function that holds the log locked in a mode that no writer of the log shares (SHARE against
+   ROW EXCLUSIVE), and only if it gets that lock at once. So no change is half-way then: it ended before, and its line
+   is read, or it has not come to its line yet.
+2. A change writes its line, which locks the log against leases until the change ends, and then waits for `WAIT`.
+   Leases given before that line end meanwhile, for each is counted from before it was asked for, on its host's own
+   clock. None is given until the change has ended, and PostgreSQL lets go of its locks after others can see it.
+3. Lines get rising numbers under that lock, so behind what a lease has read comes whatever is committed after it. The
+   log keeps the newest few thousand lines; whoever does not find the line that he read last takes all for changed.
+4. The functions' names hold a digest of all that `install` makes, and each lease counts the triggers that are on.
+   Without them there are no leases, and each request reads its key.
+
+The clocks of hosts need not agree, only go on at about the same pace: `LEASE` is five sixths of `WAIT`. A key that the
+same transaction made is in nobody's records, so making one waits for nothing.
+"""
+
+import hashlib
+import logging
+import struct
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import psycopg
+
+from portal.store.key_log.watched import FIRST_USE, KEYS, LINES, MOST, TABLE, WATCHED, Change
+
+_log = logging.getLogger("portal.store.key_log")
+
+LEASE = 0.010  # seconds
+WAIT = 0.012  # seconds
+_LEFT_ALONE = 1.0  # seconds between two looks for functions that were not there
+
+_CREATE = """
+    CREATE TABLE key_change
+    (seq bigint GENERATED ALWAYS AS IDENTITY (START WITH %d) PRIMARY KEY, key_id bigint, member_id bigint)
+"""
+# Its arguments: the log's column, and the table's. The keys that a transaction made are remembered in a setting that
+# ends with it, as is that it has waited; what a savepoint takes back is taken back there too.
+_NOTE = f"""
+DECLARE
+    was bigint := to_jsonb(OLD) ->> TG_ARGV[1];
+    becomes bigint := to_jsonb(NEW) ->> TG_ARGV[1];
+    made text := coalesce(current_setting('portal.made', true), '');
+BEGIN
+    IF TG_OP = 'INSERT' AND TG_TABLE_NAME = '{KEYS.table}' THEN
+        PERFORM set_config('portal.made', made || becomes || ' ', true);
+        RETURN NULL;
+    END IF;
+    IF TG_OP = 'INSERT' AND TG_ARGV[0] = 'key_id' AND position(' ' || becomes || ' ' IN ' ' || made) > 0 THEN
+        RETURN NULL;
+    END IF;
+    INSERT INTO key_change (key_id, member_id)
+        SELECT DISTINCT CASE WHEN TG_ARGV[0] = 'key_id' THEN id END, CASE WHEN TG_ARGV[0] = 'member_id' THEN id END
+        FROM unnest(ARRAY[was, becomes]) AS id WHERE id IS NOT NULL OR TG_ARGV[0] = '';
+    DELETE FROM key_change WHERE seq IN (
+        SELECT seq FROM key_change WHERE seq <= (SELECT max(seq) FROM key_change) - {LINES}
+        ORDER BY seq LIMIT 100 FOR UPDATE SKIP LOCKED
+    );
+    IF current_setting('portal.waited', true) IS DISTINCT FROM 'yes' THEN
+        PERFORM pg_sleep({WAIT});
+        PERFORM set_config('portal.waited', 'yes', true);
+    END IF;
+    RETURN NULL;
+END
+"""  # noqa: S608 - constants
+_SINCE = """
+BEGIN
+    BEGIN
+        LOCK TABLE key_change IN SHARE MODE NOWAIT;
+    EXCEPTION WHEN lock_not_available THEN
+        RETURN QUERY SELECT NULL::bigint, NULL::bigint, NULL::bigint;
+        RETURN;
+    END;
+    IF (
+        SELECT count(*) FROM pg_trigger
+        WHERE tgrelid = ANY('{%(tables)s}'::regclass[]) AND tgfoid = '%(note)s'::regproc AND tgenabled = 'A'
+    ) <> %(triggers)d THEN
+        RETURN;
+    END IF;
+    IF seen < 0 THEN
+        RETURN QUERY SELECT l.seq, l.key_id, l.member_id FROM key_change l ORDER BY l.seq DESC LIMIT 1;
+    ELSE
+        RETURN QUERY
+            SELECT l.seq, l.key_id, l.member_id FROM key_change l WHERE l.seq >= seen ORDER BY l.seq LIMIT %(lines)d;
+    END IF;
+END
+"""
+_BUSY = [(None, None, None)]  # instead of lines: a change is half-way
+# Whoever may edit a table may have it written down; and his temporary tables, which are found first unless named, must
+# not stand in for ours.
+_AS_OWNER = "LANGUAGE plpgsql SECURITY DEFINER SET search_path = %s, pg_temp"
+
+
+class PostgresqlLog:
+    """See `KeyLog`."""
+
+    is_fit = False
+    is_current = False
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self._until = 0.0  # when the lease ends
+        self._not_before = 0.0  # when one is asked for again, after none was given
+        self._is_there = False
+        self._seen = -1  # the last line that was read
+
+    def news(self) -> Sequence[Change] | None:
+        now = _clock()
+        if now < self._until:
+            return ()
+        self.is_current = False
+        if now < self._not_before:
+            return ()
+        lines = self._ask()
+        if lines == _BUSY:
+            self._not_before = now + LEASE
+            return ()
+        if not lines:
+            if self.is_fit or not self._not_before:
+                _log.warning("each request reads its key: the tables need `flask migrate`")
+            self._not_before = now + _LEFT_ALONE
+            self._seen, self.is_fit = -1, False
+            return None
+        if self._seen >= 0 and (lines[0][0] != self._seen or len(lines) > MOST + 1):
+            self._seen, self.is_fit = -1, False
+            return None
+        is_first = self._seen < 0
+        self._seen, self._until = lines[-1][0], now + LEASE
+        self.is_fit = self.is_current = True
+        return None if is_first else [Change(key, member) for _, key, member in lines[1:]]
+
+    def _ask(self) -> Sequence[tuple[Any, ...]]:
+        """Ask for a lease and the lines behind the last one read, if the function for it is there."""
+        if not self._is_there:
+            found = self._connection.execute("SELECT to_regproc(%s) IS NOT NULL", (_SINCE_NAME,)).fetchone()
+            self._is_there = bool(found and found[0])
+        if not self._is_there:
+            return ()
+        try:
+            lines: Sequence[tuple[Any, ...]] = self._connection.ask(_FOLLOW, [struct.pack(">q", self._seen)])
+            return lines
+        except (psycopg.ProgrammingError, psycopg.InternalError):  # somebody took it out just now
+            self._is_there = False
+            return ()
+
+    def is_installed(self) -> bool:
+        if self._connection.execute("SELECT to_regproc(%s)", (_SINCE_NAME,)).fetchone() == (None,):
+            return False
+        return bool(self._connection.execute(_FOLLOW.replace("$1", "-1")).fetchall())
+
+    def install(self) -> None:
+        if self.is_installed():
+            return
+        self.remove()
+        execute = self._connection.execute
+        with self._connection.transaction():
+            execute("LOCK TABLE alembic_version IN SHARE ROW EXCLUSIVE MODE")  # one process at a time
+            if execute("SELECT to_regproc(%s)", (_SINCE_NAME,)).fetchone() != (None,):
+                return  # another was quicker
+            execute(_CREATE % (time.time_ns() // 1000))  # or it might seem to go on where one before it ended
+            execute("INSERT INTO key_change DEFAULT VALUES")  # the log is never empty from now on
+            (schema,) = execute("SELECT quote_ident(current_schema())").fetchone()
+            how = _AS_OWNER % schema
+            execute(f"CREATE FUNCTION {_NOTE_NAME}() RETURNS trigger {how} AS $do${_NOTE}$do$")
+            for table, name, sql in _TRIGGERS:
+                execute(sql)
+                execute(f"ALTER TABLE {table} ENABLE ALWAYS TRIGGER {name}")  # also for whoever plays a replica
+            answer = "TABLE (seq bigint, key_id bigint, member_id bigint)"
+            execute(f"CREATE FUNCTION {_SINCE_NAME}(seen bigint) RETURNS {answer} {how} AS $do${_SINCE}$do$")
+
+    def remove(self) -> None:
+        execute = self._connection.execute
+        functions = "SELECT oid::regprocedure::text FROM pg_proc"
+        ours = "proname ^@ 'key_change_' AND pronamespace = current_schema()::regnamespace"
+        with self._connection.transaction():
+            if execute(f"SELECT to_regclass('{TABLE}')").fetchone() == (None,):
+                return
+            execute(f"LOCK TABLE {TABLE} IN ROW EXCLUSIVE MODE")
+            execute(f"SELECT pg_sleep({WAIT})")  # this is a change too
+            for (function,) in execute(f"{functions} WHERE {ours}").fetchall():
+                execute(f"DROP FUNCTION {function} CASCADE")
+            execute(f"DROP TABLE {TABLE}")
+
+
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # the first goes on while a machine is suspended
+
+
+def _clock() -> float:
+    return time.clock_gettime(_CLOCK)
+
+
+def _triggers(note: str) -> Iterator[tuple[str, str, str]]:
+    """Give table, name and text of a trigger for each way to change what the check of a key reads."""
+
+    def trigger(table: str, name: str, event: str, each: str, arguments: Sequence[str]) -> tuple[str, str, str]:
+        name, told = f"{TABLE}_{table}_{name}", ", ".join(f"'{argument}'" for argument in arguments)
+        return table, name, f"CREATE TRIGGER {name} AFTER {event} ON {table} {each} EXECUTE FUNCTION {note}({told})"
+
+    for watched in WATCHED:
+        table, whose, column, columns = watched
+        of_columns = f"UPDATE OF {', '.join(columns)}" if columns else "UPDATE"
+        yield trigger(table, "changed", f"INSERT OR {of_columns} OR DELETE", "FOR EACH ROW", (whose, column))
+        yield trigger(table, "emptied", "TRUNCATE", "FOR EACH STATEMENT", ("", ""))
+    first = f"FOR EACH ROW WHEN ({FIRST_USE})"
+    yield trigger(KEYS.table, "used", "UPDATE OF last_used_at", first, (KEYS.whose, KEYS.column))
+
+
+_VERSION = hashlib.sha256(repr((_CREATE, _NOTE, _SINCE, _AS_OWNER, *_triggers(""))).encode()).hexdigest()[:12]
+_NOTE_NAME, _SINCE_NAME = f"key_change_note_{_VERSION}", f"key_change_since_{_VERSION}"
+_TRIGGERS = tuple(_triggers(_NOTE_NAME))
+_SINCE %= {
+    "tables": ",".join(watched.table for watched in WATCHED),
+    "note": _NOTE_NAME,
+    "triggers": len(_TRIGGERS),
+    "lines": MOST + 2,
+}
+_FOLLOW = f"SELECT seq, key_id, member_id FROM {_SINCE_NAME}($1)"  # noqa: S608 - a name of ours
