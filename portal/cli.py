@@ -30,6 +30,7 @@ from portal.services import (
     notices,
     outbox,
     passwords,
+    peppers,
     restoring,
     workspaces,
 )
@@ -56,6 +57,7 @@ def register(app: Flask, settings: Settings, database: Database) -> None:
     def serve() -> None:
         """Migrate, seed the demo into an empty local database, and serve."""
         migrate(settings.database_url)
+        _check_peppers(settings, database)
         with database.reading() as session:
             has_demo = settings.is_local and demo.has_people(session)
             empty = demo.is_empty(session)
@@ -228,7 +230,7 @@ def register(app: Flask, settings: Settings, database: Database) -> None:
                 now = operator().at
                 stopped = restoring.deactivate_keys(session, now) if deactivate_keys else 0
                 restoring.tell(session, operator(), found.manifest.made_at)
-                lost = restoring.unknown_peppers(session, {pepper.id for pepper in settings.keyring.peppers})
+                lost = peppers.lost_keys(session, settings.keyring)
                 orphans = restoring.without_admin(session)
         made = found.manifest.made_at
         rows = _counted(found.manifest.rows, "row")
@@ -238,13 +240,11 @@ def register(app: Flask, settings: Settings, database: Database) -> None:
         if stopped:
             click.echo(f"{_counted(stopped, 'key')} deactivated. Their people may reactivate them.")
         for pepper, count in lost.items():
-            click.echo(
-                f"Warning: {_counted(count, 'key')} cannot be used: PORTAL_KEY_PEPPERS lacks {pepper}.", err=True
-            )
+            known = any(each.id == pepper for each in settings.keyring.peppers)
+            why = f"has another secret for {pepper} than they were made under" if known else f"lacks {pepper}"
+            click.echo(f"Warning: {_counted(count, 'key')} cannot be used: PORTAL_KEY_PEPPERS {why}.", err=True)
         for slug in orphans:
             click.echo(f"Warning: nobody administers {slug} any more.", err=True)
-        if has_keys:
-            click.echo("Whether PORTAL_KEY_PEPPERS holds their secrets only a key can tell: call /api/v1/me with one.")
         click.echo("Everybody must sign in again.")
 
     @command("notify")
@@ -298,6 +298,18 @@ def _replace(session: Session, found: backup.Backup, *, keep: bool, replace: boo
     ended = restoring.end_again(session)
     restoring.forget_aside(session)
     return ended
+
+
+def _check_peppers(settings: Settings, database: Database) -> None:
+    """Refuse to serve with a secret under which no stored key would be known again."""
+    with database.transaction() as session:
+        changed = peppers.note(session, settings.keyring)
+    if changed:
+        raise click.ClickException(
+            f"PORTAL_KEY_PEPPERS (locally key_pepper in the instance folder) has another secret for {changed[0]} than "
+            "this database's keys were made under: none of them would work. Put that secret back. If it is lost, give "
+            "the new one another id, and let people replace their keys."
+        )
 
 
 def _counted(count: int, noun: str) -> str:

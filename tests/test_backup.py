@@ -15,6 +15,7 @@ from flask import Flask
 from sqlalchemy import select
 
 from app import create_app
+from portal import cli
 from portal.rules.access import AccessLevel
 from portal.services import audit
 from portal.store import backup
@@ -41,11 +42,16 @@ def refused(app: Flask, *arguments: str, typed: str = "") -> str:
 
 
 @contextmanager
-def portal_on(url: str, other: Flask) -> Iterator[Flask]:
-    """A portal with the secrets of the test's other one."""
-    app = create_app({"PORTAL_DATABASE_URL": url, "PORTAL_INSTANCE": other.instance_path})
+def closing_portal(app: Flask) -> Iterator[Flask]:
     yield app
     app.extensions["portal"].close()
+
+
+@contextmanager
+def portal_on(url: str, other: Flask) -> Iterator[Flask]:
+    """A portal with the secrets of the test's other one."""
+    with closing_portal(create_app({"PORTAL_DATABASE_URL": url, "PORTAL_INSTANCE": other.instance_path})) as app:
+        yield app
 
 
 @pytest.fixture
@@ -112,7 +118,7 @@ def test_a_backup_moves_everything_to_another_kind_of_database_and_back(
 
 
 def test_life_goes_on_after_a_restore(empty: Flask, file: Path, key: MadeKey) -> None:
-    assert "call /api/v1/me" in run(empty, "restore", str(file), "--resurrect")
+    run(empty, "restore", str(file), "--resurrect")
     cast = Cast(empty)
     assert status(empty, key) == 200
     made = cast.rio.generate(["tasks:read"], name="Second")  # new rows get new numbers
@@ -266,9 +272,37 @@ def test_keys_under_a_pepper_that_is_missing_are_named(
     empty: Flask, file: Path, blank_url: str, tmp_path: Path
 ) -> None:
     other = {"PORTAL_DATABASE_URL": blank_url, "PORTAL_INSTANCE": str(tmp_path)}
-    app = create_app({**other, "PORTAL_KEY_PEPPERS": "other:0123456789abcdef0123456789abcdef"})
-    assert "PORTAL_KEY_PEPPERS lacks local" in run(app, "restore", str(file), "--resurrect")
-    app.extensions["portal"].close()
+    with closing_portal(create_app({**other, "PORTAL_KEY_PEPPERS": "other:0123456789abcdef0123456789abcdef"})) as app:
+        assert "PORTAL_KEY_PEPPERS lacks local" in run(app, "restore", str(file), "--resurrect")
+
+
+def test_a_secret_that_is_another_than_the_keys_were_made_under_is_noticed(
+    app: Flask, key: MadeKey, database_url: str, blank_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By whoever restores, and by whoever serves: all keys would be unknown, and nothing else would tell why."""
+    served: list[Any] = []
+    monkeypatch.setattr(cli, "run_server", served.append)
+    with portal_on(database_url, app) as before:
+        run(before, "serve")
+        run(before, "serve")
+        file = tmp_path / "backup"
+        run(before, "backup", str(file))
+    migrate(blank_url)
+    mixed_up = "local:0123456789abcdef0123456789abcdef"
+    other = {"PORTAL_DATABASE_URL": blank_url, "PORTAL_INSTANCE": str(tmp_path), "PORTAL_KEY_PEPPERS": mixed_up}
+    with closing_portal(create_app(other)) as wrong:
+        run(wrong, "serve")  # so that it has proofs of its own, which the restored ones replace
+        told = run(wrong, "restore", str(file), "--replace", "--resurrect")
+        assert "1 key cannot be used: PORTAL_KEY_PEPPERS has another secret for local" in told
+        told = refused(wrong, "serve")
+        assert "has another secret for local" in told
+        assert "0123456789abcdef" not in told
+    with closing_portal(create_app({**other, "PORTAL_KEY_PEPPERS": mixed_up.replace("local", "new")})) as renamed:
+        run(renamed, "serve")
+    with portal_on(blank_url, app) as right:
+        assert "Warning" not in run(right, "restore", str(file), "--replace", "--resurrect")
+        run(right, "serve")
+    assert len(served) == 5
 
 
 # --- Damage ---------------------------------------------------------------------------------------------------------

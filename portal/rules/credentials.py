@@ -175,10 +175,24 @@ class Pepper:
 
     id: str
     secret: bytes = field(repr=False)
+    _begun: "hmac.HMAC" = field(init=False, repr=False, compare=False)  # to begin anew costs more than the hash
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_begun", hmac.new(self.secret, digestmod="sha256"))
 
     def digest(self, plain: PlainSecret) -> KeyDigest:
         """Compute what is stored of a key or verifier: HMAC-SHA-256 of its whole text (RFC 2104)."""
-        return KeyDigest(hmac.digest(self.secret, plain.reveal().encode(), "sha256"))
+        return KeyDigest(self._digest(plain.reveal().encode()))
+
+    @property
+    def proof(self) -> bytes:
+        """What the secret can be recognised by, and nothing else: no key has this text."""
+        return self._digest(b"Latchkey: the pepper itself")
+
+    def _digest(self, text: bytes) -> bytes:
+        begun = self._begun.copy()
+        begun.update(text)
+        return begun.digest()
 
 
 @dataclass(frozen=True, slots=True)

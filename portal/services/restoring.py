@@ -151,12 +151,5 @@ def without_admin(session: Session) -> list[str]:
     return list(session.scalars(select(Workspace.slug).where(~exists(admin)).order_by(Workspace.slug)))
 
 
-def unknown_peppers(session: Session, known: set[str]) -> dict[str, int]:
-    """Count the keys that still could be used but for their pepper, which the settings do not hold, by its id."""
-    usable = (ApiKey.revoked_at.is_(None), ApiKey.pepper_id.not_in(known))
-    rows = session.execute(select(ApiKey.pepper_id, func.count()).where(*usable).group_by(ApiKey.pepper_id))
-    return {row[0]: row[1] for row in rows}
-
-
 def _changed(session: Session, statement: str) -> int:
     return int(session.execute(text(statement)).rowcount)  # type: ignore[attr-defined]

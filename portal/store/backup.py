@@ -22,13 +22,23 @@ from sqlalchemy import Connection, Integer, LargeBinary, Table, delete, func, in
 
 from portal.store.database import TROUBLE, Base, Database, Moment, Session
 from portal.store.migrate import newest
-from portal.store.models import AuditHead, OutgoingMail, PasswordReset, SignInFailure, UsageBatch, UserSession
+from portal.store.models import (
+    AuditHead,
+    OutgoingMail,
+    PasswordReset,
+    PepperProof,
+    SignInFailure,
+    UsageBatch,
+    UserSession,
+)
 
 _FORMAT = 1
 _MANIFEST = "backup.json"
 _LEFT_OUT = frozenset(
     model.__tablename__ for model in (OutgoingMail, PasswordReset, SignInFailure, UsageBatch, UserSession)
 )
+# What a migration and a start make: the end of an audit log without entries, and by what the peppers are recognised.
+_OWN = frozenset(model.__tablename__ for model in (AuditHead, PepperProof))
 _AT_ONCE = 1_000  # rows
 _LONGEST_LINE = 64 * 1024 * 1024  # bytes
 _LONGEST_MANIFEST = 1024 * 1024  # bytes, so that a small file cannot unpack to more than there is memory
@@ -134,7 +144,9 @@ class Backup:
         is_sqlite = connection.dialect.name == "sqlite"
         if is_sqlite:
             connection.execute(text("PRAGMA defer_foreign_keys = ON"))
-        connection.execute(delete(AuditHead))
+        for table in tables():
+            if table.name in _OWN:
+                connection.execute(delete(table))
         for table in tables():
             try:
                 self._load_table(connection, table)
@@ -213,9 +225,9 @@ def _read_manifest(archive: zipfile.ZipFile) -> dict[str, Any]:
 
 
 def is_empty(session: Session) -> bool:
-    """Say whether no table holds a row but the one that a migration makes: the end of an audit log without entries."""
-    own = AuditHead.__tablename__
-    return all(session.execute(select(table).limit(1)).first() is None for table in tables() if table.name != own)
+    """Say whether no table holds a row but those that are there before anybody writes one."""
+    others = [table for table in tables() if table.name not in _OWN]
+    return all(session.execute(select(table).limit(1)).first() is None for table in others)
 
 
 def clear(session: Session) -> None:

@@ -510,6 +510,15 @@ class IdempotentRequest(Base):
     body: Mapped[bytes] = mapped_column(LargeBinary)
 
 
+class PepperProof(Base):
+    """What tells whether a pepper of the settings is the one of that id that stored keys were hashed under."""
+
+    __tablename__ = "pepper"
+
+    id: Mapped[str] = mapped_column(String(20), primary_key=True)
+    proof: Mapped[bytes] = mapped_column(LargeBinary(32))
+
+
 class Verifier(Base):
     """By what somebody's own product asks about keys (RFC 7662). Its secret is shown once, like a key's."""
 
