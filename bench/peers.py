@@ -59,7 +59,8 @@ class Peer(NamedTuple):
 
 PEERS = {
     "Flask-HTTPAuth, SQLAlchemy ORM": Peer(3, "flask_orm"),
-    "safe-api-keys, tuned": Peer(3, "flask_safe_api_keys"),
+    "safe-api-keys": Peer(3, "flask_safe_api_keys"),
+    "safe-api-keys, tuned": Peer(0, "flask_safe_api_keys", "tuned"),
     "DRF TokenAuthentication, tuned": Peer(3, "django_rest", "tuned"),
     "DRF TokenAuthentication": Peer(8, "django_rest", "token"),
     "django-rest-knox": Peer(8, "django_rest", "knox"),
@@ -142,7 +143,7 @@ def table(costs: Mapping[str, Sequence[Cost]]) -> str:
             pairs = list(zip(costs[OURS], found, strict=True))
             times = sorted(ours.rate / theirs.rate for ours, theirs in pairs)
             shown = f"{statistics.median(times):.1f} [{times[0]:.1f}..{times[-1]:.1f}]"
-            line += f"{shown:<29}  {PEERS[name].must:>4}  {cpu}"
+            line += f"{shown:<29}  {PEERS[name].must or '–':>4}  {cpu}"
             line += f"  {statistics.median(theirs.cpu / ours.cpu for ours, theirs in pairs):>11.1f}"
         lines.append(line)
     return "\n".join(lines)
