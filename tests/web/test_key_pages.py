@@ -421,6 +421,19 @@ def test_the_first_request_is_told_refused_or_accepted_and_then_asked_for_no_mor
     assert "It works. First request: GET /api/v1/apps/tasks/records , 200, on live data" in told
 
 
+@pytest.mark.once
+def test_nobody_waits_for_the_first_request_of_a_key_that_ended(cast: Cast) -> None:
+    key = cast.rio.generate()
+    pages = [f"keys/{key.id}{part}" for part in ("", "/requests")]
+    assert ['id="first"' in cast.rio.get(page).text for page in pages] == [True, True]
+    cast.rio.post(f"keys/{key.id}/delete")
+    assert cast.call("GET", "/me", key).status_code == 401
+    flush(cast)
+    opened = [cast.rio.get(page).text for page in pages]
+    assert [('id="first"' in page, "API_KEY" in page) for page in opened] == [(False, False)] * 2
+    assert "1 refused" in words(opened[1])
+
+
 def test_the_reveal_waits_for_the_first_request(cast: Cast) -> None:
     page = cast.rio.post("keys", cast.rio.form()).text
     assert re.search(r'id="first"[^>]*data-state="waiting"[^>]*every 3s', page)
