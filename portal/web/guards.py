@@ -141,9 +141,7 @@ def in_workspace(view: View) -> View:
             return _ask_to_sign_in()
         user_session = current_user.user_session
         with reading() as session:
-            found = members.find_seat(session, user_session.account_id, ws)
-            if found and not is_fragment():
-                g.workspaces = [member.workspace for member in members.workspaces_of(session, user_session.account_id)]
+            found, g.workspaces = members.places_of(session, user_session.account_id, ws)
         if found is None:
             raise NotFound()
         _sit_down(user_session, found)
