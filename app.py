@@ -31,6 +31,7 @@ from portal.web import (
     http,
     introspection,
     key_pages,
+    key_rows,
     keys,
     members,
     operation,
@@ -126,6 +127,7 @@ def create_app(environ: Mapping[str, str] | None = None) -> Flask:
     http.register(app)
     display.register(app)
     templates.register(app)
+    key_rows.register(app)
     guards.register(app)
     csrf = CSRFProtect(app)
     csrf.exempt(api.api)  # no cookie counts there

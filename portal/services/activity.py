@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
@@ -59,16 +59,13 @@ class DayBars:
     """A key's requests in the last 14 days, day by day in UTC."""
 
     bars: list[tuple[date, int, int]]  # day, accepted, refused
+    total: int = field(init=False)  # all accepted ones
+    refused: int = field(init=False)
 
-    @property
-    def total(self) -> int:
-        """All accepted ones."""
-        return sum(accepted for _, accepted, _ in self.bars)
-
-    @property
-    def refused(self) -> int:
-        """All refused ones."""
-        return sum(refused for _, _, refused in self.bars)
+    def __post_init__(self) -> None:
+        """Add them up once."""
+        object.__setattr__(self, "total", sum(accepted for _, accepted, _ in self.bars))
+        object.__setattr__(self, "refused", sum(refused for _, _, refused in self.bars))
 
     @property
     def today(self) -> int:

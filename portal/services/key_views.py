@@ -26,7 +26,7 @@ from sqlalchemy.orm import aliased, contains_eager, joinedload
 
 from portal.rules import text
 from portal.rules.access import AccessLevel, Action, Role, Scope, effective_scopes, level_of
-from portal.rules.credentials import Keyring, last_four_in_part
+from portal.rules.credentials import KeyFormat, Keyring, last_four_in_part
 from portal.rules.errors import NotFound
 from portal.rules.lifetimes import extended
 from portal.services import activity, members
@@ -79,7 +79,7 @@ class OwnerView:
     is_active: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # frozen, each of its many fields would take several times as long to set
 class KeyView:
     """What one member may see of a key and do with it. There is no secret in it."""
 
@@ -601,7 +601,9 @@ def of(
     if pairs is None:
         pairs = _pairs(session, keys)
     hidden = _hidden(session, seat, keys, pairs)
-    return [_view(seat, keyring, key, scopes.get(key.id, ()), now, days.get(key.id), pairs, hidden) for key in keys]
+    seen = {number: key for number, key in pairs.items() if key.id not in hidden}
+    sight = _Sight(seat.member.id, seat.is_admin, keyring.format, now, pairs, seen)
+    return [_view(sight, key, scopes.get(key.id, ()), days.get(key.id)) for key in keys]
 
 
 def _pairs(session: Session, keys: Sequence[_Key]) -> Mapping[int, _Key]:
@@ -632,46 +634,47 @@ def _hidden(session: Session, seat: Seat, keys: Sequence[_Key], pairs: Mapping[i
     return others - set(seen)
 
 
-def _view(
-    seat: Seat,
-    keyring: Keyring,
-    key: _Key,
-    scopes: Iterable[ScopeView],
-    now: datetime,
-    recent: DayBars | None,
-    pairs: Mapping[int, _Key],
-    hidden: set[int],
-) -> KeyView:
+class _Sight(NamedTuple):
+    """Who looks at keys, when, and at which pairs: what all keys of a list are shown by."""
+
+    me: int
+    is_admin: bool
+    format: KeyFormat
+    now: datetime
+    pairs: Mapping[int, _Key]
+    seen: Mapping[int, _Key]  # those of the pairs that may be shown
+
+
+def _view(sight: _Sight, key: _Key, scopes: Iterable[ScopeView], recent: DayBars | None) -> KeyView:
+    now, owner = sight.now, key.member
     state = key.state_at(now)
-    refused = recent.refused if recent and key.last_used_at is None else 0
-    is_mine = key.member_id == seat.member.id
-    may_hand_out = is_mine or key.member.is_api
+    is_active, is_standing = state is KeyState.ACTIVE, state is not KeyState.REVOKED
+    expires_at, used_at = key.expires_at, key.last_used_at
+    refused = recent.refused if recent and used_at is None else 0
+    is_mine = key.member_id == sight.me
+    may_hand_out = is_mine or owner.is_api
     is_retiring = key.retires_at is not None and state in (KeyState.ACTIVE, KeyState.DEACTIVATED)
-    successor, predecessor = pairs.get(-key.id), pairs.get(key.replaces_id or 0)
-    successor = successor if successor and successor.id not in hidden else None
-    predecessor_seen = predecessor if predecessor and predecessor.id not in hidden else None
+    successor, predecessor = sight.seen.get(-key.id), sight.seen.get(key.replaces_id or 0)
     retires_at = key.retires_at if is_retiring else None
-    extends_to = extended(retires_at, key.rotated_at, key.expires_at) if retires_at else None
+    extends_to = extended(retires_at, key.rotated_at, expires_at) if retires_at else None
     has_its_name = successor is not None and successor.name_folded == key.name_folded
+    is_free = _is_free(key, sight.pairs.get(key.replaces_id or 0), now)
     return KeyView(
         id=key.public_id,
         name=key.name,
         note=key.note,
-        hint=keyring.format.hint(key.environment, key.last_four),
+        hint=sight.format.hint(key.environment, key.last_four),
         last_four=key.last_four,
         environment=key.environment,
         state=state,
         owner=OwnerView(
-            key.member.public_id,
-            key.member.name,
-            "me" if is_mine else "api" if key.member.is_api else "human",
-            key.member.is_active,
+            owner.public_id, owner.name, "me" if is_mine else "api" if owner.is_api else "human", owner.is_active
         ),
         scopes=tuple(scopes),
         created_at=key.created_at,
         created_by=key.created_by.name,
-        expires_at=key.expires_at,
-        last_used_at=key.last_used_at,
+        expires_at=expires_at,
+        last_used_at=used_at,
         last_used_address=key.last_used_address,
         last_used_client=key.last_used_client,
         deactivated_at=key.deactivated_at,
@@ -682,28 +685,28 @@ def _view(
         successor_name=successor.name if successor else "",
         successor_last_four=successor.last_four if successor else "",
         successor_works=successor is not None and successor.state_at(now) is KeyState.ACTIVE,
-        predecessor_id=predecessor_seen.public_id if predecessor_seen else None,
-        predecessor_last_four=predecessor_seen.last_four if predecessor_seen else "",
+        predecessor_id=predecessor.public_id if predecessor else None,
+        predecessor_last_four=predecessor.last_four if predecessor else "",
         recent=recent,
-        is_unused=key.last_used_at is None,
+        is_unused=used_at is None,
         refused=refused,
         is_retiring=is_retiring,
-        is_old=is_retiring or (state is KeyState.REVOKED and key.revoked_at is None and has_its_name),
-        is_busy=key.last_used_at is not None and now - key.last_used_at < BUSY,
-        is_expiring=state is KeyState.ACTIVE and key.expires_at is not None and key.expires_at - now <= EXPIRING,
+        is_old=is_retiring or (not is_standing and key.revoked_at is None and has_its_name),
+        is_busy=used_at is not None and now - used_at < BUSY,
+        is_expiring=is_active and expires_at is not None and expires_at - now <= EXPIRING,
         self_rotate=key.self_rotate,
         rate_per_minute=key.rate_per_minute,
         rate_per_second=key.rate_per_second,
-        may_deactivate=state is KeyState.ACTIVE,
+        may_deactivate=is_active,
         may_reactivate=state is KeyState.DEACTIVATED and may_hand_out,
-        may_delete=state is not KeyState.REVOKED,
-        may_rotate=may_hand_out and _is_free(key, predecessor, now),
-        may_move=_is_free(key, predecessor, now),
+        may_delete=is_standing,
+        may_rotate=may_hand_out and is_free,
+        may_move=is_free,
         may_retire=is_retiring,
         may_extend=extends_to is not None and may_hand_out,
         may_replace=may_hand_out and not refused and is_replaceable(key, now),
-        may_edit=may_hand_out and state is not KeyState.REVOKED,
-        may_set_rate=seat.is_admin and state is not KeyState.REVOKED,
+        may_edit=may_hand_out and is_standing,
+        may_set_rate=sight.is_admin and is_standing,
     )
 
 

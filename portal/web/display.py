@@ -1,6 +1,5 @@
 """Moments and numbers as people read them (ux, section 8), in the zone and with the clock that a person prefers."""
 
-from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta, tzinfo
 from functools import lru_cache
 from typing import Any
@@ -9,13 +8,13 @@ from zoneinfo import ZoneInfo
 from flask import Flask, g
 from markupsafe import Markup, escape
 
-from portal.services.activity import DayBars
-from portal.services.key_views import KeyView, ScopeView
 from portal.store.models import Account
 
-_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+_KEPT = 4096  # moments as they are written: those of a list are shown again and again
 
 
+@lru_cache(_KEPT)
 def iso(moment: datetime) -> str:
     """Write a moment for machines: RFC 3339 in UTC, to the second."""
     return moment.astimezone(UTC).isoformat()[:19] + "Z"
@@ -23,53 +22,53 @@ def iso(moment: datetime) -> str:
 
 def absolute(moment: datetime) -> str:
     """Write a moment with its zone, such as "12 Nov 2025, 14:05 UTC+1"."""
-    account: Account | None = g.get("account")
-    local = moment.astimezone(zone_of(account.time_zone) if account else UTC)
-    return f"{local.day} {_MONTHS[local.month - 1]} {local.year}, {_time(local, account)} {_offset(local.utcoffset())}"
+    return _absolute(moment, *_reader())
+
+
+@lru_cache(_KEPT)
+def _absolute(moment: datetime, zone: str, clock: str) -> str:
+    local = moment.astimezone(zone_of(zone))
+    return f"{local.day} {MONTHS[local.month - 1]} {local.year}, {_time(local, clock)} {_offset(local)}"
 
 
 def seconds(moment: datetime) -> str:
     """Write the time of day to the second, with its zone, such as "14:05:12 UTC+1"."""
     local = moment.astimezone(_zone())
-    offset = _offset(local.utcoffset())
-    return f"{local:%I:%M:%S %p} {offset}" if _has_12_hours(g.get("account")) else f"{local:%H:%M:%S} {offset}"
+    offset = _offset(local)
+    return f"{local:%I:%M:%S %p} {offset}" if _clock() == "12" else f"{local:%H:%M:%S} {offset}"
 
 
 def time_of_day(moment: datetime) -> str:
     """Write the time of day alone, such as "14:05"; its zone stands beside it or in the page."""
-    return _time(moment.astimezone(_zone()), g.get("account"))
+    return _time(moment.astimezone(_zone()), _clock())
 
 
 def clock(moment: datetime) -> dict[str, Any]:
     """Give what a script needs to write times as `seconds` does: minutes from UTC, the zone's name, 12 or 24 hours."""
     local = moment.astimezone(_zone())
     offset = int((local.utcoffset() or timedelta()).total_seconds()) // 60
-    return {
-        "offset": offset,
-        "zone": _offset(local.utcoffset()),
-        "hours": 12 if _has_12_hours(g.get("account")) else 24,
-    }
+    return {"offset": offset, "zone": _offset(local), "hours": int(_clock())}
 
 
 def relative(moment: datetime, now: datetime | None = None) -> str:
     """Write how far a moment is from now: minutes, hours, days up to 30; from there on its date."""
-    distance = moment - (now or g.now)
+    distance = (moment - (now or _here().now)).total_seconds()
     size = abs(distance)
-    if size < timedelta(minutes=1):
-        return "just now" if distance <= timedelta() else "in less than a minute"
-    if size > timedelta(days=366):
+    if size < 60:
+        return "just now" if distance <= 0 else "in less than a minute"
+    if size > 366 * 86_400:
         return absolute(moment)
     # Round to the nearest of the unit, so that "90 days from now" does not read 89 a second later.
-    if size < timedelta(minutes=59, seconds=30):
-        amount = f"{round(size / timedelta(minutes=1))} min"
-    elif size < timedelta(hours=23, minutes=30):
-        amount = f"{round(size / timedelta(hours=1))} h"
+    if size < 3570:
+        amount = f"{round(size / 60)} min"
+    elif size < 23.5 * 3600:
+        amount = f"{round(size / 3600)} h"
     else:
-        days = round(size / timedelta(days=1))
-        if days > 30 and distance < timedelta():
+        days = round(size / 86_400)
+        if days > 30 and distance < 0:
             return absolute(moment)
         amount = f"{days} day{'' if days == 1 else 's'}"
-    return f"{amount} ago" if distance < timedelta() else f"in {amount}"
+    return f"{amount} ago" if distance < 0 else f"in {amount}"
 
 
 def thousands(number: int) -> str:
@@ -83,22 +82,22 @@ def marked(text: str) -> Markup:
     return Markup("").join(Markup("<code>{}</code>").format(part) if n % 2 else part for n, part in enumerate(parts))
 
 
-# --- What a list says in each of its rows: written here, for a macro takes several times as long --------------------
+# --- As parts of a page: written here, for a macro takes several times as long ---------------------------------------
 
 
 def both(moment: datetime) -> Markup:
     """Write a moment as its distance from now, then with its zone; app.js renews the words of one that is near."""
     near, full = relative(moment), absolute(moment)
     first = f'<time datetime="{iso(moment)}">{near}</time>'
-    return _ours(first if near == full else f'{first} <span class="abs">{_unbroken(full)}</span>')
+    return ours(first if near == full else f'{first} <span class="abs">{_unbroken(full)}</span>')
 
 
 def when(moment: datetime) -> Markup:
     """Write a moment with its zone, as the second line of a cell whose first says the same in relative words."""
-    return _ours(f'<time class="abs" datetime="{iso(moment)}" data-fixed>{_unbroken(absolute(moment))}</time>')
+    return ours(f'<time class="abs" datetime="{iso(moment)}" data-fixed>{_unbroken(absolute(moment))}</time>')
 
 
-def _ours(written: str) -> Markup:
+def ours(written: str) -> Markup:
     """Take a text for a page's own: what people typed stands escaped in it."""
     return Markup(written)  # noqa: S704
 
@@ -109,92 +108,40 @@ def _unbroken(full: str) -> str:
 
 def people_text(text: str) -> Markup:
     """Write what people typed: escaped, isolated from the direction around it, and out of reach of htmx."""
-    return _ours(f"<bdi hx-ignore>{escape(text)}</bdi>")
-
-
-def scope_words(scopes: Iterable[ScopeView]) -> Markup:
-    """Write scopes as "Read Leads, Accounts; write Leads" would say them."""
-    of: dict[str, list[str]] = {"read": [], "write": []}
-    for scope in scopes:
-        of[scope.action].append(people_text(scope.app_name))
-    said = [f"{action} {_listed(apps)}" for action, apps in of.items() if apps]
-    return _ours("; ".join(said)[:1].upper() + "; ".join(said)[1:])
-
-
-def _listed(items: Sequence[str]) -> str:
-    return " and ".join(filter(None, (", ".join(items[:-1]), items[-1])))
-
-
-def row_actions(key: KeyView, at: str, called: Markup) -> Markup:
-    """Write the links to what a member may do with a key from its row, whose addresses begin with `at`."""
-    rest = (
-        [(key.may_retire, "retire", "Retire now"), (key.may_extend, "extend", "Extend by 24 h")]
-        if key.is_retiring
-        else [
-            (key.may_rotate, "rotate", "Rotate"),
-            (key.may_edit, "edit", "Edit"),
-            (key.may_deactivate, "deactivate", "Deactivate"),
-        ]
-    )
-    every = [
-        (key.may_replace, "replace", "I lost its text"),
-        *rest,
-        (key.may_reactivate, "reactivate", "Reactivate"),
-        (key.may_delete and not key.is_retiring, "delete", "Delete"),
-    ]
-    return _ours(
-        "\n".join(
-            f'<a id="key-{key.id}-{name}" href="{at}{key.id}/{name}" aria-label="{label} {called}">{label}</a>'
-            for may, name, label in every
-            if may
-        )
-    )
-
-
-def day_bars(recent: DayBars) -> Markup:
-    """Draw fourteen days: strokes of one path, refused requests as a dashed lane of their own below, said in words."""
-    most = max(1, *(count for _, count, _ in recent.bars))
-    worst = max(1, *(count for _, _, count in recent.bars))
-    total, refused = recent.total, recent.refused
-    label = f"{total:,} {'request' if total == 1 else 'requests'} in 14 days"
-    drawn = ""
-    if total:
-        day, count = recent.busiest
-        label += f", most on {day.day} {_MONTHS[day.month - 1]} ({count:,})"
-        lines = (
-            f"M{6 * n + 3} 17v-{max(1, round(16 * count / most))}"
-            for n, (_, count, _) in enumerate(recent.bars)
-            if count
-        )
-        drawn = f'<path d="{"".join(lines)}" />'
-    if refused:
-        label += f", {refused:,} refused"
-        lines = (
-            f"M{6 * n + 3} 19v{max(1, round(5 * count / worst))}"
-            for n, (_, _, count) in enumerate(recent.bars)
-            if count
-        )
-        drawn += f'<path class="refused" d="{"".join(lines)}" />'
-    return _ours(f'<svg class="bars" viewBox="0 0 84 24" role="img" aria-label="{label}">{drawn}</svg>')
+    return ours(f"<bdi hx-ignore>{escape(text)}</bdi>")
 
 
 # --- Zones and clocks -----------------------------------------------------------------------------------------------
 
 
+def _here() -> Any:
+    """Give what Flask's `g` stands for: a list asks a hundred times, and the proxy takes ten times as long."""
+    return g._get_current_object()  # noqa: SLF001
+
+
+def _reader() -> tuple[str, str]:
+    """Give the name of the zone and the clock of whoever reads: "24" or "12"."""
+    here = _here()
+    known: tuple[str, str] | None = here.get("reader")
+    if known is None:
+        account: Account | None = here.get("account")
+        if account is None:
+            return "UTC", "24"
+        known = here.reader = account.time_zone, account.clock
+    return known
+
+
 def _zone() -> tzinfo:
-    account: Account | None = g.get("account")
-    return zone_of(account.time_zone) if account else UTC
+    return zone_of(_reader()[0])
 
 
-def _has_12_hours(account: Account | None) -> bool:
-    return account is not None and account.clock == "12"
+def _clock() -> str:
+    return _reader()[1]
 
 
-def _time(local: datetime, account: Account | None) -> str:
+def _time(local: datetime, clock: str) -> str:
     """Write the time of day of a moment that is in its reader's zone already."""
-    if _has_12_hours(account):
-        return f"{local.hour % 12 or 12}:{local.minute:02} {'AM' if local.hour < 12 else 'PM'}"
-    return f"{local.hour:02}:{local.minute:02}"
+    return local.strftime("%I:%M %p").lstrip("0") if clock == "12" else local.strftime("%H:%M")
 
 
 @lru_cache
@@ -206,10 +153,9 @@ def zone_of(name: str) -> tzinfo:
         return UTC
 
 
-@lru_cache
-def _offset(offset: timedelta | None) -> str:
-    """Write the offset that holds on some date: "UTC", "UTC+1", "UTC−3:30"."""
-    minutes = int((offset or timedelta()).total_seconds()) // 60
+def _offset(local: datetime) -> str:
+    """Write the offset that holds on that date: "UTC", "UTC+1", "UTC−3:30"."""
+    minutes = int((local.utcoffset() or timedelta()).total_seconds()) // 60
     hours, rest = divmod(abs(minutes), 60)
     sign = "+" if minutes > 0 else "\N{MINUS SIGN}"
     return "UTC" + (f"{sign}{hours}" if minutes else "") + (f":{rest:02}" if rest else "")
@@ -228,7 +174,4 @@ def register(app: Flask) -> None:
         both=both,
         when=when,
         people_text=people_text,
-        scope_words=scope_words,
-        row_actions=row_actions,
-        day_bars=day_bars,
     )

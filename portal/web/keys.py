@@ -34,6 +34,7 @@ from portal.web.http import (
     transaction,
     without_keys,
 )
+from portal.web.templates import address
 
 pages = Blueprint("keys", __name__, url_prefix="/w/<slug:ws>/api")
 
@@ -45,7 +46,7 @@ def keyring() -> Keyring:
 
 def list_url(**narrowed: str | int | None) -> str:
     """Give the address of the workspace's list, with its filters as far as they are not empty."""
-    at = url_for("keys.index", ws=seat().workspace.slug)
+    at = address("keys.index", ws=seat().workspace.slug)
     query = urlencode({name: value for name, value in narrowed.items() if value})
     return f"{at}?{query}" if query else at
 

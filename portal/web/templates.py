@@ -25,7 +25,7 @@ class Tight(Extension):
         return "".join(part for n, part in enumerate(parts) if n % 3 != 2)  # without the names that were matched
 
 
-def _address(endpoint: str, **values: Any) -> str:
+def address(endpoint: str, **values: Any) -> str:
     """Give the address of a page as `flask.url_for` does; those that name a workspace at most are made once."""
     if values.keys() <= _KNOWN:
         return _known_address(endpoint, values.get("ws"))
@@ -43,4 +43,4 @@ def _known_address(endpoint: str, ws: str | None) -> str:
 def register(app: Flask) -> None:
     """Give this to the templates of an application."""
     app.jinja_env.add_extension(Tight)
-    app.jinja_env.globals["url_for"] = _address
+    app.jinja_env.globals["url_for"] = address
