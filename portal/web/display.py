@@ -85,30 +85,30 @@ def marked(text: str) -> Markup:
 # --- As parts of a page: written here, for a macro takes several times as long ---------------------------------------
 
 
-def both(moment: datetime) -> Markup:
+def both(moment: datetime) -> str:
     """Write a moment as its distance from now, then with its zone; app.js renews the words of one that is near."""
     near, full = relative(moment), absolute(moment)
     first = f'<time datetime="{iso(moment)}">{near}</time>'
-    return ours(first if near == full else f'{first} <span class="abs">{_unbroken(full)}</span>')
+    return first if near == full else f'{first} <span class="abs">{_unbroken(full)}</span>'
 
 
-def when(moment: datetime) -> Markup:
+def when(moment: datetime) -> str:
     """Write a moment with its zone, as the second line of a cell whose first says the same in relative words."""
-    return ours(f'<time class="abs" datetime="{iso(moment)}" data-fixed>{_unbroken(absolute(moment))}</time>')
+    return f'<time class="abs" datetime="{iso(moment)}" data-fixed>{_unbroken(absolute(moment))}</time>'
+
+
+def people_text(text: str) -> str:
+    """Write what people typed: escaped, isolated from the direction around it, and out of reach of htmx."""
+    return f"<bdi hx-ignore>{escape(text)}</bdi>"
 
 
 def ours(written: str) -> Markup:
-    """Take a text for a page's own: what people typed stands escaped in it."""
+    """Take HTML of ours into a template as it is: what people typed stands escaped in it."""
     return Markup(written)  # noqa: S704
 
 
 def _unbroken(full: str) -> str:
     return full.replace(" UTC", "\u00a0UTC")
-
-
-def people_text(text: str) -> Markup:
-    """Write what people typed: escaped, isolated from the direction around it, and out of reach of htmx."""
-    return ours(f"<bdi hx-ignore>{escape(text)}</bdi>")
 
 
 # --- Zones and clocks -----------------------------------------------------------------------------------------------
@@ -171,7 +171,6 @@ def register(app: Flask) -> None:
         thousands=thousands,
         time_of_day=time_of_day,
         marked=marked,
-        both=both,
-        when=when,
-        people_text=people_text,
+        both=lambda moment: ours(both(moment)),
+        when=lambda moment: ours(when(moment)),
     )

@@ -19,12 +19,17 @@ _SHOWN = 3  # scopes; the others are behind "more"
 _SOON = timedelta(days=3)
 
 
-def key_row(key: KeyView, at: str, badges: Mapping[str, str]) -> Markup:
-    """Write a key's row: `<tr>`. The addresses of its pages begin with `at`; `badges` are by environment and state."""
+def key_row(key: KeyView, at: str, badges: Mapping[str, str], below: str = "") -> Markup:
+    """Write a key's row, with the row `below` it, if any; the addresses of its pages begin with `at`.
+
+    `badges` are by environment and state; `orphaned` is that of a key whose owner is not active.
+    """
     called = f"{escape(key.name)}{' (old)' if key.is_old else ''} {key.last_four}"
     works = key.owner.is_active or key.state is not KeyState.ACTIVE
+    old = ' class="is-old"' if key.is_old else ""
     return ours(
-        f"""<tr role="row">
+        f"""<tbody role="rowgroup" id="key-{key.id}" data-env="{key.environment}" data-state="{key.state}"{old}>
+<tr role="row">
 <th role="rowheader" scope="row"><div>
 {_key(key, at, badges[key.environment])}
 </div></th>
@@ -35,7 +40,8 @@ def key_row(key: KeyView, at: str, badges: Mapping[str, str]) -> Markup:
 <td role="cell"><div>
 {_actions(key, at, called)}
 </div></td>
-</tr>"""
+</tr>
+{below}</tbody>"""
     )
 
 
@@ -92,7 +98,7 @@ def _listed(items: Sequence[str]) -> str:
 def _use(key: KeyView) -> str:
     recent = key.recent
     if key.last_used_at:
-        written = str(both(key.last_used_at))
+        written = both(key.last_used_at)
         if key.last_used_address:
             written += f'\n<span class="abs">{people_text(key.last_used_address)}</span>'
     else:

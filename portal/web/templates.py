@@ -1,11 +1,12 @@
 """What templates are made of and given, so that a page is written fast: no indentation, addresses that are known."""
 
 import re
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 from flask import Flask, url_for
 from jinja2.ext import Extension
+from markupsafe import Markup
 
 # Where white space is text: as it stands.
 _KEPT = re.compile(r"(<(pre|textarea)\b.*?</\2>)", re.DOTALL)
@@ -40,7 +41,21 @@ def _known_address(endpoint: str, ws: str | None) -> str:
     return url_for(endpoint, ws=ws) if ws else url_for(endpoint)
 
 
+def _icons(app: Flask) -> object:
+    """Draw icons of the sprite, one cached file; they stand beside words, so assistive technology passes them over."""
+
+    @cache
+    def icon(name: str, kind: str = "") -> Markup:
+        asset: Any = app.jinja_env.globals["asset"]
+        form = f"i {kind}" if kind else "i"
+        drawn = '<svg class="{}" aria-hidden="true"><use href="{}#{}" /></svg>'
+        return Markup(drawn).format(form, asset("icons.svg"), name)  # noqa: S704
+
+    return icon
+
+
 def register(app: Flask) -> None:
     """Give this to the templates of an application."""
     app.jinja_env.add_extension(Tight)
+    app.jinja_env.globals["draw"] = _icons(app)
     app.jinja_env.globals["url_for"] = address
