@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, bindparam, delete, exists, insert, or_, select, update
+from sqlalchemy import BindParameter, ColumnElement, Row, bindparam, delete, exists, insert, or_, select, update
 from sqlalchemy.orm import Session, aliased, contains_eager, joinedload
 
 from portal.rules import credentials, text
@@ -90,23 +90,28 @@ _PLACES = (
 def seat_of(session: Session, actor: Actor, *, lock: bool = False) -> Seat:
     """Read the acting member's seat again, inside the transaction that relies on it; Forbidden when it is gone."""
     workspace_id, member_id = actor.seat
-    statement = (
-        select(Member)
-        .options(joinedload(Member.workspace, innerjoin=True))
-        .where(Member.id == member_id, Member.workspace_id == workspace_id, *ACTIVE)
-        .execution_options(populate_existing=True)
-    )
-    # `key_share`: who only writes this member's id elsewhere, as a stop of a key does, does not wait, nor deadlock.
-    member = session.scalar(statement.with_for_update(of=Member, key_share=True) if lock else statement)
+    member = session.scalar(_SEAT_HELD if lock else _SEAT, {"workspace": workspace_id, "member": member_id})
     if member is None:
         raise Forbidden("You are no longer a member of this workspace.")
     return Seat(member, member.workspace, granted_to(session, member))
 
 
+_SEAT = (
+    select(Member)
+    .options(joinedload(Member.workspace, innerjoin=True))
+    .where(Member.id == bindparam("member"), Member.workspace_id == bindparam("workspace"), *ACTIVE)
+    .execution_options(populate_existing=True)
+)
+# `key_share`: who only writes this member's id elsewhere, as a stop of a key does, does not wait, nor deadlock.
+_SEAT_HELD = _SEAT.with_for_update(of=Member, key_share=True)
+
+
 def granted_to(session: Session, member: Member) -> dict[int, AccessLevel]:
     """Read what a member was given, by solution id."""
-    rows = session.execute(select(Access.solution_id, Access.level).where(Access.member_id == member.id))
-    return {solution_id: AccessLevel(level) for solution_id, level in rows}
+    return {solution_id: AccessLevel(level) for solution_id, level in read(session, _GRANTED, {"member": member.id})}
+
+
+_GRANTED = select(Access.solution_id, Access.level).where(Access.member_id == bindparam("member"))
 
 
 def workspaces_of(session: Session, account_id: int) -> list[Member]:
@@ -123,14 +128,18 @@ def workspaces_of(session: Session, account_id: int) -> list[Member]:
 
 def shelves_for(session: Session, seat: Seat) -> list[Shelf]:
     """List the solutions and apps of a workspace with this seat's level in each, hidden ones included."""
-    solutions = session.scalars(
-        select(Solution).where(Solution.workspace_id == seat.workspace.id).order_by(Solution.name, Solution.id)
-    ).all()
-    apps = session.scalars(select(App).where(App.workspace_id == seat.workspace.id).order_by(App.name, App.id)).all()
+    here = {"workspace": seat.workspace.id}
+    solutions = session.scalars(_SOLUTIONS_BY_NAME, here).all()
+    apps = session.scalars(_APPS_BY_NAME, here).all()
     return [
         Shelf(solution, [app for app in apps if app.solution_id == solution.id], seat.level_in(solution.id))
         for solution in solutions
     ]
+
+
+_HERE: BindParameter[int] = bindparam("workspace")
+_SOLUTIONS_BY_NAME = select(Solution).where(Solution.workspace_id == _HERE).order_by(Solution.name, Solution.id)
+_APPS_BY_NAME = select(App).where(App.workspace_id == _HERE).order_by(App.name, App.id)
 
 
 def apps_of(session: Session, seat: Seat) -> Sequence[Row[tuple[int, str, int]]]:
@@ -141,7 +150,7 @@ def apps_of(session: Session, seat: Seat) -> Sequence[Row[tuple[int, str, int]]]
     return [app for app in apps if seat.level_in(app.solution_id) is not AccessLevel.NONE]
 
 
-_APPS = select(App.id, App.slug, App.solution_id).where(App.workspace_id == bindparam("workspace")).order_by(App.slug)
+_APPS = select(App.id, App.slug, App.solution_id).where(App.workspace_id == _HERE).order_by(App.slug)
 
 
 def admin_names(session: Session, workspace_id: int, limit: int = 2) -> list[str]:

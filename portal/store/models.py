@@ -445,12 +445,6 @@ class AuditEvent(Base):
     target_name: Mapped[str] = mapped_column(String(254))
     details: Mapped[dict[str, Any]] = mapped_column(JSON)
 
-    @property
-    def content(self) -> dict[str, Any]:
-        """What the row's hash covers: all of it but the hash itself and the database's own number."""
-        names = (column.key for column in AuditEvent.__table__.columns)
-        return {name: getattr(self, name) for name in names if name not in ("id", "hash")}
-
 
 class AuditHead(Base):
     """The end of a chain: whoever writes holds it, so that rows stand in one line."""
