@@ -303,8 +303,8 @@ def _values_of(seat: Seat, filters: Filters, now: datetime) -> dict[str, Any]:
     values: dict[str, Any] = {"workspace": seat.workspace.id, "me": seat.member.id, **_moments(now)}
     values |= {"owner": filters.owner, "env": filters.env}
     if filters.q:
-        folded, written = (_within(part) for part in (text.fold(filters.q), filters.q.lower()))
-        values |= {"named": folded, "noted": written, "ends": [filters.q, last_four_in_part(filters.q)]}
+        values |= {"named": _within(text.fold(filters.q)), "noted": _within(filters.q)}
+        values |= {"ends": [filters.q, last_four_in_part(filters.q)]}
     if scope := Scope.parse(filters.scope):
         values |= {"app": scope.app, "action": str(scope.action)}
     return values
@@ -384,7 +384,7 @@ def _matching(shape: _Shape) -> _Select:
     conditions = [*_seen(shape.sees), *_whose(shape.whose)]
     if shape.q:
         named = ApiKey.name_folded.like(bindparam("named"), escape="/")
-        noted = func.lower(ApiKey.note).like(bindparam("noted"), escape="/")
+        noted = ApiKey.note.ilike(bindparam("noted"), escape="/")
         conditions.append(or_(named, noted, ApiKey.last_four.in_(bindparam("ends", expanding=True))))
     if shape.env:
         conditions.append(ApiKey.environment == bindparam("env"))
