@@ -69,8 +69,7 @@ class ScopeView:
         return "" if self.effective else f"its owner no longer has {self.action} in {self.solution_name}"
 
 
-@dataclass(frozen=True, slots=True)
-class OwnerView:
+class OwnerView(NamedTuple):
     """Whom a key acts as, relative to who looks: `me`, another `human`, or an `api` member."""
 
     id: str
