@@ -4,6 +4,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 from flask import Flask, url_for
@@ -30,6 +31,7 @@ from portal.web import (
     http,
     introspection,
     key_pages,
+    key_rows,
     keys,
     members,
     operation,
@@ -39,6 +41,7 @@ from portal.web import (
     review,
     rotation,
     sign_in,
+    templates,
     verifiers,
     workspace,
 )
@@ -123,6 +126,8 @@ def create_app(environ: Mapping[str, str] | None = None) -> Flask:
 
     http.register(app)
     display.register(app)
+    templates.register(app)
+    key_rows.register(app)
     guards.register(app)
     csrf = CSRFProtect(app)
     csrf.exempt(api.api)  # no cookie counts there
@@ -150,6 +155,7 @@ def _assets(app: Flask) -> object:
         if path.is_file()
     }
 
+    @cache
     def asset(name: str) -> str:
         return url_for("static", filename=name, h=stamps.get(name))
 

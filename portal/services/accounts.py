@@ -11,8 +11,8 @@ from datetime import datetime, timedelta
 from functools import cache
 from zoneinfo import available_timezones
 
-from sqlalchemy import case, delete, func, select, text, update
-from sqlalchemy.orm import Session, joinedload
+from sqlalchemy import bindparam, case, delete, func, select, text, update
+from sqlalchemy.orm import Session, contains_eager
 
 from portal.rules import credentials
 from portal.rules.errors import Conflict, Invalid, TooManyAttempts
@@ -202,18 +202,22 @@ def is_proved(user_session: UserSession, now: datetime) -> bool:
 
 def find_session(session: Session, token: str, now: datetime) -> UserSession | None:
     """Find a live session with its account; None once it is idle, too old, ended, or its account deactivated."""
-    statement = (
-        select(UserSession)
-        .join(UserSession.account)
-        .options(joinedload(UserSession.account, innerjoin=True))
-        .where(
-            UserSession.token_hash == credentials.token_digest(token),
-            UserSession.last_seen_at > now - SESSION_IDLE,
-            UserSession.created_at > now - SESSION_LIFE,
-            Account.deactivated_at.is_(None),
-        )
+    digest = credentials.token_digest(token)
+    limits = {"idle_since": now - SESSION_IDLE, "begun": now - SESSION_LIFE}
+    return session.scalar(_LIVE_SESSION, {"digest": digest, **limits})
+
+
+_LIVE_SESSION = (
+    select(UserSession)
+    .join(UserSession.account)
+    .options(contains_eager(UserSession.account))
+    .where(
+        UserSession.token_hash == bindparam("digest"),
+        UserSession.last_seen_at > bindparam("idle_since"),
+        UserSession.created_at > bindparam("begun"),
+        Account.deactivated_at.is_(None),
     )
-    return session.scalar(statement)
+)
 
 
 def is_due_to_be_seen(user_session: UserSession, now: datetime, workspace_id: int | None) -> bool:

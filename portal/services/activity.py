@@ -1,15 +1,16 @@
 """What keys did: impact before an ending, charts, denials, callers, first requests. Reads what `usage` wrote."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
+from typing import Any
 
-from sqlalchemy import ColumnElement, Subquery, case, func, select
+from sqlalchemy import ColumnElement, Select, Subquery, bindparam, case, func, select
 
 from portal.rules.errors import Refusal
 from portal.services.usage import ACCEPTED
-from portal.store.database import Session
+from portal.store.database import Session, read
 from portal.store.models import ApiKey, App, FirstRequest, KeyCaller, RefusedRequest, Usage
 
 RECENT_DAYS = 14
@@ -58,16 +59,13 @@ class DayBars:
     """A key's requests in the last 14 days, day by day in UTC."""
 
     bars: list[tuple[date, int, int]]  # day, accepted, refused
+    total: int = field(init=False)  # all accepted ones
+    refused: int = field(init=False)
 
-    @property
-    def total(self) -> int:
-        """All accepted ones."""
-        return sum(accepted for _, accepted, _ in self.bars)
-
-    @property
-    def refused(self) -> int:
-        """All refused ones."""
-        return sum(refused for _, _, refused in self.bars)
+    def __post_init__(self) -> None:
+        """Add them up once."""
+        object.__setattr__(self, "total", sum(accepted for _, accepted, _ in self.bars))
+        object.__setattr__(self, "refused", sum(refused for _, _, refused in self.bars))
 
     @property
     def today(self) -> int:
@@ -206,23 +204,16 @@ def recent_days(session: Session, key_ids: Sequence[int], now: datetime) -> dict
     """Count the last 14 days of several keys at once, by day in UTC."""
     today = hour_of(now) // 24
     first = today - RECENT_DAYS + 1
-    hourly = _by_hour(Usage.key_id.in_(key_ids), first * 24)
-    day = hourly.c.hour // 24
-    rows = session.execute(
-        select(hourly.c.key_id, day, func.sum(hourly.c.accepted), func.sum(hourly.c.refused)).group_by(
-            hourly.c.key_id, day
-        )
-    )
-    counted = {(key_id, number): (accepted, refused) for key_id, number, accepted, refused in rows}
-    return {
-        key_id: DayBars(
-            [
-                (_day(number), *(int(count) for count in counted.get((key_id, number), (0, 0))))  # type: ignore[misc]
-                for number in range(first, today + 1)
-            ]
-        )
-        for key_id in key_ids
-    }
+    counted: defaultdict[int, dict[int, tuple[int, int]]] = defaultdict(dict)
+    for key_id, number, accepted, refused in read(session, _RECENT, {"keys": list(key_ids), "first": first * 24}):
+        counted[key_id][number] = (int(accepted), int(refused))
+    days = [(number, _day(number)) for number in range(first, today + 1)]
+    unused = DayBars([(day, 0, 0) for _, day in days])
+
+    def bars(found: Mapping[int, tuple[int, int]]) -> DayBars:
+        return DayBars([(day, *found.get(number, (0, 0))) for number, day in days])
+
+    return {key_id: bars(counted[key_id]) if key_id in counted else unused for key_id in key_ids}
 
 
 def buckets(session: Session, key: ApiKey, now: datetime, span: timedelta) -> list[Bucket]:
@@ -345,7 +336,7 @@ def _app_names(session: Session, workspace_id: int, slugs: Iterable[str]) -> dic
     return {slug: name for slug, name in rows}  # noqa: C416
 
 
-def _by_hour(whose: ColumnElement[bool], first: int) -> Subquery:
+def _by_hour(whose: ColumnElement[bool], first: Any) -> Subquery:
     """Sum by the hour, in the order of the table's key: nothing has to be sorted, however much there is."""
     accepted = func.sum(case((Usage.outcome == ACCEPTED, Usage.count), else_=0)).label("accepted")
     refused = func.sum(case((Usage.outcome != ACCEPTED, Usage.count), else_=0)).label("refused")
@@ -355,6 +346,16 @@ def _by_hour(whose: ColumnElement[bool], first: int) -> Subquery:
         .group_by(Usage.key_id, Usage.hour)
         .subquery()
     )
+
+
+def _by_day() -> Select[*tuple[Any, ...]]:
+    hourly = _by_hour(Usage.key_id.in_(bindparam("keys", expanding=True)), bindparam("first"))
+    day = hourly.c.hour // 24
+    sums = func.sum(hourly.c.accepted), func.sum(hourly.c.refused)
+    return select(hourly.c.key_id, day, *sums).group_by(hourly.c.key_id, day)
+
+
+_RECENT = _by_day()
 
 
 def _day(number: int) -> date:

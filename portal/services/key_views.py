@@ -1,24 +1,40 @@
 """API keys as members see them: rows, lists, filters, counts. What changes a key: `keys` and `rotation`."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from datetime import UTC, datetime, timedelta
+from functools import cache, lru_cache
+from typing import Any, NamedTuple, TypeVar
 
-from sqlalchemy import ColumnElement, Row, Select, UnaryExpression, and_, case, exists, func, not_, or_, select
+from sqlalchemy import (
+    ColumnElement,
+    Integer,
+    ScalarSelect,
+    Select,
+    UnaryExpression,
+    and_,
+    bindparam,
+    case,
+    exists,
+    func,
+    not_,
+    or_,
+    select,
+)
 from sqlalchemy.orm import aliased, contains_eager, joinedload
 
 from portal.rules import text
 from portal.rules.access import AccessLevel, Action, Role, Scope, effective_scopes, level_of
-from portal.rules.credentials import Keyring, last_four_in_part
+from portal.rules.credentials import KeyFormat, Keyring, last_four_in_part
 from portal.rules.errors import NotFound
 from portal.rules.lifetimes import extended
 from portal.services import activity, members
 from portal.services.activity import DayBars
 from portal.services.actor import Actor
 from portal.services.members import Seat
-from portal.store.database import Session
-from portal.store.models import Access, ApiKey, App, KeyScope, KeyState, Member, Solution, Workspace
+from portal.store.database import Moment, Session, read
+from portal.store.models import Access, ApiKey, App, KeyScope, KeyState, Member, Solution, Workspace, state_of
 
 PAGE_SIZE = 25
 BUSY = timedelta(hours=24)  # a key used this recently is in use: ending it asks for its name
@@ -27,7 +43,9 @@ UNUSED = timedelta(days=30)
 STATES = ("active", "deactivated", "expired", "stopped", "expiring", "unused", "revoked")
 SORTS = ("name", "created", "used", "expires", "owner")
 REPLACEABLE = timedelta(hours=24)
-_Successor, _Predecessor = aliased(ApiKey, name="successor"), aliased(ApiKey, name="predecessor")
+_SORTS_OF_LIST = 256  # whose statements are kept
+_Successor = aliased(ApiKey, name="successor")
+_Select = Select[*tuple[Any, ...]]  # of columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +69,7 @@ class ScopeView:
         return "" if self.effective else f"its owner no longer has {self.action} in {self.solution_name}"
 
 
-@dataclass(frozen=True, slots=True)
-class OwnerView:
+class OwnerView(NamedTuple):
     """Whom a key acts as, relative to who looks: `me`, another `human`, or an `api` member."""
 
     id: str
@@ -61,7 +78,7 @@ class OwnerView:
     is_active: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # frozen, each of its many fields would take several times as long to set
 class KeyView:
     """What one member may see of a key and do with it. There is no secret in it."""
 
@@ -111,6 +128,72 @@ class KeyView:
     may_edit: bool
     may_set_rate: bool
 
+    @property
+    def shown_scopes(self) -> Sequence[ScopeView]:
+        """Those that a list names first: that work now, or all of them when its owner is not active."""
+        return [each for each in self.scopes if each.effective] if self.owner.is_active else self.scopes
+
+    @property
+    def paused_scopes(self) -> Sequence[ScopeView]:
+        """Those that an active owner no longer has."""
+        return [each for each in self.scopes if not each.effective] if self.owner.is_active else ()
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether it changes nothing."""
+        return all(each.action == Action.READ for each in self.scopes)
+
+
+class _Owner(NamedTuple):
+    """What is shown of a key's owner: of `Member`, read as columns."""
+
+    public_id: str
+    name: str
+    role: str
+    is_api: bool
+    is_active: bool
+
+
+class _Creator(NamedTuple):
+    name: str
+
+
+@dataclass(slots=True)
+class _Row:
+    """What is shown of a key: of `ApiKey`, read as columns, for an entity takes several times as long."""
+
+    id: int
+    public_id: str
+    member_id: int
+    environment: str
+    name: str
+    name_folded: str
+    note: str
+    last_four: str
+    created_at: datetime
+    expires_at: datetime | None
+    deactivated_at: datetime | None
+    revoked_at: datetime | None
+    last_used_at: datetime | None
+    last_used_address: str | None
+    last_used_client: str | None
+    replaces_id: int | None
+    rotated_at: datetime | None
+    retires_at: datetime | None
+    self_rotate: bool
+    rate_per_minute: int | None
+    rate_per_second: int | None
+    created_by: _Creator
+    member: _Owner
+
+    def state_at(self, now: datetime) -> KeyState:
+        """Say what the key is at a moment, as `ApiKey.state_at` does."""
+        return state_of(now, self.revoked_at, self.retires_at, self.expires_at, self.deactivated_at)
+
+
+_Key = ApiKey | _Row
+_K = TypeVar("_K", ApiKey, _Row)
+
 
 @dataclass(frozen=True, slots=True)
 class Page:
@@ -148,45 +231,38 @@ def list_for(
     session: Session, actor: Actor, seat: Seat, keyring: Keyring, filters: Filters, number: int, size: int = PAGE_SIZE
 ) -> Page:
     """List keys as far as a seat sees them, `size` a page; the old key of a rotation follows its successor."""
-    statement = visible_to(seat).where(*_matching(session, seat, filters, actor.at))
-    if not filters.active_count:
-        taken_over = exists().where(
-            _Successor.replaces_id == ApiKey.id,
-            _Successor.member_id == ApiKey.member_id,  # one that was moved stays in its own place
-            _Successor.revoked_at.is_(None),
-        )
-        statement = statement.where(or_(ApiKey.retires_at.is_(None), ~taken_over))
-    order = _sorted_by(filters.sort, actor.at)
-    rows = _read_page(session, statement, order, number, size)
-    if not rows and number > 1:  # beyond the last page: that one is shown
-        total = session.scalar(statement.with_only_columns(func.count())) or 0
+    shape, values = _shape_of(seat, filters), _values_of(seat, filters, actor.at)
+    found = read(session, _page(shape), {**values, "size": size, "skip": (number - 1) * size})
+    if not found and number > 1:  # beyond the last page: that one is shown
+        total = read(session, _total(shape), values)[0][0]
         number = max(1, -(-total // size))
-        rows = _read_page(session, statement, order, number, size)
-    found = [row.ApiKey for row in rows]
+        found = read(session, _page(shape), {**values, "size": size, "skip": (number - 1) * size})
+    rows = _rows(found)
+    others = _others(session, rows)
+    pairs = _as_pairs([*rows, *others])
     if not filters.active_count:
-        found = [
+        rows = [
             each
-            for row in rows
-            for each in (row.ApiKey, row.predecessor)
-            if each and each.member_id == row.ApiKey.member_id and _is_standing(each, actor.at)
+            for key in rows
+            for each in (key, pairs.get(key.replaces_id or 0))
+            if each and each.member_id == key.member_id and each.state_at(actor.at) is not KeyState.REVOKED
         ]
     else:
-        found = _old_after_new(found)
-    pairs = _as_pairs(key for row in rows for key in (row.ApiKey, row.successor, row.predecessor) if key)
-    views = of(session, seat, keyring, found, actor.at, with_days=True, pairs=pairs)
-    return Page(views, number, rows[0].total if rows else 0, size)
+        rows = _old_after_new(rows)
+    views = of(session, seat, keyring, rows, actor.at, with_days=True, pairs=pairs)
+    return Page(views, number, found[0].total if found else 0, size)
 
 
-def _old_after_new(found: Sequence[ApiKey]) -> list[ApiKey]:
+def _old_after_new(found: Sequence[_Row]) -> list[_Row]:
     """Put each key that another one of the same owner took over from behind that one."""
     by_id = {key.id: key for key in found}
 
-    def before(key: ApiKey) -> ApiKey | None:
+    def before(key: _Row) -> _Row | None:
         old = by_id.get(key.replaces_id or 0)
         return old if old and old.member_id == key.member_id else None
 
     taken_over = {old.id for key in found if (old := before(key))}
-    in_order: list[ApiKey] = []
+    in_order: list[_Row] = []
     for key in found:
         each = None if key.id in taken_over else key
         while each:
@@ -195,83 +271,192 @@ def _old_after_new(found: Sequence[ApiKey]) -> list[ApiKey]:
     return in_order
 
 
-def _read_page(
-    session: Session, statement: Select[ApiKey], order: Sequence[Any], number: int, size: int
-) -> Sequence[Row[Any]]:
-    """Read one page of keys, each with the other keys of its rotation and with how many there are on all pages.
-
-    Ids are sorted alone, before all else is read of the few that are shown.
-    """
-    total = statement.with_only_columns(func.count()).correlate(None).scalar_subquery()
-    ids = statement.with_only_columns(ApiKey.id, total.label("total"))
-    page = ids.order_by(*order).limit(size).offset((number - 1) * size).subquery()
-    return session.execute(
-        select(ApiKey, _Successor, _Predecessor, page.c.total)
-        .join(page, page.c.id == ApiKey.id)
-        .join(Member, Member.id == ApiKey.member_id)
-        .outerjoin(_Successor, _Successor.replaces_id == ApiKey.id)
-        .outerjoin(_Predecessor, _Predecessor.id == ApiKey.replaces_id)
-        .options(
-            contains_eager(ApiKey.member),
-            joinedload(ApiKey.created_by, innerjoin=True),
-            joinedload(_Predecessor.member),
-            joinedload(_Predecessor.created_by),
-        )
-        .order_by(*order)
-    ).all()
+# --- The statements of lists: built once for each sort of list, with names for what differs from one to the next -----
 
 
-def _matching(session: Session, seat: Seat, filters: Filters, now: datetime) -> list[ColumnElement[bool]]:
-    conditions: list[ColumnElement[bool]] = []
-    if filters.owner == "me":
-        conditions.append(ApiKey.member_id == seat.member.id)
-    elif filters.owner == "api":
-        conditions.append(Member.account_id.is_(None))
-    elif filters.owner != "all":
-        conditions.append(Member.public_id == filters.owner)
+class _Shape(NamedTuple):
+    """What the statement of a list depends on, beside its values."""
+
+    sees: str  # `all` keys, those of `managed` API members and one's own, or `own` ones alone
+    whose: str  # `me`, `api`, `all` or `one` member's
+    q: bool = False
+    env: bool = False
+    state: str = ""
+    scope: bool = False
+    sort: str = ""
+
+
+def _shape_of(seat: Seat, filters: Filters) -> _Shape:
+    return _Shape(
+        "all" if seat.is_admin else "managed" if seat.is_lead else "own",
+        filters.owner if filters.owner in ("me", "api", "all") else "one",
+        bool(filters.q),
+        bool(filters.env),
+        filters.state,
+        Scope.parse(filters.scope) is not None,
+        filters.sort,
+    )
+
+
+def _values_of(seat: Seat, filters: Filters, now: datetime) -> dict[str, Any]:
+    values: dict[str, Any] = {"workspace": seat.workspace.id, "me": seat.member.id, **_moments(now)}
+    values |= {"owner": filters.owner, "env": filters.env}
     if filters.q:
-        named = ApiKey.name_folded.contains(text.fold(filters.q), autoescape=True)
-        noted = ApiKey.note.icontains(filters.q, autoescape=True)
-        ends = ApiKey.last_four.in_({filters.q, last_four_in_part(filters.q)})
-        conditions.append(or_(named, noted, ends))
-    if filters.env:
-        conditions.append(ApiKey.environment == filters.env)
-    conditions += _in_state(filters.state, now)
+        values |= {"named": _within(text.fold(filters.q)), "noted": _within(filters.q)}
+        values |= {"ends": [filters.q, last_four_in_part(filters.q)]}
     if scope := Scope.parse(filters.scope):
+        values |= {"app": scope.app, "action": str(scope.action)}
+    return values
+
+
+def _moments(now: datetime) -> dict[str, datetime]:
+    return {"now": now, "soon": now + EXPIRING, "long_ago": now - UNUSED}
+
+
+def _within(part: str) -> str:
+    """Write a pattern of LIKE for texts that hold a part."""
+    return "%" + re.sub(r"([/%_])", r"/\1", part) + "%"
+
+
+@lru_cache(_SORTS_OF_LIST)
+def _page(shape: _Shape) -> _Select:
+    """Read one page of keys with how many there are on all pages: ids are sorted alone, before all else is read."""
+    order = _sorted_by(shape.sort)
+    ids = _matching(shape)
+    total = ids.with_only_columns(func.count()).correlate(None).scalar_subquery()
+    ids = ids.add_columns(total.label("total")).order_by(*order)
+    page = ids.limit(bindparam("size", type_=Integer)).offset(bindparam("skip", type_=Integer)).subquery()
+    return _SHOWN.add_columns(page.c.total).join(page, page.c.id == ApiKey.id).order_by(*order)
+
+
+@lru_cache(_SORTS_OF_LIST)
+def _total(shape: _Shape) -> _Select:
+    return _matching(shape).with_only_columns(func.count())
+
+
+_Creating = aliased(Member, name="creator")
+_COLUMNS = [getattr(ApiKey, each.name) for each in fields(_Row) if each.name not in ("created_by", "member")]
+_SHOWN = (
+    select(
+        *_COLUMNS,
+        _Creating.name.label("created_by"),
+        Member.public_id.label("owner_id"),
+        Member.name.label("owner_name"),
+        Member.role,
+        Member.account_id,
+        Member.deactivated_at.label("owner_deactivated_at"),
+        Member.removed_at,
+    )
+    .join(Member, Member.id == ApiKey.member_id)
+    .join(_Creating, _Creating.id == ApiKey.created_by_id)
+)
+_BOTH_HALVES = _SHOWN.where(
+    or_(ApiKey.replaces_id.in_(bindparam("keys", expanding=True)), ApiKey.id.in_(bindparam("before", expanding=True)))
+)
+
+
+def _rows(found: Iterable[Any]) -> list[_Row]:
+    """Make keys of what `_SHOWN` read."""
+    rows, owners = [], dict[int, _Owner]()
+    width = len(_COLUMNS)
+    for row in found:
+        creator, public_id, name, role, account_id, deactivated_at, removed_at = row[width : width + 7]
+        owner = owners.get(row.member_id)
+        if owner is None:
+            is_active = deactivated_at is None and removed_at is None
+            owner = owners[row.member_id] = _Owner(public_id, name, role, account_id is None, is_active)
+        shown: list[Any] = [*row[:width], _Creator(creator), owner]
+        rows.append(_Row(*shown))
+    return rows
+
+
+def _others(session: Session, rows: Sequence[_Row]) -> list[_Row]:
+    """Read the other keys of the rotations of these: one that was replaced has a `retires_at`."""
+    if not any(key.replaces_id or key.retires_at for key in rows):
+        return []
+    ids, before = [key.id for key in rows], [key.replaces_id for key in rows if key.replaces_id]
+    return _rows(read(session, _BOTH_HALVES, {"keys": ids, "before": before}))
+
+
+def _matching(shape: _Shape) -> _Select:
+    """Select the ids of the keys that a list is of."""
+    conditions = [*_seen(shape.sees), *_whose(shape.whose)]
+    if shape.q:
+        named = ApiKey.name_folded.like(bindparam("named"), escape="/")
+        noted = ApiKey.note.ilike(bindparam("noted"), escape="/")
+        conditions.append(or_(named, noted, ApiKey.last_four.in_(bindparam("ends", expanding=True))))
+    if shape.env:
+        conditions.append(ApiKey.environment == bindparam("env"))
+    conditions += _in_state(shape.state)
+    if shape.scope:
         has = (
             select(KeyScope.key_id)
             .join(App, App.id == KeyScope.app_id)
-            .where(App.workspace_id == seat.workspace.id, App.slug == scope.app, KeyScope.action == str(scope.action))
+            .where(
+                App.workspace_id == bindparam("workspace"),
+                App.slug == bindparam("app"),
+                KeyScope.action == bindparam("action"),
+            )
         )
         conditions.append(ApiKey.id.in_(has))
-    return conditions
+    if not (shape.q or shape.env or shape.state or shape.scope):
+        taken_over = exists().where(
+            _Successor.replaces_id == ApiKey.id,
+            _Successor.member_id == ApiKey.member_id,  # one that was moved stays in its own place
+            _Successor.revoked_at.is_(None),
+        )
+        conditions.append(or_(ApiKey.retires_at.is_(None), ~taken_over))
+    return select(ApiKey.id).join(Member, Member.id == ApiKey.member_id).where(*conditions)
 
 
-def _in_state(state: str, now: datetime) -> list[ColumnElement[bool]]:
+def _seen(sees: str) -> list[ColumnElement[bool]]:
+    """Give the conditions of `visible_to`."""
+    here = ApiKey.workspace_id == bindparam("workspace")
+    if sees == "all":
+        return [here]
+    me = bindparam("me", type_=Integer)
+    managed = members.managed(bindparam("workspace"), me, is_admin=False, is_lead=sees == "managed")
+    return [here, or_(ApiKey.member_id == me, ApiKey.member_id.in_(_ids_of(managed)))]
+
+
+def _whose(whose: str) -> list[ColumnElement[bool]]:
+    if whose == "me":
+        return [ApiKey.member_id == bindparam("me", type_=Integer)]
+    if whose == "api":
+        return [Member.account_id.is_(None)]
+    return [] if whose == "all" else [Member.public_id == bindparam("owner")]
+
+
+_NOW, _SOON, _LONG_AGO = (bindparam(name, type_=Moment) for name in _moments(datetime.now(UTC)))
+
+
+def _in_state(state: str) -> list[ColumnElement[bool]]:
     """Give the conditions of a state filter; without one, all keys that are neither deleted nor retired."""
     if state == "revoked":
-        return [or_(ApiKey.revoked_at.is_not(None), and_(ApiKey.retires_at.is_not(None), ApiKey.retires_at <= now))]
-    narrowed = _narrowed(now)
-    return [*_standing(now), *([narrowed[state]] if state in narrowed else [])]
+        return [or_(ApiKey.revoked_at.is_not(None), and_(ApiKey.retires_at.is_not(None), ApiKey.retires_at <= _NOW))]
+    return [*_standing(_NOW), *([_NARROWED[state]] if state in _NARROWED else [])]
 
 
-def _narrowed(now: datetime) -> dict[str, ColumnElement[bool]]:
+def _narrowed() -> dict[str, ColumnElement[bool]]:
     """Tell apart the keys that are neither deleted nor retired."""
-    unexpired = or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now)
+    unexpired = or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > _NOW)
     owner_is_there = and_(Member.deactivated_at.is_(None), Member.removed_at.is_(None))
     active = and_(unexpired, ApiKey.deactivated_at.is_(None), owner_is_there)
     stopped = or_(ApiKey.deactivated_at.is_not(None), not_(owner_is_there))
     return {
         "active": active,
         "deactivated": and_(unexpired, stopped),
-        "expired": ApiKey.expires_at <= now,
-        "stopped": or_(ApiKey.expires_at <= now, stopped),
-        "expiring": and_(ApiKey.expires_at.between(now, now + EXPIRING), active),
-        "unused": and_(active, func.coalesce(ApiKey.last_used_at, ApiKey.created_at) < now - UNUSED),
+        "expired": ApiKey.expires_at <= _NOW,
+        "stopped": or_(ApiKey.expires_at <= _NOW, stopped),
+        "expiring": and_(ApiKey.expires_at.between(_NOW, _SOON), active),
+        "unused": and_(active, func.coalesce(ApiKey.last_used_at, ApiKey.created_at) < _LONG_AGO),
     }
 
 
-def _sorted_by(sort: str, now: datetime) -> list[UnaryExpression[Any] | ColumnElement[Any]]:
+_NARROWED = _narrowed()
+
+
+def _sorted_by(sort: str) -> list[UnaryExpression[Any] | ColumnElement[Any]]:
     latest = [ApiKey.last_used_at.desc().nulls_last(), ApiKey.id.desc()]
     orders: dict[str, list[Any]] = {
         "name": [ApiKey.name_folded, ApiKey.id],
@@ -280,8 +465,11 @@ def _sorted_by(sort: str, now: datetime) -> list[UnaryExpression[Any] | ColumnEl
         "expires": [ApiKey.expires_at.asc().nulls_last(), ApiKey.id],
         "owner": [Member.name, Member.id, ApiKey.name_folded, ApiKey.id],
     }
-    needs_attention = case((ApiKey.expires_at <= now + EXPIRING, 0), else_=1)
+    needs_attention = case((ApiKey.expires_at <= _SOON, 0), else_=1)
     return orders.get(sort, [needs_attention, *latest])
+
+
+# --- Counts and short lists ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,13 +485,20 @@ class Counts:
 
 def count_for(session: Session, actor: Actor, seat: Seat, owner: str) -> Counts:
     """Count the keys of one tab by what needs attention, in one statement."""
-    narrowed = _narrowed(actor.at)
-    columns = [func.count(case((narrowed[state], 1))) for state in ("expiring", "unused", "stopped")]
-    columns.append(func.count(case((and_(narrowed["active"], ApiKey.retires_at.is_not(None)), 1))))
-    whose = _matching(session, seat, Filters(owner=owner), actor.at)
-    row = session.execute(visible_to(seat).where(*whose).with_only_columns(func.count(), *columns)).one()
+    filters = Filters(owner=owner)
+    shape = _shape_of(seat, filters)
+    row = read(session, _counting(shape.sees, shape.whose), _values_of(seat, filters, actor.at))[0]
     total, expiring, unused, stopped, old = map(int, row)
     return Counts(total - stopped, old, expiring, unused, stopped)
+
+
+@cache
+def _counting(sees: str, whose: str) -> _Select:
+    columns = [func.count(case((_NARROWED[state], 1))) for state in ("expiring", "unused", "stopped")]
+    columns.append(func.count(case((and_(_NARROWED["active"], ApiKey.retires_at.is_not(None)), 1))))
+    conditions = [*_seen(sees), *_whose(whose), *_in_state("")]
+    keys = select(func.count(), *columns).select_from(ApiKey).join(Member, Member.id == ApiKey.member_id)
+    return keys.where(*conditions)
 
 
 def copyable(session: Session, actor: Actor, seat: Seat, limit: int = 50) -> list[tuple[str, str]]:
@@ -322,11 +517,12 @@ def expiring_soon(
 ) -> tuple[int, list[KeyView]]:
     """Count the keys that somebody answers for and that expire within 14 days, and give the first of them."""
     whose = or_(ApiKey.member_id == seat.member.id, Member.account_id.is_(None))
-    statement = visible_to(seat).where(whose, ApiKey.retires_at.is_(None), *_in_state("expiring", actor.at))
-    found = list(session.scalars(statement.order_by(ApiKey.expires_at, ApiKey.id).limit(limit)))
+    statement = visible_to(seat).where(whose, ApiKey.retires_at.is_(None), *_in_state("expiring"))
+    moments = _moments(actor.at)
+    found = list(session.scalars(statement.order_by(ApiKey.expires_at, ApiKey.id).limit(limit), moments))
     if not found:
         return 0, []
-    count = session.scalar(statement.with_only_columns(func.count())) or 0
+    count = session.scalar(statement.with_only_columns(func.count()), moments) or 0
     return count, of(session, seat, keyring, found, actor.at)
 
 
@@ -356,11 +552,7 @@ def stopped_by(session: Session, key: ApiKey) -> str:
     return (session.scalar(select(Member.name).where(Member.id == member_id)) or "") if member_id else ""
 
 
-def _is_standing(key: ApiKey, now: datetime) -> bool:
-    return key.state_at(now) is not KeyState.REVOKED
-
-
-def _standing(now: datetime) -> tuple[ColumnElement[bool], ...]:
+def _standing(now: Any) -> tuple[ColumnElement[bool], ...]:
     """Give the conditions under which a key is neither deleted nor retired."""
     return ApiKey.revoked_at.is_(None), or_(ApiKey.retires_at.is_(None), ApiKey.retires_at > now)
 
@@ -382,23 +574,22 @@ def visible_to(seat: Seat) -> Select[ApiKey]:
     if seat.is_admin:
         return statement
     own: ColumnElement[bool] = ApiKey.member_id == seat.member.id
-    return statement.where(or_(own, _managed(seat)))
+    return statement.where(or_(own, ApiKey.member_id.in_(_ids_of(members.managed_by(seat)))))
 
 
-def _managed(seat: Seat) -> ColumnElement[bool]:
-    managed = select(Member.id).where(*members.managed_by(seat)).scalar_subquery()
-    return ApiKey.member_id.in_(managed)
+def _ids_of(managed: Iterable[ColumnElement[bool]]) -> ScalarSelect[int]:
+    return select(Member.id).where(*managed).scalar_subquery()
 
 
 def of(
     session: Session,
     seat: Seat,
     keyring: Keyring,
-    keys: Sequence[ApiKey],
+    keys: Sequence[_Key],
     now: datetime,
     *,
     with_days: bool = False,
-    pairs: Mapping[int, ApiKey] | None = None,
+    pairs: Mapping[int, _Key] | None = None,
 ) -> list[KeyView]:
     """Show keys as a seat may see them, all with the same few statements.
 
@@ -409,10 +600,12 @@ def of(
     if pairs is None:
         pairs = _pairs(session, keys)
     hidden = _hidden(session, seat, keys, pairs)
-    return [_view(seat, keyring, key, scopes.get(key.id, ()), now, days.get(key.id), pairs, hidden) for key in keys]
+    seen = {number: key for number, key in pairs.items() if key.id not in hidden}
+    sight = _Sight(seat.member.id, seat.is_admin, keyring.format, now, pairs, seen)
+    return [_view(sight, key, scopes.get(key.id, ()), days.get(key.id)) for key in keys]
 
 
-def _pairs(session: Session, keys: Sequence[ApiKey]) -> dict[int, ApiKey]:
+def _pairs(session: Session, keys: Sequence[_Key]) -> Mapping[int, _Key]:
     """Find the keys that took over from these, and those that these took over from, by internal id of the other."""
     ids = [key.id for key in keys]
     before = [key.replaces_id for key in keys if key.replaces_id]
@@ -421,8 +614,8 @@ def _pairs(session: Session, keys: Sequence[ApiKey]) -> dict[int, ApiKey]:
     return _as_pairs(session.scalars(select(ApiKey).where(or_(ApiKey.replaces_id.in_(ids), ApiKey.id.in_(before)))))
 
 
-def _as_pairs(rows: Iterable[ApiKey]) -> dict[int, ApiKey]:
-    found: dict[int, ApiKey] = {}
+def _as_pairs(rows: Iterable[_K]) -> dict[int, _K]:
+    found: dict[int, _K] = {}
     for row in rows:
         found[row.id] = row
         if row.replaces_id:
@@ -430,7 +623,7 @@ def _as_pairs(rows: Iterable[ApiKey]) -> dict[int, ApiKey]:
     return found
 
 
-def _hidden(session: Session, seat: Seat, keys: Sequence[ApiKey], pairs: Mapping[int, ApiKey]) -> set[int]:
+def _hidden(session: Session, seat: Seat, keys: Sequence[_Key], pairs: Mapping[int, _Key]) -> set[int]:
     """Find the other halves of pairs that a seat may not see: a key that moved from a person to an API member."""
     owners = {key.member_id for key in keys}
     others = {key.id for key in pairs.values() if key.member_id not in owners}
@@ -440,46 +633,47 @@ def _hidden(session: Session, seat: Seat, keys: Sequence[ApiKey], pairs: Mapping
     return others - set(seen)
 
 
-def _view(
-    seat: Seat,
-    keyring: Keyring,
-    key: ApiKey,
-    scopes: Iterable[ScopeView],
-    now: datetime,
-    recent: DayBars | None,
-    pairs: Mapping[int, ApiKey],
-    hidden: set[int],
-) -> KeyView:
+class _Sight(NamedTuple):
+    """Who looks at keys, when, and at which pairs: what all keys of a list are shown by."""
+
+    me: int
+    is_admin: bool
+    format: KeyFormat
+    now: datetime
+    pairs: Mapping[int, _Key]
+    seen: Mapping[int, _Key]  # those of the pairs that may be shown
+
+
+def _view(sight: _Sight, key: _Key, scopes: Iterable[ScopeView], recent: DayBars | None) -> KeyView:
+    now, owner = sight.now, key.member
     state = key.state_at(now)
-    refused = recent.refused if recent and key.last_used_at is None else 0
-    is_mine = key.member_id == seat.member.id
-    may_hand_out = is_mine or key.member.is_api
+    is_active, is_standing = state is KeyState.ACTIVE, state is not KeyState.REVOKED
+    expires_at, used_at = key.expires_at, key.last_used_at
+    refused = recent.refused if recent and used_at is None else 0
+    is_mine = key.member_id == sight.me
+    may_hand_out = is_mine or owner.is_api
     is_retiring = key.retires_at is not None and state in (KeyState.ACTIVE, KeyState.DEACTIVATED)
-    successor, predecessor = pairs.get(-key.id), pairs.get(key.replaces_id or 0)
-    successor = successor if successor and successor.id not in hidden else None
-    predecessor_seen = predecessor if predecessor and predecessor.id not in hidden else None
+    successor, predecessor = sight.seen.get(-key.id), sight.seen.get(key.replaces_id or 0)
     retires_at = key.retires_at if is_retiring else None
-    extends_to = extended(retires_at, key.rotated_at, key.expires_at) if retires_at else None
+    extends_to = extended(retires_at, key.rotated_at, expires_at) if retires_at else None
     has_its_name = successor is not None and successor.name_folded == key.name_folded
+    is_free = _is_free(key, sight.pairs.get(key.replaces_id or 0), now)
     return KeyView(
         id=key.public_id,
         name=key.name,
         note=key.note,
-        hint=keyring.format.hint(key.environment, key.last_four),
+        hint=sight.format.hint(key.environment, key.last_four),
         last_four=key.last_four,
         environment=key.environment,
         state=state,
         owner=OwnerView(
-            key.member.public_id,
-            key.member.name,
-            "me" if is_mine else "api" if key.member.is_api else "human",
-            key.member.is_active,
+            owner.public_id, owner.name, "me" if is_mine else "api" if owner.is_api else "human", owner.is_active
         ),
         scopes=tuple(scopes),
         created_at=key.created_at,
         created_by=key.created_by.name,
-        expires_at=key.expires_at,
-        last_used_at=key.last_used_at,
+        expires_at=expires_at,
+        last_used_at=used_at,
         last_used_address=key.last_used_address,
         last_used_client=key.last_used_client,
         deactivated_at=key.deactivated_at,
@@ -490,28 +684,28 @@ def _view(
         successor_name=successor.name if successor else "",
         successor_last_four=successor.last_four if successor else "",
         successor_works=successor is not None and successor.state_at(now) is KeyState.ACTIVE,
-        predecessor_id=predecessor_seen.public_id if predecessor_seen else None,
-        predecessor_last_four=predecessor_seen.last_four if predecessor_seen else "",
+        predecessor_id=predecessor.public_id if predecessor else None,
+        predecessor_last_four=predecessor.last_four if predecessor else "",
         recent=recent,
-        is_unused=key.last_used_at is None,
+        is_unused=used_at is None,
         refused=refused,
         is_retiring=is_retiring,
-        is_old=is_retiring or (state is KeyState.REVOKED and key.revoked_at is None and has_its_name),
-        is_busy=key.last_used_at is not None and now - key.last_used_at < BUSY,
-        is_expiring=state is KeyState.ACTIVE and key.expires_at is not None and key.expires_at - now <= EXPIRING,
+        is_old=is_retiring or (not is_standing and key.revoked_at is None and has_its_name),
+        is_busy=used_at is not None and now - used_at < BUSY,
+        is_expiring=is_active and expires_at is not None and expires_at - now <= EXPIRING,
         self_rotate=key.self_rotate,
         rate_per_minute=key.rate_per_minute,
         rate_per_second=key.rate_per_second,
-        may_deactivate=state is KeyState.ACTIVE,
+        may_deactivate=is_active,
         may_reactivate=state is KeyState.DEACTIVATED and may_hand_out,
-        may_delete=state is not KeyState.REVOKED,
-        may_rotate=may_hand_out and _is_free(key, predecessor, now),
-        may_move=_is_free(key, predecessor, now),
+        may_delete=is_standing,
+        may_rotate=may_hand_out and is_free,
+        may_move=is_free,
         may_retire=is_retiring,
         may_extend=extends_to is not None and may_hand_out,
         may_replace=may_hand_out and not refused and is_replaceable(key, now),
-        may_edit=may_hand_out and state is not KeyState.REVOKED,
-        may_set_rate=seat.is_admin and state is not KeyState.REVOKED,
+        may_edit=may_hand_out and is_standing,
+        may_set_rate=sight.is_admin and is_standing,
     )
 
 
@@ -525,39 +719,58 @@ def may_move(session: Session, key: ApiKey, now: datetime) -> bool:
     return _is_free(key, _pairs(session, [key]).get(key.replaces_id or 0), now)
 
 
-def _is_free(key: ApiKey, predecessor: ApiKey | None, now: datetime) -> bool:
+def _is_free(key: _Key, predecessor: _Key | None, now: datetime) -> bool:
     is_usable = key.state_at(now) in (KeyState.ACTIVE, KeyState.EXPIRED) and key.retires_at is None
     before_works = predecessor is not None and predecessor.state_at(now) in (KeyState.ACTIVE, KeyState.DEACTIVATED)
     return is_usable and not before_works
 
 
-def is_replaceable(key: ApiKey, now: datetime) -> bool:
+def is_replaceable(key: _Key, now: datetime) -> bool:
     """Say whether a key is so new and unused that its text may have been lost: it can be made anew."""
     is_fresh = key.last_used_at is None and now - key.created_at < REPLACEABLE
     return is_fresh and key.state_at(now) is KeyState.ACTIVE and key.retires_at is None
 
 
-def scopes_of(session: Session, keys: Sequence[ApiKey]) -> dict[int, list[ScopeView]]:
+def scopes_of(session: Session, keys: Sequence[_Key]) -> dict[int, list[ScopeView]]:
     """Read the scopes of several keys at once, with what each owner has now."""
     owner = {key.id: key.member for key in keys}
-    rows = session.execute(
-        select(KeyScope.key_id, KeyScope.action, App.slug, App.name, Solution.name, Solution.is_external, Access.level)
-        .join(App, App.id == KeyScope.app_id)
-        .join(Solution, Solution.id == App.solution_id)
-        .join(ApiKey, ApiKey.id == KeyScope.key_id)
-        .outerjoin(Access, (Access.solution_id == Solution.id) & (Access.member_id == ApiKey.member_id))
-        .where(KeyScope.key_id.in_(owner))
-        .order_by(Solution.name, App.name, KeyScope.action)
-    )
     views: dict[int, list[ScopeView]] = {}
-    for key_id, action, slug, app_name, solution_name, is_external, level in rows:
-        granted = level_of(Role(owner[key_id].role), AccessLevel(level) if level else None)
-        scope = Scope(slug, Action(action))
-        is_there = owner[key_id].is_active
-        works = bool(effective_scopes([scope], {slug: granted})) and is_there
-        view = ScopeView(str(scope), app_name, slug, solution_name, action, works, is_there, is_external)
-        views.setdefault(key_id, []).append(view)
+    made: dict[tuple[Any, ...], ScopeView] = {}  # the keys of a list have few different ones
+    for row in read(session, _SCOPES, {"keys": list(owner)}):
+        member = owner[row[0]]
+        what = (*row[1:], member.role, member.is_active)
+        view = made.get(what)
+        if view is None:
+            view = made[what] = _scope(*what)
+        views.setdefault(row[0], []).append(view)
     return views
+
+
+_SCOPES = (
+    select(KeyScope.key_id, KeyScope.action, App.slug, App.name, Solution.name, Solution.is_external, Access.level)
+    .join(App, App.id == KeyScope.app_id)
+    .join(Solution, Solution.id == App.solution_id)
+    .join(ApiKey, ApiKey.id == KeyScope.key_id)
+    .outerjoin(Access, (Access.solution_id == Solution.id) & (Access.member_id == ApiKey.member_id))
+    .where(KeyScope.key_id.in_(bindparam("keys", expanding=True)))
+    .order_by(Solution.name, App.name, KeyScope.action)
+)
+
+
+def _scope(
+    action: str,
+    slug: str,
+    app_name: str,
+    solution_name: str,
+    is_external: bool,
+    level: str | None,
+    role: str,
+    is_there: bool,
+) -> ScopeView:
+    granted = level_of(Role(role), AccessLevel(level) if level else None)
+    scope = Scope(slug, Action(action))
+    works = bool(effective_scopes([scope], {slug: granted})) and is_there
+    return ScopeView(str(scope), app_name, slug, solution_name, action, works, is_there, is_external)
 
 
 def list_all(session: Session, actor: Actor, workspace: Workspace, keyring: Keyring) -> list[dict[str, Any]]:

@@ -5,9 +5,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import cache
 from typing import Any, NoReturn
 
-from sqlalchemy import and_, exists, func, or_, select
+from sqlalchemy import Integer, Select, and_, bindparam, exists, func, insert, or_, select
 from sqlalchemy.orm import Session, aliased, joinedload
 
 from portal.rules import text
@@ -38,7 +39,7 @@ from portal.services.actor import Actor
 from portal.services.audit import Event
 from portal.services.key_views import KeyView
 from portal.services.members import Seat, Shelf
-from portal.store.database import IntegrityError, broken_rule
+from portal.store.database import IntegrityError, broken_rule, read
 from portal.store.models import Access, ApiKey, App, KeyScope, KeyState, Member, Solution
 
 KEYS_PER_MEMBER = 20
@@ -215,12 +216,15 @@ def create(
     key.member, key.created_by = owner.member, planned.seat.member
     _insert(session, actor, key, is_mine=owner.is_me)
     app_ids = {app.slug: app.id for shelf in planned.shelves for app in shelf.apps}
-    session.add_all(
-        KeyScope(key_id=key.id, app_id=app_ids[scope.app], action=str(scope.action)) for scope in planned.scopes
-    )
+    granted = [
+        {"key_id": key.id, "app_id": app_ids[scope.app], "action": str(scope.action)} for scope in planned.scopes
+    ]
+    session.connection().execute(_ADD_SCOPES, granted)
     tell(session, actor, Event.KEY_GENERATED, key, _facts(key, owner, planned.scopes, replaced))
-    session.flush()
     return key_views.of(session, planned.seat, keyring, [key], actor.at)[0], plain
+
+
+_ADD_SCOPES = insert(KeyScope)
 
 
 def _facts(key: ApiKey, owner: Owner, scopes: Iterable[Scope], replaced: ApiKey | None) -> dict[str, Any]:
@@ -242,29 +246,30 @@ def _facts(key: ApiKey, owner: Owner, scopes: Iterable[Scope], replaced: ApiKey 
 
 def _owners(session: Session, seat: Seat, *, only: str | None) -> list[Owner]:
     """List whom this seat can make keys for: itself, and the API members that it manages; or lock and give one."""
-    statement = select(Member).where(
-        or_(Member.id == seat.member.id, Member.id.in_(select(Member.id).where(*members.managed_by(seat)))),
-        Member.deactivated_at.is_(None),
-        Member.removed_at.is_(None),
-    )
-    if only is not None:
-        statement = statement.where(Member.public_id == only).with_for_update(key_share=True)
-    found = session.scalars(statement).all()
+    who = {"workspace": seat.workspace.id, "me": seat.member.id, "owner": only}
+    found = session.scalars(_owners_of(seat.is_admin, seat.is_lead, only is not None), who).all()
     access = _access_of(session, found)
     owners = [Owner(member, member.id == seat.member.id, *access[member.id]) for member in found]
     return sorted(owners, key=lambda owner: (not owner.is_me, owner.member.name.casefold()))
 
 
+@cache
+def _owners_of(is_admin: bool, is_lead: bool, is_held: bool) -> Select[Member]:
+    me = bindparam("me", type_=Integer)
+    managed = members.managed(bindparam("workspace"), me, is_admin=is_admin, is_lead=is_lead)
+    statement = select(Member).where(
+        or_(Member.id == me, Member.id.in_(select(Member.id).where(*managed))),
+        Member.deactivated_at.is_(None),
+        Member.removed_at.is_(None),
+    )
+    if is_held:
+        return statement.where(Member.public_id == bindparam("owner")).with_for_update(key_share=True)
+    return statement
+
+
 def _access_of(session: Session, found: Sequence[Member]) -> dict[int, tuple[AppAccess, str]]:
     """Read what several members of a workspace may do, by app slug, and in words."""
-    rows = session.execute(
-        select(Member.id, Member.role, Solution.name, App.slug, Access.level)
-        .join(Solution, Solution.workspace_id == Member.workspace_id)
-        .outerjoin(App, App.solution_id == Solution.id)
-        .outerjoin(Access, (Access.solution_id == Solution.id) & (Access.member_id == Member.id))
-        .where(Member.id.in_([member.id for member in found]))
-        .order_by(Solution.name)
-    )
+    rows = read(session, _ACCESS, {"members": [member.id for member in found]})
     access: dict[int, dict[str, AccessLevel]] = {member.id: {} for member in found}
     words: dict[int, dict[str, str]] = {member.id: {} for member in found}
     for member_id, role, solution_name, app_slug, level in rows:
@@ -274,6 +279,16 @@ def _access_of(session: Session, found: Sequence[Member]) -> dict[int, tuple[App
         if has is not AccessLevel.NONE:
             words[member_id][solution_name] = f"{has.value} {solution_name}"
     return {member_id: (access[member_id], ", ".join(words[member_id].values())) for member_id in access}
+
+
+_ACCESS = (
+    select(Member.id, Member.role, Solution.name, App.slug, Access.level)
+    .join(Solution, Solution.workspace_id == Member.workspace_id)
+    .outerjoin(App, App.solution_id == Solution.id)
+    .outerjoin(Access, (Access.solution_id == Solution.id) & (Access.member_id == Member.id))
+    .where(Member.id.in_(bindparam("members", expanding=True)))
+    .order_by(Solution.name)
+)
 
 
 def _check_name(draft: Draft, problems: dict[str, str]) -> None:
@@ -331,14 +346,21 @@ def _overreach(planned: Plan) -> Attempt | None:
 
 def standing_count(session: Session, member_id: int, now: datetime) -> int:
     """Count a member's keys that are neither revoked nor expired, a rotating pair once."""
-    succeeded = exists().where(_Successor.replaces_id == ApiKey.id, _Successor.revoked_at.is_(None))
-    standing = select(func.count()).where(
-        ApiKey.member_id == member_id,
-        ApiKey.revoked_at.is_(None),
-        or_(ApiKey.retires_at.is_(None), and_(ApiKey.retires_at > now, ~succeeded)),
-        or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now),
-    )
-    return session.scalar(standing) or 0
+    return int(read(session, _STANDING, {"member": member_id, "now": now})[0][0])
+
+
+_STANDING = select(func.count()).where(
+    ApiKey.member_id == bindparam("member"),
+    ApiKey.revoked_at.is_(None),
+    or_(
+        ApiKey.retires_at.is_(None),
+        and_(
+            ApiKey.retires_at > bindparam("now"),
+            ~exists().where(_Successor.replaces_id == ApiKey.id, _Successor.revoked_at.is_(None)),
+        ),
+    ),
+    or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > bindparam("now")),
+)
 
 
 def _check_limit(session: Session, owner: Owner, now: datetime) -> None:

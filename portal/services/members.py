@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, delete, exists, insert, or_, select, update
+from sqlalchemy import BindParameter, ColumnElement, Row, bindparam, delete, exists, insert, or_, select, update
 from sqlalchemy.orm import Session, aliased, contains_eager, joinedload
 
 from portal.rules import credentials, text
@@ -14,7 +14,7 @@ from portal.rules.errors import Conflict, Forbidden, Invalid, NotFound
 from portal.services import audit
 from portal.services.actor import Actor
 from portal.services.audit import Event
-from portal.store.database import IntegrityError
+from portal.store.database import IntegrityError, read
 from portal.store.models import Access, Account, ApiKey, App, Invitation, Member, Solution, Workspace
 
 ADMINS_ONLY = "Only administrators change people’s roles and access."
@@ -62,40 +62,56 @@ class Shelf:
 
 def find_seat(session: Session, account_id: int, slug: str) -> Seat | None:
     """Find the seat that an account has in a workspace; None when there is none, or none any more."""
-    statement = (
-        select(Member, Access.solution_id, Access.level)
-        .join(Member.workspace)
-        .outerjoin(Access, Access.member_id == Member.id)
-        .options(contains_eager(Member.workspace))
-        .where(Workspace.slug == slug, Member.account_id == account_id, *ACTIVE)
-    )
-    rows = session.execute(statement).all()
-    if not rows:
-        return None
-    member = rows[0][0]
-    return Seat(member, member.workspace, {solution_id: AccessLevel(level) for _, solution_id, level in rows if level})
+    return places_of(session, account_id, slug)[0]
+
+
+def places_of(session: Session, account_id: int, slug: str) -> tuple[Seat | None, list[Workspace]]:
+    """Find an account's seat in one workspace, if it has one, and all workspaces that it is in, by their names."""
+    rows = session.execute(_PLACES, {"account": account_id, "slug": slug}).all()
+    workspaces = list(dict.fromkeys(member.workspace for member, _, _ in rows))
+    here = [row for row in rows if row[0].workspace.slug == slug]
+    if not here:
+        return None, workspaces
+    member = here[0][0]
+    granted = {solution_id: AccessLevel(level) for _, solution_id, level in here if level}
+    return Seat(member, member.workspace, granted), workspaces
+
+
+_PLACES = (
+    select(Member, Access.solution_id, Access.level)
+    .join(Member.workspace)
+    .outerjoin(Access, (Access.member_id == Member.id) & (Workspace.slug == bindparam("slug")))
+    .options(contains_eager(Member.workspace))
+    .where(Member.account_id == bindparam("account"), *ACTIVE)
+    .order_by(Workspace.name, Workspace.id)
+)
 
 
 def seat_of(session: Session, actor: Actor, *, lock: bool = False) -> Seat:
     """Read the acting member's seat again, inside the transaction that relies on it; Forbidden when it is gone."""
     workspace_id, member_id = actor.seat
-    statement = (
-        select(Member)
-        .options(joinedload(Member.workspace, innerjoin=True))
-        .where(Member.id == member_id, Member.workspace_id == workspace_id, *ACTIVE)
-        .execution_options(populate_existing=True)
-    )
-    # `key_share`: who only writes this member's id elsewhere, as a stop of a key does, does not wait, nor deadlock.
-    member = session.scalar(statement.with_for_update(of=Member, key_share=True) if lock else statement)
+    member = session.scalar(_SEAT_HELD if lock else _SEAT, {"workspace": workspace_id, "member": member_id})
     if member is None:
         raise Forbidden("You are no longer a member of this workspace.")
     return Seat(member, member.workspace, granted_to(session, member))
 
 
+_SEAT = (
+    select(Member)
+    .options(joinedload(Member.workspace, innerjoin=True))
+    .where(Member.id == bindparam("member"), Member.workspace_id == bindparam("workspace"), *ACTIVE)
+    .execution_options(populate_existing=True)
+)
+# `key_share`: who only writes this member's id elsewhere, as a stop of a key does, does not wait, nor deadlock.
+_SEAT_HELD = _SEAT.with_for_update(of=Member, key_share=True)
+
+
 def granted_to(session: Session, member: Member) -> dict[int, AccessLevel]:
     """Read what a member was given, by solution id."""
-    rows = session.execute(select(Access.solution_id, Access.level).where(Access.member_id == member.id))
-    return {solution_id: AccessLevel(level) for solution_id, level in rows}
+    return {solution_id: AccessLevel(level) for solution_id, level in read(session, _GRANTED, {"member": member.id})}
+
+
+_GRANTED = select(Access.solution_id, Access.level).where(Access.member_id == bindparam("member"))
 
 
 def workspaces_of(session: Session, account_id: int) -> list[Member]:
@@ -112,22 +128,29 @@ def workspaces_of(session: Session, account_id: int) -> list[Member]:
 
 def shelves_for(session: Session, seat: Seat) -> list[Shelf]:
     """List the solutions and apps of a workspace with this seat's level in each, hidden ones included."""
-    solutions = session.scalars(
-        select(Solution).where(Solution.workspace_id == seat.workspace.id).order_by(Solution.name, Solution.id)
-    ).all()
-    apps = session.scalars(select(App).where(App.workspace_id == seat.workspace.id).order_by(App.name, App.id)).all()
+    here = {"workspace": seat.workspace.id}
+    solutions = session.scalars(_SOLUTIONS_BY_NAME, here).all()
+    apps = session.scalars(_APPS_BY_NAME, here).all()
     return [
         Shelf(solution, [app for app in apps if app.solution_id == solution.id], seat.level_in(solution.id))
         for solution in solutions
     ]
 
 
-def apps_of(session: Session, seat: Seat) -> list[App]:
-    """List the apps that a seat can reach."""
+_HERE: BindParameter[int] = bindparam("workspace")
+_SOLUTIONS_BY_NAME = select(Solution).where(Solution.workspace_id == _HERE).order_by(Solution.name, Solution.id)
+_APPS_BY_NAME = select(App).where(App.workspace_id == _HERE).order_by(App.name, App.id)
+
+
+def apps_of(session: Session, seat: Seat) -> Sequence[Row[tuple[int, str, int]]]:
+    """List the apps that a seat can reach, by slug: each one's id and slug."""
     if not seat.is_admin and not seat.granted:
         return []
-    apps = session.scalars(select(App).where(App.workspace_id == seat.workspace.id).order_by(App.slug))
+    apps = read(session, _APPS, {"workspace": seat.workspace.id})
     return [app for app in apps if seat.level_in(app.solution_id) is not AccessLevel.NONE]
+
+
+_APPS = select(App.id, App.slug, App.solution_id).where(App.workspace_id == _HERE).order_by(App.slug)
 
 
 def admin_names(session: Session, workspace_id: int, limit: int = 2) -> list[str]:
@@ -165,14 +188,19 @@ def is_lead_now() -> ColumnElement[bool]:
 
 def managed_by(seat: Seat) -> list[ColumnElement[bool]]:
     """Give the conditions under which an API member is one that this seat manages."""
+    return managed(seat.workspace.id, seat.member.id, is_admin=seat.is_admin, is_lead=seat.is_lead)
+
+
+def managed(workspace_id: Any, member_id: Any, *, is_admin: bool, is_lead: bool) -> list[ColumnElement[bool]]:
+    """Give the conditions of `managed_by` for such a seat; the ids may be parameters of a statement."""
     conditions: list[ColumnElement[bool]] = [
-        Member.workspace_id == seat.workspace.id,
+        Member.workspace_id == workspace_id,
         Member.account_id.is_(None),
         Member.removed_at.is_(None),
     ]
-    if not seat.is_admin:
-        mine = (Member.manager_id == seat.member.id) | (Member.created_by_id == seat.member.id)
-        conditions.append(mine if seat.is_lead else Member.id.is_(None))
+    if not is_admin:
+        mine = (Member.manager_id == member_id) | (Member.created_by_id == member_id)
+        conditions.append(mine if is_lead else Member.id.is_(None))
     return conditions
 
 

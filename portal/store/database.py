@@ -6,7 +6,7 @@ import sqlite3
 import stat
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +17,7 @@ from psycopg.adapt import Transformer
 from psycopg.errors import _WaitTimeout, error_from_result
 from psycopg.pq import ExecStatus, Format
 from psycopg.pq.abc import PGresult
-from sqlalchemy import Connection, DateTime, Dialect, Engine, MetaData, create_engine, event
+from sqlalchemy import Connection, DateTime, Dialect, Engine, MetaData, Select, create_engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DatabaseError, DataError, IntegrityError, InterfaceError, ProgrammingError, TimeoutError
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
@@ -80,9 +80,17 @@ class Moment(TypeDecorator[datetime]):
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         """Give every moment back in UTC."""
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+        return None if value is None else _in_utc(value)
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], datetime | None] | None:
+        """Do both steps of reading SQLite's text in one: lists read some hundred moments."""
+        if dialect.name != "sqlite":
+            return super().result_processor(dialect, coltype)
+        return lambda text: None if text is None else _in_utc(datetime.fromisoformat(text))
+
+
+def _in_utc(value: datetime) -> datetime:
+    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
 class Base(DeclarativeBase):
@@ -98,6 +106,15 @@ class Base(DeclarativeBase):
         }
     )
     type_annotation_map = {datetime: Moment}  # noqa: RUF012 - SQLAlchemy reads it once, as a class attribute
+
+
+def read(session: Session, statement: Select[*tuple[Any, ...]], values: Mapping[str, Any]) -> Sequence[Any]:
+    """Read columns with a statement that is made once, whose `bindparam`s are named in `values`.
+
+    It goes past the session's own ways, which make entities and take several times as long.
+    """
+    session.flush()
+    return session.connection().execute(statement, values).all()
 
 
 class Database:
@@ -348,4 +365,5 @@ __all__ = [
     "checked_url",
     "lacks_tables",
     "out_of_reach",
+    "read",
 ]

@@ -215,11 +215,22 @@ class ApiKey(Base):
 
     def state_at(self, now: datetime) -> KeyState:
         """Say what this key is at a moment, its owner's state and access aside."""
-        if self.revoked_at is not None or (self.retires_at is not None and now >= self.retires_at):
-            return KeyState.REVOKED
-        if self.expires_at is not None and now >= self.expires_at:
-            return KeyState.EXPIRED
-        return KeyState.DEACTIVATED if self.deactivated_at is not None else KeyState.ACTIVE
+        return state_of(now, self.revoked_at, self.retires_at, self.expires_at, self.deactivated_at)
+
+
+def state_of(
+    now: datetime,
+    revoked_at: datetime | None,
+    retires_at: datetime | None,
+    expires_at: datetime | None,
+    deactivated_at: datetime | None,
+) -> KeyState:
+    """Say what a key with these moments is at another one: `ApiKey.state_at`, for rows that were read as columns."""
+    if revoked_at is not None or (retires_at is not None and now >= retires_at):
+        return KeyState.REVOKED
+    if expires_at is not None and now >= expires_at:
+        return KeyState.EXPIRED
+    return KeyState.DEACTIVATED if deactivated_at is not None else KeyState.ACTIVE
 
 
 class KeyScope(Base):
@@ -433,12 +444,6 @@ class AuditEvent(Base):
     target_id: Mapped[str | None] = mapped_column(String(40))
     target_name: Mapped[str] = mapped_column(String(254))
     details: Mapped[dict[str, Any]] = mapped_column(JSON)
-
-    @property
-    def content(self) -> dict[str, Any]:
-        """What the row's hash covers: all of it but the hash itself and the database's own number."""
-        names = (column.key for column in AuditEvent.__table__.columns)
-        return {name: getattr(self, name) for name in names if name not in ("id", "hash")}
 
 
 class AuditHead(Base):

@@ -30,6 +30,7 @@ from portal.web.http import (
     reading,
     transaction,
 )
+from portal.web.templates import address
 
 View = Callable[..., Any]
 login_manager = LoginManager()
@@ -71,6 +72,8 @@ def start_browser_session(user_session: UserSession, token: str) -> None:
 def _load(token: str) -> SignedIn | None:
     with reading() as session:
         found = accounts.find_session(session, token, g.now)
+        if found and request.view_args and "ws" in request.view_args:  # for `in_workspace`, which comes next
+            g.places = members.places_of(session, found.account_id, request.view_args["ws"])
     return SignedIn(found, token) if found else None
 
 
@@ -140,10 +143,7 @@ def in_workspace(view: View) -> View:
         if not current_user.is_authenticated:
             return _ask_to_sign_in()
         user_session = current_user.user_session
-        with reading() as session:
-            found = members.find_seat(session, user_session.account_id, ws)
-            if found and not is_fragment():
-                g.workspaces = [member.workspace for member in members.workspaces_of(session, user_session.account_id)]
+        found, g.workspaces = g.places
         if found is None:
             raise NotFound()
         _sit_down(user_session, found)
@@ -373,7 +373,7 @@ def role_text(found: Seat) -> str:
 
 
 def _sections(found: Seat) -> list[tuple[str, str, str]]:
-    """List the parts of a workspace that a seat has: name, endpoint, and the blueprint that marks where one is."""
+    """List the parts of a workspace that a seat has: name, address, and the blueprint that marks where one is."""
     every = [
         ("Home", "home.index", True),
         ("Keys", "keys.index", True),
@@ -384,7 +384,9 @@ def _sections(found: Seat) -> list[tuple[str, str, str]]:
         ("Explain", "oversight.explain", True),
         ("Workspace", "workspace.index", found.is_admin),
     ]
-    there = current_app.view_functions
+    there, slug = current_app.view_functions, found.workspace.slug
     return [
-        (label, endpoint, endpoint.partition(".")[0]) for label, endpoint, may in every if may and endpoint in there
+        (label, address(endpoint, ws=slug), endpoint.partition(".")[0])
+        for label, endpoint, may in every
+        if may and endpoint in there
     ]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 from flask import Blueprint, Response, flash, make_response, redirect, render_template, request, url_for
 from flask_login import current_user
@@ -34,6 +34,7 @@ from portal.web.http import (
     transaction,
     without_keys,
 )
+from portal.web.templates import address
 
 pages = Blueprint("keys", __name__, url_prefix="/w/<slug:ws>/api")
 
@@ -43,9 +44,11 @@ def keyring() -> Keyring:
     return portal().settings.keyring
 
 
-def list_url() -> str:
-    """Give the address of the workspace's list."""
-    return url_for("keys.index", ws=seat().workspace.slug)
+def list_url(**narrowed: str | int | None) -> str:
+    """Give the address of the workspace's list, with its filters as far as they are not empty."""
+    at = address("keys.index", ws=seat().workspace.slug)
+    query = urlencode({name: value for name, value in narrowed.items() if value})
+    return f"{at}?{query}" if query else at
 
 
 # --- The list -------------------------------------------------------------------------------------------------------
@@ -91,6 +94,7 @@ def index() -> Response:
         total=page.total,
         first=first if page.keys else 0,
         last=last,
+        list_url=list_url,
         old_rows=max(0, len(page.keys) - (last - first + 1)),
         may_generate=may_generate,
         admins=admins,
@@ -127,15 +131,13 @@ def _whose(owner: str) -> str:
 
 
 def _cards(counts: key_views.Counts, owner: str) -> list[tuple[str, int, str]]:
-    def url(state: str) -> str:
-        return url_for("keys.index", ws=seat().workspace.slug, owner=owner, state=state)
-
-    return [
-        (f"Active, {counts.old:,} of them old" if counts.old else "Active", counts.active, url("active")),
-        ("Expiring within 14 days", counts.expiring, url("expiring")),
-        ("Unused for 30 days", counts.unused, url("unused")),
-        ("Deactivated or expired", counts.stopped, url("stopped")),
-    ]
+    cards = (
+        (f"Active, {counts.old:,} of them old" if counts.old else "Active", counts.active, "active"),
+        ("Expiring within 14 days", counts.expiring, "expiring"),
+        ("Unused for 30 days", counts.unused, "unused"),
+        ("Deactivated or expired", counts.stopped, "stopped"),
+    )
+    return [(label, count, list_url(owner=owner, state=state)) for label, count, state in cards]
 
 
 _KEPT = ("owner", "env", "state", "scope", "sort")  # what a search leaves as it was
@@ -156,7 +158,7 @@ def _search_for(q: str, kept: Mapping[str, str]) -> Response:
         values |= {"q": last_four_of(q), "reduced": "1"}
     else:
         values["q"] = clean_line(q[:100]) or ""
-    return make_response(redirect(url_for("keys.index", ws=seat().workspace.slug, **values), 303))
+    return make_response(redirect(list_url(**values), 303))
 
 
 @pages.route("/keys/identify", methods=["GET", "POST"], endpoint="identify")
@@ -246,13 +248,13 @@ def row_changed(key: KeyView, message: str, *, focus: str, receipt: dict[str, An
             row = key_views.row_of(session, seat(), key.id)
             key = key_views.of(session, seat(), keyring(), [row], actor().at, with_days=True)[0]
     return fragment_or_redirect(
-        None if in_dialog else "keys/_row.html",
+        None if in_dialog else "keys/_rows.html",
         list_url(),
         message=message,
         focus=[focus, "keys-h"],
         close=in_dialog,
         reload=in_dialog,
-        key=key,
+        rows=[key],
         receipt=receipt,
         new_cards=cards,
     )

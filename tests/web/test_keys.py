@@ -5,12 +5,13 @@ import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from html import escape, unescape
 from typing import Any
 
 import pytest
 from flask import Flask, Response, request
-from sqlalchemy import event
+from sqlalchemy import delete, event, update
 from werkzeug.test import TestResponse
 
 from portal.logs import JsonLines
@@ -18,7 +19,7 @@ from portal.rules.access import AccessLevel
 from portal.services import api_members
 from portal.services.actor import Actor, Means
 from portal.store.database import Database
-from portal.store.models import Access, Member, Solution
+from portal.store.models import Access, ApiKey, App, Member, Solution
 from portal.web import guards
 from tests.cast import HTMX, KEY_TEXT, Cast, MadeKey, Person
 from tests.web.looking import everything, kept
@@ -419,6 +420,26 @@ def test_what_people_typed_is_shown_as_they_typed_it_wherever_it_is_shown(cast: 
         assert typed not in page.text
         assert escape(typed, quote=False) in unescape_quotes(page.text)
         assert not re.search(r"<div hx-get|<script>|<img", page.text)
+
+
+def test_no_name_in_a_row_of_the_list_is_markup(cast: Cast, database: Database) -> None:
+    """Of a key, its owner, its maker, its apps, its successor, and where it was used from."""
+    cast.max.rotate(cast.max.generate(name="First"))
+    cast.max.generate(name="Second", scopes=["leads:read"])
+    with database.transaction() as session:
+        for n, entity in enumerate((Member, App, Solution)):
+            session.execute(update(entity).values(name=f"{n}{MARKUP[1]}"))
+        session.execute(
+            update(ApiKey).values(note=MARKUP[1], last_used_address=MARKUP[1], last_used_at=datetime.now(UTC))
+        )
+        session.execute(update(ApiKey).values(name=MARKUP[1] + ApiKey.name))
+        ended = update(ApiKey).where(ApiKey.retires_at.is_not(None))
+        session.execute(ended.values(retires_at=datetime.now(UTC) - timedelta(hours=1)))
+        session.execute(delete(Access))
+    for path in ("keys?owner=all", "keys?owner=all&state=revoked", "keys?owner=all&sort=owner"):
+        page = cast.ana.get(path).text
+        assert page.count(escape(MARKUP[1], quote=False)) > 5
+        assert "<script>" not in page
 
 
 def unescape_quotes(page: str) -> str:
