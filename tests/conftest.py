@@ -16,7 +16,7 @@ from jinja2 import BytecodeCache, FileSystemBytecodeCache
 from psycopg import sql
 from sqlalchemy import URL, event, make_url
 
-from app import create_app
+from app import create_app, stand_before
 from portal.rules import credentials
 from portal.services.key_check import KeyCheck
 from portal.services.rate_limit import RateLimit
@@ -93,8 +93,9 @@ class Place:
     templates; either takes longer than most tests.
     """
 
-    def __init__(self, template: Template, instance: Path, templates: BytecodeCache) -> None:
-        self._template, self.instance, self._templates = template, instance, templates
+    def __init__(self, template: Template, instance: Path, templates: BytecodeCache, **settings: str) -> None:
+        """Have a place whose portal gets further `settings`, as they stand in the environment."""
+        self._template, self.instance, self._templates, self._settings = template, instance, templates, settings
         self._url = ""
         self._led: list[Database] = []
 
@@ -115,7 +116,7 @@ class Place:
     @contextmanager
     def portal(self) -> Iterator[Flask]:
         """Let the portal be one that has just started: nothing in memory, no connection, no mail sent."""
-        was: Portal = self._app.extensions["portal"]
+        was: Portal = self.app.extensions["portal"]
         counts = self.instance / "rates"
         counts.unlink(missing_ok=True)
         parts = (
@@ -124,14 +125,17 @@ class Place:
             RateLimit(counts),
             Readiness(was.database),
         )
-        self._app.extensions["portal"] = Portal(was.settings, was.database, *parts)
-        yield self._app
-        self._app.extensions["portal"].close()
+        self.app.extensions["portal"] = Portal(was.settings, was.database, *parts)
+        stand_before(self.app, was.settings)
+        yield self.app
+        self.app.extensions["portal"].close()
         shutil.rmtree(was.settings.mail_folder, ignore_errors=True)
 
     @cached_property
-    def _app(self) -> Flask:
-        app = create_app({"PORTAL_DATABASE_URL": self._url, "PORTAL_INSTANCE": str(self.instance)})
+    def app(self) -> Flask:
+        """What takes requests; to be asked for when the place has a database."""
+        ours = {"PORTAL_DATABASE_URL": self._url, "PORTAL_INSTANCE": str(self.instance)}
+        app = create_app(ours | self._settings)
         app.jinja_env.bytecode_cache = self._templates
         self._lead(app.extensions["portal"].database)
         return app

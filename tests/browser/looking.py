@@ -76,6 +76,7 @@ def picture(page: Page, name: str) -> None:
 def axe(page: Page, within: str = "html", without: Sequence[str] = ()) -> list[str]:
     """Run axe-core with all rules of the six tags, `without` some, on the page or on a part of it."""
     if not page.evaluate("Boolean(window.axe)"):
+        page.add_init_script(AXE_SCRIPT)  # half a megabyte, which from now on need not be handed over for every page
         page.evaluate(AXE_SCRIPT)
     # Without `preload` axe does not read the style sheets itself, which is for experimental rules alone.
     only = {"type": "tag", "values": TAGS}
