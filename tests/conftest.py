@@ -28,7 +28,9 @@ from tests.cast import Cast
 from tests.databases import KINDS, Template, migrated_template, replica
 from tests.servers import Server, serving
 
+WEB = Path(__file__).parent / "web"
 TEMPLATE = pytest.StashKey[Template]()
+LONGEST = ("test_accessibility.py", "test_key_screens.py", "test_walk.py", "test_access_table.py")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -41,9 +43,15 @@ def pytest_configure_node(node: Any) -> None:
     node.workerinput["template_url"] = template_of(node.config).url
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Run on SQLite alone what no database can change, the tests that ask for none and those that are marked so; on
     PostgreSQL alone what SQLite has not, a follower.
+
+    Tests of pages and API (tests/web) are about words, forms and who may: of them PostgreSQL runs those marked `both`.
+    These are where two requests meet, where something odd could reach a column, the access table, which opens every
+    page, and whatever asks or is refused a statement that no test of services asks. A new test gets the mark when its
+    view makes a statement of its own.
     """
     is_sqlite = config.getoption("--database") == "sqlite"
 
@@ -51,11 +59,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         asks_for = getattr(item, "fixturenames", ())
         if is_sqlite:
             return "follower" in asks_for
+        if item.path.is_relative_to(WEB) and item.get_closest_marker("both") is None:
+            return True
         return item.get_closest_marker("once") is not None or "template" not in asks_for
 
-    elsewhere = [item for item in items if is_elsewhere(item)]
-    config.hook.pytest_deselected(items=elsewhere)
-    items[:] = [item for item in items if item not in set(elsewhere)]
+    elsewhere = {item for item in items if is_elsewhere(item)}
+    config.hook.pytest_deselected(items=list(elsewhere))
+    items[:] = [item for item in items if item not in elsewhere]
+    # First the files that take longest, so that no process is left with one when the others are done.
+    items.sort(key=lambda item: (item.path.name not in LONGEST, item.path.parent.name != "browser"))
 
 
 def template_of(config: pytest.Config) -> Template:

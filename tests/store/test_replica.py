@@ -36,7 +36,7 @@ def test_what_was_committed_is_there_whoever_is_asked(primary: Database, replica
     asked = []
     with closing(Replica(replica_url, primary)) as pages:
         assert _comes_up(pages)
-        for _ in range(20):
+        while len(asked) < 20 or (not any(asked) and len(asked) < 500):  # on a busy machine it is seldom in time
             begin_workspace(primary)
             with pages.reading() as session, primary.reading() as there:
                 asked.append(session.scalar(IS_REPLICA))

@@ -337,7 +337,7 @@ def knock(person: Person, row: Row, path: str, method: str | None = None) -> int
 
 
 @pytest.mark.parametrize(
-    "visitor", [pytest.param(it, marks=() if it in ON_BOTH_DATABASES else pytest.mark.once) for it in VISITORS]
+    "visitor", [pytest.param(it, marks=pytest.mark.both if it in ON_BOTH_DATABASES else ()) for it in VISITORS]
 )
 def test_each_route_answers_each_visitor_as_the_table_says(
     visitor: str, visit: Callable[[str], Person], address: Addresses
@@ -350,7 +350,6 @@ def test_each_route_answers_each_visitor_as_the_table_says(
     assert answered == {(row.method, row.rule): row.statuses[visitor] for row in asked}
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("visitor", ["nobody", "rio", "live-key"])
 def test_head_obeys_the_rule_of_get(visitor: str, visit: Callable[[str], Person], address: Addresses) -> None:
     person = visit(visitor)
@@ -401,7 +400,6 @@ def plain_path(rule: str) -> str:
     return PLACEHOLDER.sub(lambda match: names[match[1]], rule)
 
 
-@pytest.mark.once
 def test_methods_that_a_route_does_not_take_are_refused_with_those_that_it_takes(cast: Cast) -> None:
     for rule in {row.rule for row in rows()}:
         for method in {"OPTIONS", "TRACE", "PUT", "GET", "POST", "PATCH", "DELETE", "BREW"} - allowed_at(rule):
@@ -442,7 +440,6 @@ def variants(path: str) -> Iterator[str]:
     yield path.replace("/", "\\")
 
 
-@pytest.mark.once
 def test_other_ways_to_write_a_path_lead_nowhere(cast: Cast, live: MadeKey) -> None:
     integration = cast.app.test_client(use_cookies=False)
     integration.environ_base["HTTP_AUTHORIZATION"] = live.bearer["Authorization"]
@@ -453,7 +450,6 @@ def test_other_ways_to_write_a_path_lead_nowhere(cast: Cast, live: MadeKey) -> N
         assert set(found.values()) <= {400, 404}, found
 
 
-@pytest.mark.once
 def test_an_encoded_slash_takes_no_rule_away(cast: Cast) -> None:
     for row in rows():
         if row.method == "GET" and row.statuses["nobody"] != 200:
@@ -462,7 +458,6 @@ def test_an_encoded_slash_takes_no_rule_away(cast: Cast) -> None:
             assert cast.zoe.browser.get(path).status_code in {row.statuses["zoe"], 404}
 
 
-@pytest.mark.once
 def test_htmx_headers_open_no_door(cast: Cast, database: Database) -> None:
     before = kept(database)
     hints = HTMX | {"HX-Boosted": "true", "HX-Target": "form#dlg-body", "HX-Current-URL": "http://localhost/w/acme"}

@@ -25,6 +25,8 @@ from tests.cast import Cast
 from tests.databases import Template
 from tests.servers import serving
 
+pytestmark = pytest.mark.both
+
 TOKEN = "a token that only the watchers have, f00"
 
 

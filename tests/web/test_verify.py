@@ -176,6 +176,7 @@ def test_a_key_that_comes_too_often_waits_and_is_told_why(
     assert f"keys/{key.id}/rate" not in page
 
 
+@pytest.mark.both
 def test_a_429_names_the_limit_that_was_met_and_who_set_it(
     cast: Cast, key: MadeKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -72,6 +72,7 @@ def test_nobody_else_may(cast: Cast, key: MadeKey, database: Database) -> None:
     assert kept(database) == before
 
 
+@pytest.mark.both
 def test_a_form_that_is_old_changes_nothing(cast: Cast, key: MadeKey, database: Database) -> None:
     assert put(cast, key, "2000", "") == 303
     before = kept(database)
@@ -79,6 +80,7 @@ def test_a_form_that_is_old_changes_nothing(cast: Cast, key: MadeKey, database: 
     assert kept(database) == before
 
 
+@pytest.mark.both
 def test_it_asks_for_the_password(cast: Cast, key: MadeKey, database: Database) -> None:
     with database.transaction() as session:
         proved = session.scalars(select(UserSession.proved_at)).first()
