@@ -50,9 +50,13 @@ def all_round(page: Page, *, thoroughly: bool = False) -> list[str]:
     """
     part = next((part for part in PARTS if page.locator(part).count()), "html")
     faults = outline(page) + motion(page) + plain_twins(page) + clocks(page)
+    before: tuple[str, int] = ("", 0)
     for theme, width in LOOKS:
-        page.emulate_media(color_scheme=theme)
-        page.set_viewport_size({"width": width, "height": 900 if width > 320 else 568})
+        if theme != before[0]:
+            page.emulate_media(color_scheme=theme)
+        if width != before[1]:
+            page.set_viewport_size({"width": width, "height": 900 if width > 320 else 568})
+        before = theme, width
         found = contrast(page) + overflow(page)
         if (theme, width) in OPPOSITE:
             found += targets(page) + spacing(page)
