@@ -33,7 +33,7 @@ def begin_workspace(database: Database) -> None:
 
 
 def test_what_was_committed_is_there_whoever_is_asked(primary: Database, replica_url: str) -> None:
-    asked = []
+    asked: list[bool] = []
     with closing(Replica(replica_url, primary)) as pages:
         assert _comes_up(pages)
         while len(asked) < 20 or (not any(asked) and len(asked) < 500):  # on a busy machine it is seldom in time
