@@ -1,6 +1,7 @@
 # make run    start the portal on http://127.0.0.1:5000 (PORT=… and PORTAL_… in the environment change it)
 # make test   lint, type check and the tests: all on SQLite; then on PostgreSQL those that a database can change, which
-#             leaves out rules, settings and logs, what is marked `once`, and in the browser all but the whole jobs
+#             leaves out rules, settings and logs, what is marked `once`, of pages and API what is not marked `both`, and
+#             in the browser all but the whole jobs
 # make lint   only the linters and the type checker      make format   let them repair what they can
 # make lock   pin the dependencies of pyproject.toml again (UPGRADE=1: to the newest)      make clean   start over
 
@@ -16,7 +17,9 @@ NEED_VENV := $(shell test -x $(PY) -a -e $(VENV)/.made || echo venv)
 # dev.lock holds run.lock pin for pin, so an environment that was set up for the tests also runs the portal.
 ENV       := $(if $(wildcard $(VENV)/.dev),$(VENV)/.dev,$(VENV)/.run)
 
-PYTEST       := $(PY) -m pytest -q -n 2 --dist loadfile
+# One process more than the two cores of a small machine: a test with a browser waits a third of its time. Files go in
+# the order in which tests/conftest.py puts them.
+PYTEST       := $(PY) -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 COMPILE_LOCK := $(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
                 --no-emit-index-url $(if $(UPGRADE),--upgrade)
 

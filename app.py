@@ -4,7 +4,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from flask import Flask, url_for
@@ -141,9 +141,14 @@ def create_app(environ: Mapping[str, str] | None = None) -> Flask:
     app.jinja_env.globals["asset"] = _assets(app)
     app.jinja_env.globals["product"] = answers.PRODUCT
     cli.register(app, settings, database)
-    door = Door(app.wsgi_app, guards.keyed_paths(app), lambda: app.extensions["portal"])
-    app.wsgi_app = Front(door, settings, http.body_limit)  # type: ignore[method-assign]
+    stand_before(app, settings)
     return app
+
+
+def stand_before(app: Flask, settings: Settings) -> None:
+    """Let requests come in through the front and the door, new ones, which remember nothing yet."""
+    door = Door(partial(Flask.wsgi_app, app), guards.keyed_paths(app), lambda: app.extensions["portal"])
+    app.wsgi_app = Front(door, settings, http.body_limit)  # type: ignore[method-assign]
 
 
 def _assets(app: Flask) -> object:

@@ -16,7 +16,7 @@ from jinja2 import BytecodeCache, FileSystemBytecodeCache
 from psycopg import sql
 from sqlalchemy import URL, event, make_url
 
-from app import create_app
+from app import create_app, stand_before
 from portal.rules import credentials
 from portal.services.key_check import KeyCheck
 from portal.services.rate_limit import RateLimit
@@ -28,7 +28,9 @@ from tests.cast import Cast
 from tests.databases import KINDS, Template, migrated_template, replica
 from tests.servers import Server, serving
 
+WEB = Path(__file__).parent / "web"
 TEMPLATE = pytest.StashKey[Template]()
+LONGEST = ("test_accessibility.py", "test_key_screens.py", "test_walk.py", "test_access_table.py")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -41,9 +43,15 @@ def pytest_configure_node(node: Any) -> None:
     node.workerinput["template_url"] = template_of(node.config).url
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Run on SQLite alone what no database can change, the tests that ask for none and those that are marked so; on
     PostgreSQL alone what is marked as a server's own, or asks for a follower.
+
+    Tests of pages and API (tests/web) are about words, forms and who may: of them PostgreSQL runs those marked `both`.
+    These are where two requests meet, where something odd could reach a column, the access table, which opens every
+    page, and whatever asks or is refused a statement that no test of services asks. A new test gets the mark when its
+    view makes a statement of its own.
     """
     is_sqlite = config.getoption("--database") == "sqlite"
 
@@ -51,11 +59,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         asks_for = getattr(item, "fixturenames", ())
         if is_sqlite:
             return "follower" in asks_for or item.get_closest_marker("server") is not None
+        if item.path.is_relative_to(WEB) and item.get_closest_marker("both") is None:
+            return True
         return item.get_closest_marker("once") is not None or "template" not in asks_for
 
-    elsewhere = [item for item in items if is_elsewhere(item)]
-    config.hook.pytest_deselected(items=elsewhere)
-    items[:] = [item for item in items if item not in set(elsewhere)]
+    elsewhere = {item for item in items if is_elsewhere(item)}
+    config.hook.pytest_deselected(items=list(elsewhere))
+    items[:] = [item for item in items if item not in elsewhere]
+    # First the files that take longest, so that no process is left with one when the others are done.
+    items.sort(key=lambda item: (item.path.name not in LONGEST, item.path.parent.name != "browser"))
 
 
 def template_of(config: pytest.Config) -> Template:
@@ -93,8 +105,9 @@ class Place:
     templates; either takes longer than most tests.
     """
 
-    def __init__(self, template: Template, instance: Path, templates: BytecodeCache) -> None:
-        self._template, self.instance, self._templates = template, instance, templates
+    def __init__(self, template: Template, instance: Path, templates: BytecodeCache, **settings: str) -> None:
+        """Have a place whose portal gets further `settings`, as they stand in the environment."""
+        self._template, self.instance, self._templates, self._settings = template, instance, templates, settings
         self._url = ""
         self._led: list[Database] = []
 
@@ -115,7 +128,7 @@ class Place:
     @contextmanager
     def portal(self) -> Iterator[Flask]:
         """Let the portal be one that has just started: nothing in memory, no connection, no mail sent."""
-        was: Portal = self._app.extensions["portal"]
+        was: Portal = self.app.extensions["portal"]
         counts = self.instance / "rates"
         counts.unlink(missing_ok=True)
         parts = (
@@ -124,14 +137,17 @@ class Place:
             RateLimit(counts),
             Readiness(was.database),
         )
-        self._app.extensions["portal"] = Portal(was.settings, was.database, *parts)
-        yield self._app
-        self._app.extensions["portal"].close()
+        self.app.extensions["portal"] = Portal(was.settings, was.database, *parts)
+        stand_before(self.app, was.settings)
+        yield self.app
+        self.app.extensions["portal"].close()
         shutil.rmtree(was.settings.mail_folder, ignore_errors=True)
 
     @cached_property
-    def _app(self) -> Flask:
-        app = create_app({"PORTAL_DATABASE_URL": self._url, "PORTAL_INSTANCE": str(self.instance)})
+    def app(self) -> Flask:
+        """What takes requests; to be asked for when the place has a database."""
+        ours = {"PORTAL_DATABASE_URL": self._url, "PORTAL_INSTANCE": str(self.instance)}
+        app = create_app(ours | self._settings)
         app.jinja_env.bytecode_cache = self._templates
         self._lead(app.extensions["portal"].database)
         return app

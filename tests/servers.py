@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -13,6 +14,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from wsgiref.types import WSGIApplication, WSGIEnvironment
+
+from werkzeug.serving import WSGIRequestHandler, make_server
+from werkzeug.wsgi import get_input_stream
 
 ROOT = Path(__file__).parent.parent
 START_SECONDS = 30
@@ -28,6 +33,30 @@ class Server:
     instance: Path
     log: Path
     session: int = 0  # of the system, that all its processes are of
+
+
+class _Quiet(WSGIRequestHandler):
+    """Keeps connections open, as the shipped server does, and logs nothing."""
+
+    protocol_version = "HTTP/1.1"
+
+    def make_environ(self) -> WSGIEnvironment:
+        environ = super().make_environ()
+        environ["wsgi.input"] = get_input_stream(environ)  # ends where the body does
+        return environ
+
+    def log(self, type: str, message: str, *args: object) -> None:
+        pass
+
+
+@contextmanager
+def listening(port: int, app: WSGIApplication) -> Iterator[None]:
+    """Serve from threads of this process, for tests of what is on the screen: to start a server takes seconds."""
+    server = make_server("127.0.0.1", port, app, threaded=True, request_handler=_Quiet)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield
+    server.shutdown()
+    server.server_close()
 
 
 @contextmanager

@@ -2,18 +2,30 @@
 
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from typing import Any, Literal
+from wsgiref.types import StartResponse, WSGIEnvironment
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, WebError, sync_playwright
+from jinja2 import BytecodeCache
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    Page,
+    Request,
+    WebError,
+    expect,
+    sync_playwright,
+)
 
 from portal.store.database import Database
 from tests.browser.acting import sign_in_unseen
 from tests.browser.backstage import Backstage
-from tests.conftest import lacking
-from tests.servers import Server
+from tests.conftest import Place, lacking, quick_passwords
+from tests.databases import Template
+from tests.servers import Server, free_port, listening, serving
 
 # The distribution's browser: Playwright's own is downloaded from outside the package registries. The first is Chromium
 # without its window, which for every context and page takes about half the computing of one that has a window and
@@ -36,7 +48,7 @@ ARGUMENTS = (
     "--disable-sync",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
 )
-TIMEOUT_MS = 10_000
+TIMEOUT_MS = 20_000  # of every wait: for a machine that is slow or does other things too
 # Chromium logs every answer of 4xx as an error, and htmx every request that fails; a page cannot help either.
 EXPECTED_ERROR = re.compile(
     "Failed to load resource: (the server responded with a status of|net::)|htmx: htmx:error: Failed"
@@ -149,9 +161,45 @@ def browser() -> Iterator[Browser]:
     if executable is None:
         lacking("no Chromium on this machine: `make test` installs it where there is apt")
     with sync_playwright() as playwright:
+        expect.set_options(timeout=TIMEOUT_MS)
         browser = playwright.chromium.launch(executable_path=executable, args=ARGUMENTS)
         yield browser
         browser.close()
+
+
+# What a page looks like does not depend on what hands it out: these ask the shipped server, the others a portal that is
+# there already.
+WITH_THE_SHIPPED_SERVER = (*ON_BOTH_DATABASES, "test_secret.py")
+
+
+@pytest.fixture(scope="session")
+def own_server(
+    template: Template, tmp_path_factory: pytest.TempPathFactory, compiled_templates: BytecodeCache
+) -> Iterator[tuple[Place, str]]:
+    """A place whose portal this process serves, and the address."""
+    port = free_port()
+    place = Place(template, tmp_path_factory.mktemp("instance"), compiled_templates, PORT=str(port))
+
+    def ask(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        answer: Iterable[bytes] = place.app(environ, start_response)  # made for the first module that asks
+        return answer
+
+    with listening(port, ask):
+        yield place, f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture(scope="module")
+def live_server(
+    request: pytest.FixtureRequest, template: Template, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """A server with a database that the tests of a module share."""
+    if request.path.name in WITH_THE_SHIPPED_SERVER:
+        with template.copy() as url, serving(url, tmp_path_factory.mktemp("instance")) as server:
+            yield server
+    else:
+        place, address = request.getfixturevalue("own_server")
+        with quick_passwords(), place.filled() as url, place.portal():
+            yield Server(address, url, place.instance, place.instance / "server.log")
 
 
 @pytest.fixture(scope="module")

@@ -50,9 +50,13 @@ def all_round(page: Page, *, thoroughly: bool = False) -> list[str]:
     """
     part = next((part for part in PARTS if page.locator(part).count()), "html")
     faults = outline(page) + motion(page) + plain_twins(page) + clocks(page)
+    before: tuple[str, int] = ("", 0)
     for theme, width in LOOKS:
-        page.emulate_media(color_scheme=theme)
-        page.set_viewport_size({"width": width, "height": 900 if width > 320 else 568})
+        if theme != before[0]:
+            page.emulate_media(color_scheme=theme)
+        if width != before[1]:
+            page.set_viewport_size({"width": width, "height": 900 if width > 320 else 568})
+        before = theme, width
         found = contrast(page) + overflow(page)
         if (theme, width) in OPPOSITE:
             found += targets(page) + spacing(page)
@@ -76,6 +80,7 @@ def picture(page: Page, name: str) -> None:
 def axe(page: Page, within: str = "html", without: Sequence[str] = ()) -> list[str]:
     """Run axe-core with all rules of the six tags, `without` some, on the page or on a part of it."""
     if not page.evaluate("Boolean(window.axe)"):
+        page.add_init_script(AXE_SCRIPT)  # half a megabyte, which from now on need not be handed over for every page
         page.evaluate(AXE_SCRIPT)
     # Without `preload` axe does not read the style sheets itself, which is for experimental rules alone.
     only = {"type": "tag", "values": TAGS}

@@ -53,6 +53,7 @@ class Scene:
         self.quiet = make("ana", "Warehouse", age=5 * DAY)
         self.quiet_new = self.backstage.rotate(self.quiet, "ana", age=HOUR, overlap="7d")
         self.use(self.quiet_new, now - HOUR / 2)
+        self.use(make("ana", "Loading bay", age=5 * DAY), now - HOUR / 2)
         self.lost = make("ana", "Text was lost")
         self.stopped = make("ana", "Stopped")
         self.backstage.act("ana", keys.deactivate, self.stopped, at=now)
@@ -147,9 +148,9 @@ def strips(page: Page, scene: Scene) -> Iterator[str]:
     press(page, "Extend by 24 h CRM sync (old)")
     expect(page.get_by_role("heading", name="Extend the old “CRM sync” by 24 h?")).to_be_focused()
     yield "extend in the row"
-    press(page, "Deactivate Warehouse")
-    press(page, "Deactivate Warehouse", "button")
-    expect(page.get_by_role("heading", name="“Warehouse” is deactivated")).to_be_visible()
+    press(page, "Deactivate Loading bay")
+    press(page, "Deactivate Loading bay", "button")
+    expect(page.get_by_role("heading", name="“Loading bay” is deactivated")).to_be_visible()
     yield "receipt in the row"
 
 

@@ -33,10 +33,10 @@ def begin_workspace(database: Database) -> None:
 
 
 def test_what_was_committed_is_there_whoever_is_asked(primary: Database, replica_url: str) -> None:
-    asked = []
+    asked: list[bool] = []
     with closing(Replica(replica_url, primary)) as pages:
         assert _comes_up(pages)
-        for _ in range(20):
+        while len(asked) < 20 or (not any(asked) and len(asked) < 500):  # on a busy machine it is seldom in time
             begin_workspace(primary)
             with pages.reading() as session, primary.reading() as there:
                 asked.append(session.scalar(IS_REPLICA))

@@ -73,6 +73,7 @@ def nothing_but_bytes(reply: TestResponse) -> tuple[str, dict[str, str], str]:
     return reply.status, headers, reply.text.replace(request_id, "")
 
 
+@pytest.mark.both
 @pytest.mark.parametrize(
     "fate",
     [
@@ -162,6 +163,7 @@ def ticked(page: str) -> list[str]:
     return [found[1] for box in boxes if (found := re.search(r'value="([^"]+)"', box))]
 
 
+@pytest.mark.both
 def test_what_the_member_lost_is_refused_at_once_and_never_grows_past_the_key(cast: Cast, database: Database) -> None:
     key = cast.max.generate(["leads:read", "leads:write"])
     path, fields = "/apps/leads/records", {"fields": {"name": "x"}}
@@ -201,6 +203,7 @@ def test_an_owners_role_widens_no_key(cast: Cast) -> None:
     assert data(cast.call("GET", "/me", key))["key"]["effectiveScopes"] == ["leads:read"]
 
 
+@pytest.mark.both
 def test_a_key_without_scopes_reaches_nothing(cast: Cast, database: Database) -> None:
     key = cast.max.generate(["leads:read"])
     with database.transaction() as session:
@@ -261,6 +264,7 @@ def ruin(
         leftover.rmdir() if leftover.is_dir() else leftover.unlink()
 
 
+@pytest.mark.both
 def test_an_integration_is_told_to_come_back_and_never_that_its_key_is_bad(ruin: Ruin) -> None:
     cast = Cast(ruin.app)
     for method, path in (("GET", "/me"), ("GET", "/apps/tasks/records"), ("POST", "/apps/tasks/records")):

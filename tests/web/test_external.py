@@ -65,6 +65,7 @@ def test_access_is_given_as_elsewhere(billing: Cast) -> None:
     assert data(billing.call("GET", "/me", key))["member"]["name"] == "Biller"
 
 
+@pytest.mark.both
 def test_a_solution_that_holds_records_does_not_become_external(cast: Cast, database: Database) -> None:
     before = kept(database)
     reply = cast.ana.post("/w/acme/solutions/sales/edit", {"name": "Sales", "is_external": "yes"})
@@ -85,6 +86,7 @@ def test_a_solution_that_holds_records_does_not_become_external(cast: Cast, data
     assert [event.details["after"]["is_external"] for event in told] == [True, False]
 
 
+@pytest.mark.both
 def test_a_record_and_the_change_to_external_do_not_pass_each_other(
     cast: Cast, database: Database, launch: Callable[[], Flask]
 ) -> None:
@@ -107,6 +109,7 @@ def test_a_record_and_the_change_to_external_do_not_pass_each_other(
         other.ana.post("/w/acme/solutions/operations/edit", {"name": "Operations"})
 
 
+@pytest.mark.both
 def test_its_apps_need_no_schema_and_others_do(billing: Cast, database: Database) -> None:
     page = billing.ana.get("/w/acme/solutions/billing/apps/new").text
     assert 'name="schema"' not in page

@@ -272,6 +272,7 @@ def test_an_overlap_that_ends_before_the_old_key_can_be_quiet_is_not_called_safe
     assert "Safe once nothing has used it for an hour" in words(cast.rio.get(f"keys/{old.id}").text)
 
 
+@pytest.mark.both
 def test_a_key_that_rotated_itself_and_then_ended_itself_names_its_successor(cast: Cast) -> None:
     old = cast.lea.generate(["tasks:read"], name="Night shift", self_rotate="yes")
     made = json.loads(cast.call("POST", "/me/rotate", old).text)["data"]
@@ -461,6 +462,7 @@ def test_before_every_ending_stands_what_it_would_stop(cast: Cast) -> None:
         assert "Never used." in words(cast.max.get(f"keys/{idle.id}/{action}").text)
 
 
+@pytest.mark.both
 def test_a_key_whose_use_cannot_be_read_is_treated_as_in_use_and_can_be_ended(cast: Cast, database: Database) -> None:
     key, other = cast.rio.generate(name="CRM sync"), cast.rio.generate(name="Other")
     with without(database, "usage"):
@@ -496,6 +498,7 @@ def test_name_and_note_are_changed_and_nothing_else(cast: Cast, database: Databa
     assert re.match(rf'\s*<tbody[^>]*id="key-{key.id}"', row.text)
 
 
+@pytest.mark.both
 @pytest.mark.parametrize(
     ("sent", "field"),
     [
@@ -536,6 +539,7 @@ def test_a_key_is_not_a_name(cast: Cast, database: Database) -> None:
     assert key.text[8:51] not in repr(everything(database))
 
 
+@pytest.mark.both
 def test_a_form_that_showed_an_older_name_changes_nothing(cast: Cast, database: Database) -> None:
     key = cast.rio.generate(name="CRM sync")
     cast.rio.post(f"keys/{key.id}/edit", {"name": "Billing", "note": "", "was_name": "CRM sync", "was_note": ""})
@@ -560,6 +564,7 @@ def test_an_administrator_does_not_rename_anothers_key_and_the_attempt_is_told(c
 # --- Search ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.both
 def test_a_search_leads_to_an_address_that_keeps_the_other_filters(cast: Cast) -> None:
     for name in ("CRM sync", "Billing"):
         cast.rio.generate(name=name)
@@ -584,6 +589,7 @@ def test_a_pasted_key_is_cut_to_its_last_four_before_it_goes_anywhere(cast: Cast
     assert key.text[8:40] not in repr(everything(database))
 
 
+@pytest.mark.both
 @pytest.mark.parametrize("q", ["%00", "%F0%9F", "%", "_", "x" * 9000, "%E2%80%AE", "'; DROP TABLE api_key"])
 def test_an_odd_search_finds_nothing_and_breaks_nothing(shared_cast: Cast, q: str) -> None:
     page = shared_cast.rio.get(f"keys?q={q}")
@@ -591,6 +597,7 @@ def test_an_odd_search_finds_nothing_and_breaks_nothing(shared_cast: Cast, q: st
     assert shared_cast.rio.post("keys/search", {"q": q[:200]}).status_code == 303
 
 
+@pytest.mark.both
 @pytest.mark.parametrize(
     "filters", ["state=x", "env=prod", "sort=%00", "scope=nope", "owner=mem_0", "owner=all", "page=-1", "page=99999999"]
 )
@@ -632,6 +639,7 @@ def test_a_name_that_looks_like_the_end_of_a_key_is_still_found(cast: Cast) -> N
     assert "nightly_backup" in cast.rio.get("keys?q=nightly_backup").text
 
 
+@pytest.mark.both
 def test_the_old_key_of_a_pair_stands_below_the_new_one_in_a_search_too(cast: Cast) -> None:
     old = cast.rio.generate(name="CRM sync")
     new = cast.rio.rotate(old, overlap="7d")
@@ -658,6 +666,7 @@ def test_a_swapped_row_brings_the_counts_of_the_list_that_is_shown(cast: Cast) -
         cast.rio.post(f"keys/{key.id}/reactivate")
 
 
+@pytest.mark.both
 def test_a_search_without_a_match_says_so_and_leads_back(cast: Cast) -> None:
     cast.rio.generate(name="CRM sync")
     page = cast.rio.get("keys?q=nothing&env=test")

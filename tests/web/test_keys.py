@@ -282,6 +282,7 @@ def test_a_key_in_use_is_deleted_only_under_its_name(cast: Cast) -> None:
 STOP = ("deactivate", "delete")
 
 
+@pytest.mark.both
 @pytest.mark.parametrize(
     ("owner", "may"),
     [
@@ -340,6 +341,7 @@ def test_a_member_sees_no_tab_of_others_keys_whatever_the_address_says(shared_ca
         assert "Whose keys" not in shared_cast.rio.get(f"keys?owner={tab}").text
 
 
+@pytest.mark.both
 def test_who_loses_access_sees_it_on_the_key_and_the_key_loses_it_at_once(cast: Cast, database: Database) -> None:
     key = cast.max.generate(["leads:read", "leads:write"])
     assert cast.call("POST", "/apps/leads/records", key, json={"fields": {"name": "x"}}).status_code == 201
@@ -355,6 +357,7 @@ def test_who_loses_access_sees_it_on_the_key_and_the_key_loses_it_at_once(cast: 
     assert cast.max.post("keys", cast.max.form(name="Again", scopes=["leads:write"])).status_code == 422
 
 
+@pytest.mark.both
 def test_somebody_without_any_access_is_told_whom_to_ask(cast: Cast, database: Database) -> None:
     with database.transaction() as session:
         session.query(Access).delete()
@@ -380,6 +383,7 @@ def counting(database: Database) -> Iterator[list[str]]:
     event.remove(database.engine, "before_cursor_execute", note)
 
 
+@pytest.mark.both
 def test_a_full_page_of_the_list_takes_eight_queries_and_sixty_kilobytes_at_most(cast: Cast) -> None:
     scopes = ["tasks:read", "leads:read", "leads:write"]
     for person, count in ((cast.max, 16), (cast.ana, 10)):

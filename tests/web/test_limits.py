@@ -35,6 +35,7 @@ def make_key(here: Stage, name: str, **limits: int | None) -> str:
     return plain.reveal()
 
 
+@pytest.mark.both
 def test_four_processes_admit_exactly_a_limit_over_eight_connections(here: Stage) -> None:
     warm, text = make_key(here, "Warm"), make_key(here, "Limited", rate_per_minute=LIMIT)
     with hosts(here) as servers:
@@ -53,7 +54,6 @@ def test_four_processes_admit_exactly_a_limit_over_eight_connections(here: Stage
     assert len(workers) == WORKERS
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("trouble", ["stopped", "hung", "slow"])
 def test_a_redis_in_trouble_costs_a_request_less_than_a_quarter_of_a_second(here: Stage, trouble: str) -> None:
     text = make_key(here, "Limited", rate_per_minute=12)

@@ -84,6 +84,7 @@ def test_only_what_one_manages_has_a_control_and_the_rest_says_why(cast: Cast) -
     assert set(re.findall(r'name="(access-\w+)"', both)) == {"access-operations", "access-sales"}
 
 
+@pytest.mark.both
 @pytest.mark.parametrize(
     "forged", [{"access-sales": "read"}, {"access-sales": "none"}, {"access-operations": "manage"}]
 )
@@ -144,6 +145,7 @@ def test_lowering_shows_beforehand_what_is_in_use_and_tells_afterwards_what_went
     assert status(cast, key, "POST") == 403
 
 
+@pytest.mark.both
 def test_the_message_after_lowering_counts_keys_scopes_and_use(cast: Cast) -> None:
     address = make(cast.lea, operations="full")
     cast.lea.generate(["tasks:write"], owner=id_of(address), name="Copier")
@@ -264,6 +266,7 @@ def test_an_api_member_made_for_somebody_who_leaves_goes_back_to_that(cast: Cast
     assert f'href="{person}/leave?to={heir}"' in cast.ana.post("keys", answers).text  # Done goes on with the others
 
 
+@pytest.mark.both
 def test_the_keys_of_somebody_deactivated_are_not_called_active(cast: Cast, database: Database) -> None:
     cast.max.generate(["leads:read"], name="Left behind")
     person = person_id(database, "max")
@@ -475,6 +478,7 @@ def crowd(database: Database, people: int = 300, bots: int = 199, keys: int = 20
         session.execute(insert(ApiKey), rows)
 
 
+@pytest.mark.both
 def test_a_lead_of_one_of_many_solutions_is_told_whom_to_ask_by_one_statement(cast: Cast, database: Database) -> None:
     def cost() -> int:
         with counting(cast.app.extensions["portal"].database) as asked:
@@ -495,6 +499,7 @@ def test_a_lead_of_one_of_many_solutions_is_told_whom_to_ask_by_one_statement(ca
     assert cost() == few
 
 
+@pytest.mark.both
 def test_no_page_asks_more_for_many_than_for_few(cast: Cast, database: Database) -> None:
     crowd(database)
     cast.ana.get(PEOPLE)

@@ -25,6 +25,8 @@ from tests.cast import Cast
 from tests.databases import Template
 from tests.servers import serving
 
+pytestmark = pytest.mark.both
+
 TOKEN = "a token that only the watchers have, f00"
 
 
@@ -98,7 +100,7 @@ def test_a_database_that_hangs_is_told_within_a_second_and_holds_nobody_up(silen
     client = app.test_client()
     start = time.monotonic()
     assert client.get("/readyz").status_code == 503
-    assert time.monotonic() - start < 1.3
+    assert time.monotonic() - start < 1.8  # it is given up after 0.9 s; left to itself, after two
     assert client.get("/healthz").status_code == 200
 
     start = time.monotonic()

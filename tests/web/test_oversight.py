@@ -98,6 +98,7 @@ def test_user_text_is_shown_as_it_is(cast: Cast) -> None:
     assert "<b hx-get" not in cast.ana.get(AUDIT).text
 
 
+@pytest.mark.both
 @pytest.mark.parametrize("number", ["2147483647", "2147483648", "9" * 17, "-1", "1e309", "١"])
 @pytest.mark.parametrize("side", ["before", "after"])
 def test_no_number_in_the_address_breaks_the_log(side: str, number: str, shared_cast: Cast) -> None:
@@ -107,6 +108,7 @@ def test_no_number_in_the_address_breaks_the_log(side: str, number: str, shared_
 # --- Whose events ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.both
 def test_members_see_their_own_leads_what_they_manage_and_admins_the_workspace(cast: Cast) -> None:
     own = cast.rio.generate(name="Of rio")
     bot = next(iter(re.findall(r'value="(mem_\w+)"[^>]*>(?=[^<]*Nightly sync)', cast.lea.get("keys/new").text)), "")
@@ -131,6 +133,7 @@ def test_members_see_their_own_leads_what_they_manage_and_admins_the_workspace(c
     assert managed.id
 
 
+@pytest.mark.both
 def test_sign_ins_are_told_to_oneself_and_to_the_administrator_of_the_only_workspace(cast: Cast) -> None:
     cast.stranger("rio").sign_in("wrong password here")
     cast.rio.get("/account")
@@ -144,6 +147,7 @@ def test_sign_ins_are_told_to_oneself_and_to_the_administrator_of_the_only_works
 # --- Filters and pages ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.both
 def test_filters_narrow_and_say_when_nothing_matches(cast: Cast) -> None:
     live = cast.rio.generate(name="Live one")
     cast.rio.generate(name="Test one", environment="test")
@@ -165,6 +169,7 @@ def test_filters_narrow_and_say_when_nothing_matches(cast: Cast) -> None:
     assert "last four characters" in cast.ana.get(f"{AUDIT}?key=whatever").text
 
 
+@pytest.mark.both
 def test_pages_follow_each_other_without_a_gap(cast: Cast, database: Database) -> None:
     with database.transaction() as session:
         session.execute(update(Account).values(page_rows=7))
@@ -183,6 +188,7 @@ def test_pages_follow_each_other_without_a_gap(cast: Cast, database: Database) -
 # --- Exports and the check ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.both
 def test_exports_hold_all_events_and_no_cell_is_a_formula(cast: Cast) -> None:
     for name in ("=cmd()", "+1 a", "-1 a", "@sum"):
         cast.rio.generate(name=name)
@@ -208,6 +214,7 @@ def test_an_export_asks_for_the_password_again_but_not_whoever_may_not_export(ca
     assert cast.rio.get("/w/acme/audit.csv").status_code == 403
 
 
+@pytest.mark.both
 @pytest.mark.parametrize("harm", ["edited", "deleted", "cut off"])
 def test_a_row_that_was_touched_is_named_by_the_page(cast: Cast, database: Database, harm: str) -> None:
     assert "The log is whole" in cast.ana.get(f"{AUDIT}/verify").text
@@ -293,6 +300,7 @@ def explained(person: Person, asked: str) -> str:
     return reply.text
 
 
+@pytest.mark.both
 def test_each_refused_request_is_explained_with_its_true_reason_and_to_nobody_else(
     cast: Cast, refused: dict[str, tuple[str, MadeKey]]
 ) -> None:
@@ -314,6 +322,7 @@ def test_each_refused_request_is_explained_with_its_true_reason_and_to_nobody_el
             assert answer == unknown  # not visible and unknown look alike
 
 
+@pytest.mark.both
 def test_what_the_key_could_do_is_told_as_of_then(cast: Cast, refused: dict[str, tuple[str, MadeKey]]) -> None:
     page = explained(cast.rio, refused["missing_scope"][0])
     held = page[page.index("What the key could do at that moment") : page.index("What would mend it")]
@@ -356,6 +365,7 @@ def test_whoever_can_give_the_access_back_gets_a_link_and_is_not_told_to_ask_the
         assert "Ask " not in mend(explained(person, refused)) + mend(explained(person, stopped))
 
 
+@pytest.mark.both
 def test_a_hint_lists_the_refusals_of_its_key_and_a_whole_key_is_not_shown_again(cast: Cast) -> None:
     key = cast.rio.generate(name="Lister")
     request_id = cast.call("POST", "/apps/tasks/records", key, json={"fields": {}}).get_json()["meta"]["requestId"]
@@ -398,6 +408,7 @@ def test_what_a_proxy_or_a_product_asked_is_said_to_be_theirs(cast: Cast) -> Non
         assert [words for words in (proxy, product) if words in page] == ([expected] if expected else [])
 
 
+@pytest.mark.both
 def test_what_was_refused_in_the_portal_is_explained_by_its_request_id(cast: Cast) -> None:
     foreign = cast.max.generate(["leads:read"], name="Of max")
     request_id = cast.rio.post(f"keys/{foreign.id}/deactivate").headers["X-Request-Id"]
@@ -410,6 +421,7 @@ def test_odd_questions_have_an_answer(shared_cast: Cast, odd: str) -> None:
     assert shared_cast.rio.post(EXPLAIN, {"request_id": odd}).status_code in (200, 422)
 
 
+@pytest.mark.both
 def test_a_page_of_the_log_takes_few_statements(cast: Cast, database: Database) -> None:
     statements: list[str] = []
     engine = cast.app.extensions["portal"].database.engine

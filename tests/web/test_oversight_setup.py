@@ -12,6 +12,7 @@ from tests.cast import Cast
 SCHEMA = json.dumps({"type": "object", "properties": {"name": {"type": "string"}}})
 
 
+@pytest.mark.both
 def test_the_review_names_findings_and_one_thing_to_do(cast: Cast) -> None:
     cast.max.generate(["leads:read"], name="Without an end", expires="never")
     page = cast.max.get("/w/acme/review").text
@@ -22,6 +23,7 @@ def test_the_review_names_findings_and_one_thing_to_do(cast: Cast) -> None:
     assert "No key has this finding." in cast.max.get("/w/acme/review?finding=stale").text
 
 
+@pytest.mark.both
 def test_a_finding_that_looks_fine_is_gone_and_needs_a_note(cast: Cast) -> None:
     key = cast.max.generate(["leads:read"], expires="never")
     path = f"/w/acme/review/{key.id}/reviewed"
@@ -33,6 +35,7 @@ def test_a_finding_that_looks_fine_is_gone_and_needs_a_note(cast: Cast) -> None:
     assert cast.rio.post(path, {"finding": "stale", "note": "x"}).status_code == 404
 
 
+@pytest.mark.both
 def test_many_keys_are_stopped_at_once_and_busy_ones_only_when_ticked(app: Flask, cast: Cast) -> None:
     idle, busy = (cast.max.generate(["leads:read"], name=name, expires="never") for name in ("Idle", "Busy"))
     cast.call("GET", "/me", busy)
@@ -73,6 +76,7 @@ def test_a_page_that_is_not_there_says_so_once(cast: Cast) -> None:
     assert "It may have been deleted" in page.text
 
 
+@pytest.mark.both
 def test_the_policy_is_previewed_saved_and_obeyed_by_the_form(cast: Cast) -> None:
     cast.rio.generate(name="Endless", expires="never")
     assert "No standing key breaks this policy" in cast.ana.get("/w/acme/policy").text
@@ -144,6 +148,7 @@ def test_an_app_that_cannot_be_is_refused_with_its_answers_kept(
     assert answers.get("name", "Kept name") in reply.text
 
 
+@pytest.mark.both
 def test_a_schema_is_changed_only_where_the_records_that_stand_fit_it(cast: Cast) -> None:
     strict = json.dumps({"type": "object", "required": ["missing"]})
     reply = cast.ana.post("/w/acme/apps/leads/edit", {"name": "Leads", "description": "", "schema": strict})

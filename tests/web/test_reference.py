@@ -223,6 +223,7 @@ def test_a_hard_schema_makes_no_long_table(schema: Any) -> None:
     assert len(str(found)) < 50_000
 
 
+@pytest.mark.both
 def test_it_speaks_of_an_app_that_ones_keys_reach_or_could(cast: Cast, database: Database) -> None:
     def chosen() -> str:
         found = re.search(r"Scopes, fields and samples below speak of (\w+)", words_of(cast.lea.get(DOCS).text))
@@ -250,6 +251,7 @@ def test_nobody_elses_keys_apps_or_workspace_are_on_it(cast: Cast, key: MadeKey)
     assert "tickets:read" in cast.zoe.get(DOCS).text
 
 
+@pytest.mark.both
 def test_of_several_workspaces_it_speaks_of_the_last_one(cast: Cast, database: Database) -> None:
     with database.transaction() as session:
         ana = session.scalars(select(Account).where(Account.email == "ana@acme.test")).one()
@@ -276,6 +278,7 @@ def test_of_several_workspaces_it_speaks_of_the_last_one(cast: Cast, database: D
     assert "leads:read" in cast.ana.get(DOCS).text
 
 
+@pytest.mark.both
 def test_it_takes_few_statements_however_many_keys_there_are(cast: Cast, database: Database) -> None:
     def statements() -> int:
         counted: list[str] = []
@@ -397,7 +400,6 @@ def run_sample(language: str, text: str, environ: dict[str, str]) -> str:
     return finished.stdout
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_each_sample_does_what_it_says(language: str, live_server: Server, fresh: Callable[[], dict[str, str]]) -> None:
     program = {"curl": "curl", "js": "node"}.get(language)

@@ -124,6 +124,7 @@ def test_a_body_that_is_not_an_overlap_changes_nothing(
     assert kept(database) == before
 
 
+@pytest.mark.both
 def test_a_key_that_was_not_generated_so_may_not(cast: Cast, database: Database) -> None:
     key = cast.lea.generate()
     before = kept(database)
@@ -150,6 +151,7 @@ def test_a_second_rotation_is_a_conflict_and_nothing_brings_the_text_back(
         assert session.scalars(select(IdempotentRequest)).all() == []
 
 
+@pytest.mark.both
 def test_many_at_once_make_one_key(cast: Cast, key: MadeKey, database: Database) -> None:
     replies = at_once({str(n): lambda: cast.call("POST", "/me/rotate", key) for n in range(4)})
     assert sorted(str(getattr(each, "status_code", each)) for each in replies.values()) == ["201", "409", "409", "409"]
@@ -160,6 +162,7 @@ def test_the_successor_may_rotate_itself_when_the_old_key_is_gone(cast: Cast, ke
     assert cast.call("GET", "/me", third).status_code == 200
 
 
+@pytest.mark.both
 def test_a_scope_that_its_member_lost_stops_the_rotation(cast: Cast, key: MadeKey, database: Database) -> None:
     with database.transaction() as session:
         lea = session.scalars(select(Member.id).where(Member.name == "Lea Okoro")).one()
@@ -189,6 +192,7 @@ def test_the_policy_caps_the_new_life(cast: Cast, database: Database) -> None:
     assert new.expires_at and new.expires_at - new.created_at == timedelta(days=30)
 
 
+@pytest.mark.both
 def test_an_administrators_live_key_stays_under_the_policy(cast: Cast, database: Database) -> None:
     key = cast.ana.generate(self_rotate="yes")
     with database.transaction() as session:

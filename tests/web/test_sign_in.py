@@ -73,6 +73,7 @@ def nothing_but_bytes(reply: TestResponse, email: str) -> tuple[str, list[tuple[
     return reply.status, headers, blot(reply.text)
 
 
+@pytest.mark.both
 def test_no_failure_tells_why(cast: Cast, database: Database) -> None:
     with database.transaction() as session:
         lea, rio, ana = (
@@ -226,6 +227,7 @@ def test_a_session_ends_after_two_idle_hours_and_after_twelve_in_any_case(
         assert is_signed_in(rio.browser) == alive
 
 
+@pytest.mark.both
 def test_a_deactivated_account_is_out_at_once(cast: Cast, database: Database) -> None:
     assert is_signed_in(cast.rio.browser)
     with database.transaction() as session:
@@ -503,6 +505,7 @@ def test_an_invitation_to_somebody_with_an_account_takes_that_accounts_password(
     assert stranger.get("/w/acme").status_code == 200
 
 
+@pytest.mark.both
 def test_a_workspaces_slug_says_nothing_of_workspaces_one_is_not_in(cast: Cast, database: Database) -> None:
     with database.reading() as session:
         assert session.query(Workspace).count() == 2

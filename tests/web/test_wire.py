@@ -16,7 +16,6 @@ from portal.store.models import Record
 from tests.cast import Cast
 from tests.servers import Server
 
-pytestmark = pytest.mark.once
 HOST = b"Host: 127.0.0.1\r\nConnection: close\r\n"
 JSON = b'{"fields": {"title": "By wire"}}'
 BUSY = 4.0  # seconds that an answer may take on a loaded machine

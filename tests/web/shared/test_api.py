@@ -206,6 +206,7 @@ VALUE = st.recursive(
 )
 
 
+@pytest.mark.both
 def test_what_is_stored_is_what_was_sent_in_value_and_order(cast: Cast, open_key: MadeKey) -> None:
 
     @given(fields=st.dictionaries(TEXT, VALUE, max_size=5))

@@ -15,7 +15,6 @@ from portal.store.database import Database
 from tests.cast import HTMX, KEY_TEXT, Cast, MadeKey
 from tests.web.looking import SECURITY_HEADERS, everything, kept, token_on
 
-pytestmark = pytest.mark.once
 KEYS = "/w/acme/api/keys"
 
 
@@ -217,9 +216,10 @@ def test_nothing_that_somebody_signed_in_gets_is_kept_anywhere(cast: Cast, key: 
             if not path.startswith("/static"):
                 assert reply.headers["Cache-Control"] == "no-store", path
                 assert {"Cookie", "HX-Request"} <= set(re.split(", *", reply.headers["Vary"])), path
+    somebody = cast.stranger("max")
     for path in paths(cast.app, "POST", key.id):
-        somebody = cast.stranger("max")
-        somebody.sign_in()
+        if somebody.get("/account").status_code != 200:  # at first, and after what ends a session
+            somebody.sign_in()
         for reply in (somebody.browser.post(path), somebody.post(path, headers=HTMX)):
             assert reply.headers["Cache-Control"] == "no-store"
             assert {"Cookie", "HX-Request"} <= set(re.split(", *", reply.headers["Vary"]))

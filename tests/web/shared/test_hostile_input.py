@@ -98,6 +98,7 @@ def refused(limit: int) -> dict[str, int]:
     return {what: 413 if len(text) > limit else 422 for what, text in UNFIT.items()}
 
 
+@pytest.mark.both
 @pytest.mark.parametrize("field", ["name", "note", "owner", "environment", "scopes", "expires"])
 def test_no_answer_of_the_generate_form_may_be_unfit(
     cast: Cast, answers: dict[str, Any], unchanged: None, field: str
@@ -119,6 +120,7 @@ def test_a_form_id_that_is_none_makes_no_trouble(
     assert UNFIT[what] not in reply.text
 
 
+@pytest.mark.both
 @pytest.mark.parametrize("start", ["", "Nightly export"])
 def test_typing_something_unfit_deletes_no_key(cast: Cast, key: MadeKey, unchanged: None, start: str) -> None:
     path = f"{KEYS}/{key.id}/delete"
@@ -126,6 +128,7 @@ def test_typing_something_unfit_deletes_no_key(cast: Cast, key: MadeKey, unchang
     assert answered == refused(FORM)
 
 
+@pytest.mark.both
 @pytest.mark.parametrize("field", ["email", "password", "next"])
 def test_nobody_signs_in_with_something_unfit(cast: Cast, unchanged: None, field: str) -> None:
     stranger, answered = cast.stranger(), {}
@@ -138,18 +141,21 @@ def test_nobody_signs_in_with_something_unfit(cast: Cast, unchanged: None, field
     assert stranger.get(KEYS).status_code == 303
 
 
+@pytest.mark.both
 @pytest.mark.parametrize("what", ["NUL", "too long", "too large", "a million"])
 def test_nothing_unfit_proves_who_one_is(cast: Cast, unchanged: None, what: str) -> None:
     reply = send(cast.lea, "/reauth", {"password": UNFIT[what], "next": UNFIT[what]})
     assert reply.status_code in {403, 413}
 
 
+@pytest.mark.both
 def test_nobody_joins_with_an_unfit_name(cast: Cast, invitation: str, unchanged: None) -> None:
     stranger, fields = cast.stranger(), dict.fromkeys(("password", "password_again"), "a long enough one")
     answered = {what: send(stranger, invitation, fields | {"name": text}).status_code for what, text in UNFIT.items()}
     assert answered == refused(FORM)
 
 
+@pytest.mark.both
 @pytest.mark.parametrize("password", ["", "short", "x" * 257, "x" * 3000, "x" * 1_000_000])
 def test_nobody_joins_with_an_unfit_password(cast: Cast, invitation: str, unchanged: None, password: str) -> None:
     fields = {"name": "Kim Novak", "password": password, "password_again": password}
@@ -164,6 +170,7 @@ def test_an_odd_address_is_no_trouble(cast: Cast, unchanged: None, path: str) ->
         assert cast.rio.browser.get(path + text).status_code in {200, 400, 404}
 
 
+@pytest.mark.both
 @pytest.mark.parametrize("page", ["-1", "0", "1.5", "1e309", "9" * 6, "9" * 400, "NaN", "١", "true", "1;2", "%2B1"])
 def test_a_page_that_is_none_is_some_page(cast: Cast, page: str) -> None:
     for path in ("/w/acme?app=tasks&page=", f"{KEYS}?page="):
@@ -240,7 +247,6 @@ def test_an_invitation_that_is_none_is_not_found(cast: Cast, unchanged: None, to
 # --- Bodies ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.once
 @pytest.mark.parametrize(
     ("body", "content_type"),
     [
@@ -275,7 +281,6 @@ def test_a_body_that_is_no_form_changes_nothing(
         }
 
 
-@pytest.mark.once
 @pytest.mark.parametrize(("path", "limit"), [("/login", SIGN_IN), (KEYS, FORM), ("/logout", FORM)])
 def test_a_form_is_refused_by_its_size_before_anything_else(cast: Cast, unchanged: None, path: str, limit: int) -> None:
     for length, status in ((limit + 1, 413), (limit, 400)):
@@ -293,6 +298,7 @@ ANY_TEXT = st.text(max_size=80) | st.text(
 )
 
 
+@pytest.mark.both
 def test_any_text_in_the_generate_form_gets_a_clear_answer(
     cast: Cast, answers: dict[str, Any], unchanged: None
 ) -> None:
@@ -322,7 +328,6 @@ class Stalled(io.RawIOBase):
         raise AssertionError("everybody would wait for this client")
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 @pytest.mark.parametrize(
     "path", ["/account/password", "/w/acme/api/keys/new", "/w/acme/members/invite", "/w/acme/workspace/verifiers/new"]

@@ -21,6 +21,8 @@ from tests.cast import Cast, MadeKey
 from tests.services.office import at_once
 from tests.web.looking import data, error, kept
 
+pytestmark = pytest.mark.both
+
 LEADS = "/apps/leads/records"
 FIELDS = {"name": "Ada", "stage": "new"}
 SCOPES = ("leads:read", "leads:write")

@@ -126,6 +126,7 @@ def test_a_sandbox_key_that_never_ends_says_so(cast: Cast, verifier: Made) -> No
     assert (found["environment"], "exp" in found) == ("test", False)
 
 
+@pytest.mark.both
 def test_only_what_works_now_is_in_scope(cast: Cast, verifier: Made, database: Database) -> None:
     key = cast.max.generate(["leads:write", "tasks:read"], name="Narrowed")
     with database.transaction() as session:
@@ -169,6 +170,7 @@ def test_the_very_next_answer_knows_of_a_change(cast: Cast, verifier: Made) -> N
         assert told(cast, verifier, key.text)["active"] is active
 
 
+@pytest.mark.both
 def test_asking_counts_as_use_of_the_key_and_not_against_its_rates(
     cast: Cast, verifier: Made, database: Database
 ) -> None:
@@ -281,6 +283,7 @@ def test_a_session_opens_nothing_and_none_is_begun(cast: Cast, key: MadeKey) -> 
     assert cast.ana.browser.get("/oauth/other").status_code == 404
 
 
+@pytest.mark.both
 def test_when_the_database_is_away_nothing_is_called_inactive(
     cast: Cast, verifier: Made, key: MadeKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -300,6 +303,7 @@ def test_when_the_database_is_away_nothing_is_called_inactive(
     assert told(cast, verifier, key.text)["active"]
 
 
+@pytest.mark.both
 def test_a_verifier_moves_to_the_newest_pepper(tmp_path: Path, database_url: str) -> None:
     def start(peppers: str) -> Cast:
         environ = {"PORTAL_DATABASE_URL": database_url, "PORTAL_INSTANCE": str(tmp_path)}
@@ -321,6 +325,7 @@ def test_a_verifier_moves_to_the_newest_pepper(tmp_path: Path, database_url: str
 # --- Making and revoking --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.both
 def test_its_text_is_shown_once_and_kept_nowhere(cast: Cast, database: Database) -> None:
     form = re.search(r'name="form_id"\s+value="([^"]+)"', cast.ana.get("/w/acme/workspace/verifiers/new").text)
     assert form
@@ -343,6 +348,7 @@ def test_its_text_is_shown_once_and_kept_nowhere(cast: Cast, database: Database)
     assert "made the verifier" in cast.ana.get("/w/acme/audit").text
 
 
+@pytest.mark.both
 def test_a_revoked_one_is_told_nothing_any_more(cast: Cast, key: MadeKey, database: Database) -> None:
     made = make(cast.ana, "To revoke")
     assert told(cast, made, key.text)["active"]
@@ -388,6 +394,7 @@ def test_a_name_that_tells_nothing_is_refused(cast: Cast, database: Database, na
     assert kept(database) == before
 
 
+@pytest.mark.both
 def test_a_workspace_has_twenty_at_most(cast: Cast, database: Database) -> None:
     answers = [cast.zoe.post("/w/globex/workspace/verifiers/new", {"name": f"No {n}"}).status_code for n in range(21)]
     assert 409 in answers

@@ -151,6 +151,7 @@ def test_numbers_are_read_up_to_the_limits_that_the_document_tells(
     assert seen == 4
 
 
+@pytest.mark.both
 @pytest.mark.parametrize(
     ("tag", "fits"),
     [
@@ -203,6 +204,7 @@ def wallet(live_server: Server) -> Iterator[Wallet]:
     database.close()
 
 
+@pytest.mark.both
 def test_the_served_portal_answers_what_the_document_says(live_server: Server, wallet: Wallet) -> None:
     report = run(live_server.url, wallet, 400, seed=7)
     assert report.faults == []

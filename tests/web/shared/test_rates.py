@@ -27,7 +27,8 @@ def put(cast: Cast, key: MadeKey, minute: str, second: str, **more: Any) -> int:
     return cast.ana.post(f"keys/{key.id}/rate", answers).status_code
 
 
-def test_an_administrator_sets_them_and_takes_them_back(cast: Cast, key: MadeKey, database: Database) -> None:
+def test_an_administrator_sets_them_and_takes_them_back(cast: Cast, database: Database) -> None:
+    key = cast.lea.generate(name="Set and taken back")
     assert "As every key" in cast.lea.get(f"keys/{key.id}").text
     assert put(cast, key, "100000", "5000") == 303
     assert rates(database, key) == (100_000, 5_000)
@@ -72,6 +73,7 @@ def test_nobody_else_may(cast: Cast, key: MadeKey, database: Database) -> None:
     assert kept(database) == before
 
 
+@pytest.mark.both
 def test_a_form_that_is_old_changes_nothing(cast: Cast, key: MadeKey, database: Database) -> None:
     assert put(cast, key, "2000", "") == 303
     before = kept(database)
@@ -79,6 +81,7 @@ def test_a_form_that_is_old_changes_nothing(cast: Cast, key: MadeKey, database: 
     assert kept(database) == before
 
 
+@pytest.mark.both
 def test_it_asks_for_the_password(cast: Cast, key: MadeKey, database: Database) -> None:
     with database.transaction() as session:
         proved = session.scalars(select(UserSession.proved_at)).first()
@@ -89,7 +92,8 @@ def test_it_asks_for_the_password(cast: Cast, key: MadeKey, database: Database) 
         session.execute(update(UserSession).values(proved_at=proved))
 
 
-def test_successors_keep_them(cast: Cast, key: MadeKey, database: Database) -> None:
+def test_successors_keep_them(cast: Cast, database: Database) -> None:
+    key = cast.lea.generate(name="Followed", self_rotate="yes")
     assert put(cast, key, "7000", "70") == 303
     assert rates(database, cast.lea.rotate(key, overlap="0")) == (7000, 70)
     other = cast.lea.generate(name="Lost")
