@@ -110,9 +110,8 @@ def test_a_database_that_hangs_is_told_within_a_second_and_holds_nobody_up(silen
     assert not any("WWW-Authenticate" in reply.headers for reply in replies)
 
 
+@pytest.mark.server
 def test_a_question_to_a_server_that_went_silent_is_given_up(database: Database) -> None:
-    if database.is_sqlite:
-        pytest.skip("SQLite has no server")
     connection = database.driver_connection()
     start = time.monotonic()
     with pytest.raises(psycopg.OperationalError):
