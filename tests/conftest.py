@@ -58,7 +58,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     def is_elsewhere(item: pytest.Item) -> bool:
         asks_for = getattr(item, "fixturenames", ())
         if "follower" in asks_for or item.get_closest_marker("server"):
-            return is_sqlite
+            return bool(is_sqlite)
         if is_sqlite:
             return False
         if item.path.is_relative_to(WEB) and item.get_closest_marker("both") is None:
