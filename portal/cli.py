@@ -24,7 +24,7 @@ from portal.services import (
     accounts,
     audit,
     invitations,
-    key_views,
+    key_lists,
     keys,
     members,
     notices,
@@ -148,7 +148,7 @@ def register(app: Flask, settings: Settings, database: Database) -> None:
         """List the keys of a workspace that are not deleted."""
         actor = operator()
         with database.reading() as session:
-            rows = key_views.list_all(session, actor, workspaces.get(session, workspace), settings.keyring)
+            rows = key_lists.list_all(session, actor, workspaces.get(session, workspace), settings.keyring)
         if as_json:
             click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
             return

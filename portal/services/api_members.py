@@ -15,7 +15,7 @@ from portal.rules.errors import Attempt, Conflict, Forbidden, Invalid, NeedsProo
 from portal.services import members, offboarding
 from portal.services.actor import Actor
 from portal.services.audit import Event
-from portal.services.key_views import UNUSED
+from portal.services.key_lists import UNUSED
 from portal.services.members import Seat
 from portal.services.offboarding import KeyAtRisk
 from portal.store.models import Access, ApiKey, Member, Workspace

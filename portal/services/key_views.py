@@ -1,51 +1,33 @@
-"""API keys as members see them: rows, lists, filters, counts. What changes a key: `keys` and `rotation`."""
+"""API keys as members see them, and what they may do with each. Lists: `key_lists`; what changes a key: `keys`."""
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from datetime import UTC, datetime, timedelta
-from functools import cache, lru_cache
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import (
     ColumnElement,
-    Integer,
-    ScalarSelect,
     Select,
-    UnaryExpression,
-    and_,
     bindparam,
-    case,
-    exists,
-    func,
-    not_,
     or_,
     select,
 )
 from sqlalchemy.orm import aliased, contains_eager, joinedload
 
-from portal.rules import text
 from portal.rules.access import AccessLevel, Action, Role, Scope, effective_scopes, level_of
-from portal.rules.credentials import KeyFormat, Keyring, last_four_in_part
+from portal.rules.credentials import KeyFormat, Keyring
 from portal.rules.errors import NotFound
 from portal.rules.lifetimes import extended
 from portal.services import activity, members
 from portal.services.activity import DayBars
 from portal.services.actor import Actor
 from portal.services.members import Seat
-from portal.store.database import Moment, Session, read
-from portal.store.models import Access, ApiKey, App, KeyScope, KeyState, Member, Solution, Workspace, state_of
+from portal.store.database import Session, read
+from portal.store.models import Access, ApiKey, App, KeyScope, KeyState, Member, Solution, state_of
 
-PAGE_SIZE = 25
 BUSY = timedelta(hours=24)  # a key used this recently is in use: ending it asks for its name
 EXPIRING = timedelta(days=14)
-UNUSED = timedelta(days=30)
-STATES = ("active", "deactivated", "expired", "stopped", "expiring", "unused", "revoked")
-SORTS = ("name", "created", "used", "expires", "owner")
 REPLACEABLE = timedelta(hours=24)
-_SORTS_OF_LIST = 256  # whose statements are kept
-_Successor = aliased(ApiKey, name="successor")
-_Select = Select[*tuple[Any, ...]]  # of columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +141,7 @@ class _Creator(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Row:
+class ShownKey:
     """What is shown of a key: of `ApiKey`, read as columns, for an entity takes several times as long."""
 
     id: int
@@ -191,152 +173,12 @@ class _Row:
         return state_of(now, self.revoked_at, self.retires_at, self.expires_at, self.deactivated_at)
 
 
-_Key = ApiKey | _Row
-_K = TypeVar("_K", ApiKey, _Row)
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """One page of keys, in a list of `total`."""
-
-    keys: list[KeyView]
-    number: int
-    total: int
-    size: int
-
-    @property
-    def count(self) -> int:
-        """How many pages there are; at least one."""
-        return max(1, -(-self.total // self.size))
-
-
-@dataclass(frozen=True, slots=True)
-class Filters:
-    """What a list of keys is narrowed to and how it is sorted; `owner` is `me`, `api`, `all` or a member's id."""
-
-    owner: str = "me"
-    q: str = ""
-    env: str = ""
-    state: str = ""
-    scope: str = ""
-    sort: str = "attention"
-
-    @property
-    def active_count(self) -> int:
-        """How many filters narrow the list, beside whose keys they are."""
-        return sum(map(bool, (self.q, self.env, self.state, self.scope)))
-
-
-def list_for(
-    session: Session, actor: Actor, seat: Seat, keyring: Keyring, filters: Filters, number: int, size: int = PAGE_SIZE
-) -> Page:
-    """List keys as far as a seat sees them, `size` a page; the old key of a rotation follows its successor."""
-    shape, values = _shape_of(seat, filters), _values_of(seat, filters, actor.at)
-    found = read(session, _page(shape), {**values, "size": size, "skip": (number - 1) * size})
-    if not found and number > 1:  # beyond the last page: that one is shown
-        total = read(session, _total(shape), values)[0][0]
-        number = max(1, -(-total // size))
-        found = read(session, _page(shape), {**values, "size": size, "skip": (number - 1) * size})
-    rows = _rows(found)
-    others = _others(session, rows)
-    pairs = _as_pairs([*rows, *others])
-    if not filters.active_count:
-        rows = [
-            each
-            for key in rows
-            for each in (key, pairs.get(key.replaces_id or 0))
-            if each and each.member_id == key.member_id and each.state_at(actor.at) is not KeyState.REVOKED
-        ]
-    else:
-        rows = _old_after_new(rows)
-    views = of(session, seat, keyring, rows, actor.at, with_days=True, pairs=pairs)
-    return Page(views, number, found[0].total if found else 0, size)
-
-
-def _old_after_new(found: Sequence[_Row]) -> list[_Row]:
-    """Put each key that another one of the same owner took over from behind that one."""
-    by_id = {key.id: key for key in found}
-
-    def before(key: _Row) -> _Row | None:
-        old = by_id.get(key.replaces_id or 0)
-        return old if old and old.member_id == key.member_id else None
-
-    taken_over = {old.id for key in found if (old := before(key))}
-    in_order: list[_Row] = []
-    for key in found:
-        each = None if key.id in taken_over else key
-        while each:
-            in_order.append(each)
-            each = before(each)
-    return in_order
-
-
-# --- The statements of lists: built once for each sort of list, with names for what differs from one to the next -----
-
-
-class _Shape(NamedTuple):
-    """What the statement of a list depends on, beside its values."""
-
-    sees: str  # `all` keys, those of `managed` API members and one's own, or `own` ones alone
-    whose: str  # `me`, `api`, `all` or `one` member's
-    q: bool = False
-    env: bool = False
-    state: str = ""
-    scope: bool = False
-    sort: str = ""
-
-
-def _shape_of(seat: Seat, filters: Filters) -> _Shape:
-    return _Shape(
-        "all" if seat.is_admin else "managed" if seat.is_lead else "own",
-        filters.owner if filters.owner in ("me", "api", "all") else "one",
-        bool(filters.q),
-        bool(filters.env),
-        filters.state,
-        Scope.parse(filters.scope) is not None,
-        filters.sort,
-    )
-
-
-def _values_of(seat: Seat, filters: Filters, now: datetime) -> dict[str, Any]:
-    values: dict[str, Any] = {"workspace": seat.workspace.id, "me": seat.member.id, **_moments(now)}
-    values |= {"owner": filters.owner, "env": filters.env}
-    if filters.q:
-        values |= {"named": _within(text.fold(filters.q)), "noted": _within(filters.q)}
-        values |= {"ends": [filters.q, last_four_in_part(filters.q)]}
-    if scope := Scope.parse(filters.scope):
-        values |= {"app": scope.app, "action": str(scope.action)}
-    return values
-
-
-def _moments(now: datetime) -> dict[str, datetime]:
-    return {"now": now, "soon": now + EXPIRING, "long_ago": now - UNUSED}
-
-
-def _within(part: str) -> str:
-    """Write a pattern of LIKE for texts that hold a part."""
-    return "%" + re.sub(r"([/%_])", r"/\1", part) + "%"
-
-
-@lru_cache(_SORTS_OF_LIST)
-def _page(shape: _Shape) -> _Select:
-    """Read one page of keys with how many there are on all pages: ids are sorted alone, before all else is read."""
-    order = _sorted_by(shape.sort)
-    ids = _matching(shape)
-    total = ids.with_only_columns(func.count()).correlate(None).scalar_subquery()
-    ids = ids.add_columns(total.label("total")).order_by(*order)
-    page = ids.limit(bindparam("size", type_=Integer)).offset(bindparam("skip", type_=Integer)).subquery()
-    return _SHOWN.add_columns(page.c.total).join(page, page.c.id == ApiKey.id).order_by(*order)
-
-
-@lru_cache(_SORTS_OF_LIST)
-def _total(shape: _Shape) -> _Select:
-    return _matching(shape).with_only_columns(func.count())
-
-
+_Key = ApiKey | ShownKey
+_K = TypeVar("_K", bound=_Key)
 _Creating = aliased(Member, name="creator")
-_COLUMNS = [getattr(ApiKey, each.name) for each in fields(_Row) if each.name not in ("created_by", "member")]
-_SHOWN = (
+_COLUMNS = [getattr(ApiKey, each.name) for each in fields(ShownKey) if each.name not in ("created_by", "member")]
+# Selects what `shown` makes keys of; lists narrow and sort it.
+SHOWN = (
     select(
         *_COLUMNS,
         _Creating.name.label("created_by"),
@@ -350,13 +192,13 @@ _SHOWN = (
     .join(Member, Member.id == ApiKey.member_id)
     .join(_Creating, _Creating.id == ApiKey.created_by_id)
 )
-_BOTH_HALVES = _SHOWN.where(
+_BOTH_HALVES = SHOWN.where(
     or_(ApiKey.replaces_id.in_(bindparam("keys", expanding=True)), ApiKey.id.in_(bindparam("before", expanding=True)))
 )
 
 
-def _rows(found: Iterable[Any]) -> list[_Row]:
-    """Make keys of what `_SHOWN` read."""
+def shown(found: Iterable[Any]) -> list[ShownKey]:
+    """Make keys of what `SHOWN` read."""
     rows, owners = [], dict[int, _Owner]()
     width = len(_COLUMNS)
     for row in found:
@@ -365,165 +207,22 @@ def _rows(found: Iterable[Any]) -> list[_Row]:
         if owner is None:
             is_active = deactivated_at is None and removed_at is None
             owner = owners[row.member_id] = _Owner(public_id, name, role, account_id is None, is_active)
-        shown: list[Any] = [*row[:width], _Creator(creator), owner]
-        rows.append(_Row(*shown))
+        values: list[Any] = [*row[:width], _Creator(creator), owner]
+        rows.append(ShownKey(*values))
     return rows
 
 
-def _others(session: Session, rows: Sequence[_Row]) -> list[_Row]:
-    """Read the other keys of the rotations of these: one that was replaced has a `retires_at`."""
-    if not any(key.replaces_id or key.retires_at for key in rows):
-        return []
-    ids, before = [key.id for key in rows], [key.replaces_id for key in rows if key.replaces_id]
-    return _rows(read(session, _BOTH_HALVES, {"keys": ids, "before": before}))
-
-
-def _matching(shape: _Shape) -> _Select:
-    """Select the ids of the keys that a list is of."""
-    conditions = [*_seen(shape.sees), *_whose(shape.whose)]
-    if shape.q:
-        named = ApiKey.name_folded.like(bindparam("named"), escape="/")
-        noted = ApiKey.note.ilike(bindparam("noted"), escape="/")
-        conditions.append(or_(named, noted, ApiKey.last_four.in_(bindparam("ends", expanding=True))))
-    if shape.env:
-        conditions.append(ApiKey.environment == bindparam("env"))
-    conditions += _in_state(shape.state)
-    if shape.scope:
-        has = (
-            select(KeyScope.key_id)
-            .join(App, App.id == KeyScope.app_id)
-            .where(
-                App.workspace_id == bindparam("workspace"),
-                App.slug == bindparam("app"),
-                KeyScope.action == bindparam("action"),
-            )
-        )
-        conditions.append(ApiKey.id.in_(has))
-    if not (shape.q or shape.env or shape.state or shape.scope):
-        taken_over = exists().where(
-            _Successor.replaces_id == ApiKey.id,
-            _Successor.member_id == ApiKey.member_id,  # one that was moved stays in its own place
-            _Successor.revoked_at.is_(None),
-        )
-        conditions.append(or_(ApiKey.retires_at.is_(None), ~taken_over))
-    return select(ApiKey.id).join(Member, Member.id == ApiKey.member_id).where(*conditions)
-
-
-def _seen(sees: str) -> list[ColumnElement[bool]]:
-    """Give the conditions of `visible_to`."""
-    here = ApiKey.workspace_id == bindparam("workspace")
-    if sees == "all":
-        return [here]
-    me = bindparam("me", type_=Integer)
-    managed = members.managed(bindparam("workspace"), me, is_admin=False, is_lead=sees == "managed")
-    return [here, or_(ApiKey.member_id == me, ApiKey.member_id.in_(_ids_of(managed)))]
-
-
-def _whose(whose: str) -> list[ColumnElement[bool]]:
-    if whose == "me":
-        return [ApiKey.member_id == bindparam("me", type_=Integer)]
-    if whose == "api":
-        return [Member.account_id.is_(None)]
-    return [] if whose == "all" else [Member.public_id == bindparam("owner")]
-
-
-_NOW, _SOON, _LONG_AGO = (bindparam(name, type_=Moment) for name in _moments(datetime.now(UTC)))
-
-
-def _in_state(state: str) -> list[ColumnElement[bool]]:
-    """Give the conditions of a state filter; without one, all keys that are neither deleted nor retired."""
-    if state == "revoked":
-        return [or_(ApiKey.revoked_at.is_not(None), and_(ApiKey.retires_at.is_not(None), ApiKey.retires_at <= _NOW))]
-    return [*_standing(_NOW), *([_NARROWED[state]] if state in _NARROWED else [])]
-
-
-def _narrowed() -> dict[str, ColumnElement[bool]]:
-    """Tell apart the keys that are neither deleted nor retired."""
-    unexpired = or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > _NOW)
-    owner_is_there = and_(Member.deactivated_at.is_(None), Member.removed_at.is_(None))
-    active = and_(unexpired, ApiKey.deactivated_at.is_(None), owner_is_there)
-    stopped = or_(ApiKey.deactivated_at.is_not(None), not_(owner_is_there))
-    return {
-        "active": active,
-        "deactivated": and_(unexpired, stopped),
-        "expired": ApiKey.expires_at <= _NOW,
-        "stopped": or_(ApiKey.expires_at <= _NOW, stopped),
-        "expiring": and_(ApiKey.expires_at.between(_NOW, _SOON), active),
-        "unused": and_(active, func.coalesce(ApiKey.last_used_at, ApiKey.created_at) < _LONG_AGO),
-    }
-
-
-_NARROWED = _narrowed()
-
-
-def _sorted_by(sort: str) -> list[UnaryExpression[Any] | ColumnElement[Any]]:
-    latest = [ApiKey.last_used_at.desc().nulls_last(), ApiKey.id.desc()]
-    orders: dict[str, list[Any]] = {
-        "name": [ApiKey.name_folded, ApiKey.id],
-        "created": [ApiKey.id.desc()],
-        "used": latest,
-        "expires": [ApiKey.expires_at.asc().nulls_last(), ApiKey.id],
-        "owner": [Member.name, Member.id, ApiKey.name_folded, ApiKey.id],
-    }
-    needs_attention = case((ApiKey.expires_at <= _SOON, 0), else_=1)
-    return orders.get(sort, [needs_attention, *latest])
-
-
-# --- Counts and short lists ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """How many keys of a tab need a look."""
-
-    active: int
-    old: int  # of the active ones those that are being replaced
-    expiring: int
-    unused: int
-    stopped: int
-
-
-def count_for(session: Session, actor: Actor, seat: Seat, owner: str) -> Counts:
-    """Count the keys of one tab by what needs attention, in one statement."""
-    filters = Filters(owner=owner)
-    shape = _shape_of(seat, filters)
-    row = read(session, _counting(shape.sees, shape.whose), _values_of(seat, filters, actor.at))[0]
-    total, expiring, unused, stopped, old = map(int, row)
-    return Counts(total - stopped, old, expiring, unused, stopped)
-
-
-@cache
-def _counting(sees: str, whose: str) -> _Select:
-    columns = [func.count(case((_NARROWED[state], 1))) for state in ("expiring", "unused", "stopped")]
-    columns.append(func.count(case((and_(_NARROWED["active"], ApiKey.retires_at.is_not(None)), 1))))
-    conditions = [*_seen(sees), *_whose(whose), *_in_state("")]
-    keys = select(func.count(), *columns).select_from(ApiKey).join(Member, Member.id == ApiKey.member_id)
-    return keys.where(*conditions)
-
-
-def copyable(session: Session, actor: Actor, seat: Seat, limit: int = 50) -> list[tuple[str, str]]:
-    """List the keys whose scopes a new one can start from: one's own and API members', by name."""
-    rows = session.scalars(
-        visible_to(seat)
-        .where(or_(ApiKey.member_id == seat.member.id, Member.account_id.is_(None)), *_standing(actor.at))
-        .order_by(ApiKey.name_folded, ApiKey.id)
-        .limit(limit)
-    )
-    return [(key.public_id, f"{key.name} …{key.last_four}") for key in rows]
-
-
-def expiring_soon(
-    session: Session, actor: Actor, seat: Seat, keyring: Keyring, limit: int = 3
-) -> tuple[int, list[KeyView]]:
-    """Count the keys that somebody answers for and that expire within 14 days, and give the first of them."""
-    whose = or_(ApiKey.member_id == seat.member.id, Member.account_id.is_(None))
-    statement = visible_to(seat).where(whose, ApiKey.retires_at.is_(None), *_in_state("expiring"))
-    moments = _moments(actor.at)
-    found = list(session.scalars(statement.order_by(ApiKey.expires_at, ApiKey.id).limit(limit), moments))
-    if not found:
-        return 0, []
-    count = session.scalar(statement.with_only_columns(func.count()), moments) or 0
-    return count, of(session, seat, keyring, found, actor.at)
+def pairs_of(session: Session, keys: Sequence[_K]) -> dict[int, _K | ShownKey]:
+    """Find keys and the others of their rotations, each by internal id, a successor by the negative one of the old."""
+    before = [key.replaces_id for key in keys if key.replaces_id]
+    if not before and not any(key.retires_at for key in keys):  # one that was replaced has a `retires_at`
+        return {}
+    found: dict[int, _K | ShownKey] = {}
+    for key in [*keys, *shown(read(session, _BOTH_HALVES, {"keys": [key.id for key in keys], "before": before}))]:
+        found[key.id] = key
+        if key.replaces_id:
+            found[-key.replaces_id] = key
+    return found
 
 
 def get(session: Session, actor: Actor, seat: Seat, keyring: Keyring, key_id: str) -> KeyView:
@@ -552,11 +251,6 @@ def stopped_by(session: Session, key: ApiKey) -> str:
     return (session.scalar(select(Member.name).where(Member.id == member_id)) or "") if member_id else ""
 
 
-def _standing(now: Any) -> tuple[ColumnElement[bool], ...]:
-    """Give the conditions under which a key is neither deleted nor retired."""
-    return ApiKey.revoked_at.is_(None), or_(ApiKey.retires_at.is_(None), ApiKey.retires_at > now)
-
-
 def going_on(now: datetime) -> tuple[ColumnElement[bool], ...]:
     """Give the conditions under which a key works, its owner aside, and nothing takes over from it."""
     unexpired = or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now)
@@ -574,11 +268,7 @@ def visible_to(seat: Seat) -> Select[ApiKey]:
     if seat.is_admin:
         return statement
     own: ColumnElement[bool] = ApiKey.member_id == seat.member.id
-    return statement.where(or_(own, ApiKey.member_id.in_(_ids_of(members.managed_by(seat)))))
-
-
-def _ids_of(managed: Iterable[ColumnElement[bool]]) -> ScalarSelect[int]:
-    return select(Member.id).where(*managed).scalar_subquery()
+    return statement.where(or_(own, ApiKey.member_id.in_(select(Member.id).where(*members.managed_by(seat)))))
 
 
 def of(
@@ -598,29 +288,11 @@ def of(
     scopes = scopes_of(session, keys)
     days = activity.recent_days(session, [key.id for key in keys], now) if with_days and keys else {}
     if pairs is None:
-        pairs = _pairs(session, keys)
+        pairs = pairs_of(session, keys)
     hidden = _hidden(session, seat, keys, pairs)
     seen = {number: key for number, key in pairs.items() if key.id not in hidden}
     sight = _Sight(seat.member.id, seat.is_admin, keyring.format, now, pairs, seen)
     return [_view(sight, key, scopes.get(key.id, ()), days.get(key.id)) for key in keys]
-
-
-def _pairs(session: Session, keys: Sequence[_Key]) -> Mapping[int, _Key]:
-    """Find the keys that took over from these, and those that these took over from, by internal id of the other."""
-    ids = [key.id for key in keys]
-    before = [key.replaces_id for key in keys if key.replaces_id]
-    if not any(key.replaces_id or key.retires_at for key in keys):
-        return {}
-    return _as_pairs(session.scalars(select(ApiKey).where(or_(ApiKey.replaces_id.in_(ids), ApiKey.id.in_(before)))))
-
-
-def _as_pairs(rows: Iterable[_K]) -> dict[int, _K]:
-    found: dict[int, _K] = {}
-    for row in rows:
-        found[row.id] = row
-        if row.replaces_id:
-            found[-row.replaces_id] = row  # under the negative id of the one before: its successor
-    return found
 
 
 def _hidden(session: Session, seat: Seat, keys: Sequence[_Key], pairs: Mapping[int, _Key]) -> set[int]:
@@ -716,7 +388,7 @@ def may_rotate(session: Session, seat: Seat, key: ApiKey, now: datetime) -> bool
 
 def may_move(session: Session, key: ApiKey, now: datetime) -> bool:
     """Say whether an API member's key can take over from this one: it is used, and no half of a pair that goes on."""
-    return _is_free(key, _pairs(session, [key]).get(key.replaces_id or 0), now)
+    return _is_free(key, pairs_of(session, [key]).get(key.replaces_id or 0), now)
 
 
 def _is_free(key: _Key, predecessor: _Key | None, now: datetime) -> bool:
@@ -771,34 +443,3 @@ def _scope(
     scope = Scope(slug, Action(action))
     works = bool(effective_scopes([scope], {slug: granted})) and is_there
     return ScopeView(str(scope), app_name, slug, solution_name, action, works, is_there, is_external)
-
-
-def list_all(session: Session, actor: Actor, workspace: Workspace, keyring: Keyring) -> list[dict[str, Any]]:
-    """List a workspace's keys that are not deleted, for an operator: facts only, no secret, no digest."""
-    rows = session.scalars(
-        select(ApiKey)
-        .join(ApiKey.member)
-        .options(contains_eager(ApiKey.member))
-        .where(ApiKey.workspace_id == workspace.id, ApiKey.revoked_at.is_(None))
-        .order_by(ApiKey.id)
-    ).all()
-    scopes = scopes_of(session, rows)
-    return [
-        {
-            "id": key.public_id,
-            "name": key.name,
-            "hint": keyring.format.hint(key.environment, key.last_four),
-            "environment": key.environment,
-            "state": str(key.state_at(actor.at)),
-            "owner": key.member.name,
-            "scopes": [scope.text for scope in scopes.get(key.id, [])],
-            "createdAt": _utc(key.created_at),
-            "expiresAt": _utc(key.expires_at) if key.expires_at else None,
-            "lastUsedAt": _utc(key.last_used_at) if key.last_used_at else None,
-        }
-        for key in rows
-    ]
-
-
-def _utc(moment: datetime) -> str:
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -11,7 +11,7 @@ from portal.rules.access import AccessLevel, Action, Environment, Scope
 from portal.rules.credentials import PlainKey
 from portal.rules.errors import AlreadyShown, Invalid, NotFound
 from portal.rules.lifetimes import Lifetime, Overlap
-from portal.services import key_views, keys, members, policy, rotation
+from portal.services import key_lists, key_views, keys, members, policy, rotation
 from portal.services.key_views import KeyView
 from portal.services.keys import Draft, Plan
 from portal.store.database import Session
@@ -225,7 +225,7 @@ def _choices(planned: Plan, add: str = "") -> dict[str, Any]:
         cannot_add = _cannot_add(session, planned, add) if add in planned.beyond else None
         replaced = _replaced(session, planned)
         rotating = _rotating(session, planned) if add and not replaced else None
-        copyable = key_views.copyable(session, actor(), seat())
+        copyable = key_lists.copyable(session, actor(), seat())
         standing = keys.standing_count(session, owner.member.id, actor().at) if owner else 0
     told = kept | ({cannot_add["scope"]} if cannot_add else set())
     lost = [scope for scope in planned.beyond if scope not in told]

@@ -6,7 +6,7 @@ from flask import Blueprint, Response, make_response, render_template, request, 
 
 from portal.rules.access import AccessLevel, Environment
 from portal.rules.errors import NotFound
-from portal.services import key_views, members, records
+from portal.services import key_lists, members, records
 from portal.services.key_views import KeyView
 from portal.services.members import Shelf
 from portal.store.models import App, Record
@@ -37,7 +37,7 @@ def index() -> Response:
         chosen = _chosen(shelves, request.args.get("app"))
         found: list[Record] = []
         total = 0
-        count, first = key_views.expiring_soon(session, actor(), here, portal().settings.keyring)
+        count, first = key_lists.expiring_soon(session, actor(), here, portal().settings.keyring)
         if chosen and not chosen.shelf.solution.is_external:
             place = records.Place(here.workspace.id, chosen.app.slug, env)
             found, total = records.list_for(session, place, limit=PAGE_SIZE, offset=(number - 1) * PAGE_SIZE)

@@ -13,8 +13,9 @@ from portal.rules.access import Action, Environment, Scope
 from portal.rules.credentials import KEY_SHAPED, Keyring, is_like_an_end, last_four_in_part, last_four_of
 from portal.rules.errors import Forbidden, Invalid, NotFound, TooManyAttempts
 from portal.rules.text import clean_line
-from portal.services import activity, identify, key_views, keys, members
-from portal.services.key_views import Filters, KeyView
+from portal.services import activity, identify, key_lists, key_views, keys, members
+from portal.services.key_lists import Filters
+from portal.services.key_views import KeyView
 from portal.store.database import TROUBLE
 from portal.store.models import KeyState
 from portal.web import refusals
@@ -72,8 +73,8 @@ def index() -> Response:
     rows = current_user.account.page_rows
     may_generate = here.is_admin or bool(here.granted)
     with reading_much() as session:
-        page = key_views.list_for(session, actor(), here, keyring(), filters, page_number(), rows)
-        counts = key_views.count_for(session, actor(), here, filters.owner)
+        page = key_lists.list_for(session, actor(), here, keyring(), filters, page_number(), rows)
+        counts = key_lists.count_for(session, actor(), here, filters.owner)
         apps = members.apps_of(session, here)
         admins = [] if may_generate else members.admin_names(session, here.workspace.id)
     first = (page.number - 1) * page.size + 1
@@ -120,9 +121,9 @@ def _filters() -> Filters:
         owner=_whose(given.get("owner", "me")),
         q=clean_line(given.get("q", "")[:100]) or "",
         env=env if env in list(Environment) else "",
-        state=state if state in key_views.STATES else "",
+        state=state if state in key_lists.STATES else "",
         scope=scope if Scope.parse(scope) else "",
-        sort=sort if sort in key_views.SORTS else "attention",
+        sort=sort if sort in key_lists.SORTS else "attention",
     )
 
 
@@ -130,7 +131,7 @@ def _whose(owner: str) -> str:
     return owner if owner in dict(_tabs()) or (seat().is_lead and public_id(owner)) else "me"
 
 
-def _cards(counts: key_views.Counts, owner: str) -> list[tuple[str, int, str]]:
+def _cards(counts: key_lists.Counts, owner: str) -> list[tuple[str, int, str]]:
     cards = (
         (f"Active, {counts.old:,} of them old" if counts.old else "Active", counts.active, "active"),
         ("Expiring within 14 days", counts.expiring, "expiring"),
@@ -244,7 +245,7 @@ def row_changed(key: KeyView, message: str, *, focus: str, receipt: dict[str, An
         shown = parse_qs(urlsplit(request.headers.get("HX-Current-URL", "")).query)
         owner = _whose(shown.get("owner", ["me"])[-1])
         with reading() as session:
-            cards = _cards(key_views.count_for(session, actor(), seat(), owner), owner)
+            cards = _cards(key_lists.count_for(session, actor(), seat(), owner), owner)
             row = key_views.row_of(session, seat(), key.id)
             key = key_views.of(session, seat(), keyring(), [row], actor().at, with_days=True)[0]
     return fragment_or_redirect(

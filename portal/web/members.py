@@ -8,8 +8,9 @@ from flask_login import current_user
 
 from portal.rules.access import SLUG, AccessLevel
 from portal.rules.errors import Invalid, Unreadable
-from portal.services import accounts, key_views, members
-from portal.services.key_views import Filters, KeyView
+from portal.services import accounts, key_lists, members
+from portal.services.key_lists import Filters
+from portal.services.key_views import KeyView
 from portal.services.offboarding import KeyAtRisk, Loss
 from portal.store.database import Session
 from portal.store.models import Member, Solution
@@ -163,5 +164,5 @@ def _used(count: int) -> str:
 def keys_of(session: Session, member: Member) -> tuple[list[KeyView], int]:
     """Give a member's keys as far as the viewer may see them, and how many there are."""
     filters = Filters(owner=member.public_id)
-    found = key_views.list_for(session, actor(), seat(), keyring(), filters, 1, _KEYS_SHOWN)
+    found = key_lists.list_for(session, actor(), seat(), keyring(), filters, 1, _KEYS_SHOWN)
     return found.keys, found.total

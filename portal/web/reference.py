@@ -11,8 +11,9 @@ from flask import Blueprint, Response, current_app, g, make_response, render_tem
 from portal.rules.access import AccessLevel, Action, Scope
 from portal.rules.credentials import BASE62, CHECKSUM_LENGTH, KeyFormat
 from portal.rules.errors import KeyRefused, Refusal
-from portal.services import key_views, members
-from portal.services.key_views import Filters, KeyView
+from portal.services import key_lists, members
+from portal.services.key_lists import Filters
+from portal.services.key_views import KeyView
 from portal.services.members import Seat, Shelf
 from portal.services.rate_limit import PER_MINUTE, PER_SECOND
 from portal.services.rotation import NOT_ITSELF
@@ -138,7 +139,7 @@ def _reader() -> Reader | None:
     with reading() as session:
         shelves = [each for each in members.shelves_for(session, seat) if each.level is not AccessLevel.NONE]
         mine = Filters(owner="me", state="active", sort="name")
-        found = key_views.list_for(session, g.actor, seat, portal().settings.keyring, mine, 1, size=100)
+        found = key_lists.list_for(session, g.actor, seat, portal().settings.keyring, mine, 1, size=100)
     return Reader(seat, shelves, found.keys)
 
 

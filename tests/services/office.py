@@ -12,10 +12,11 @@ from sqlalchemy import delete, func, or_, select, update
 
 from portal.rules.access import AccessLevel
 from portal.rules.credentials import KeyFormat, Keyring, Pepper, PlainKey, new_id
-from portal.services import audit, key_views, keys, members
+from portal.services import audit, key_lists, key_views, keys, members
 from portal.services.actor import Actor, Means
 from portal.services.key_check import Caller, KeyCheck
-from portal.services.key_views import Filters, KeyView, Page
+from portal.services.key_lists import Filters, Page
+from portal.services.key_views import KeyView
 from portal.services.keys import Draft
 from portal.services.members import Seat
 from portal.services.usage import Request, Usage
@@ -116,7 +117,7 @@ class Office:
         """Show somebody a page of their list; `owner`, `q`, `env`, `state`, `scope` and `sort` as in the address."""
         with self.database.reading() as session:
             actor, seat = self.actor(name, at), self.seat(name)
-            return key_views.list_for(session, actor, seat, self.keyring, Filters(**filters), number)
+            return key_lists.list_for(session, actor, seat, self.keyring, Filters(**filters), number)
 
     def use(self, key_id: str, at: datetime, refused: str = "", times: int = 1, **more: Any) -> None:
         """Let a key have been used; `refused` says why not, `more` what is not as in a plain call of `/me`."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from portal.rules.access import AccessLevel
 from portal.rules.errors import Conflict, Forbidden, Invalid, KeyRefused, NotFound, PortalError, Refusal
-from portal.services import keys
+from portal.services import audit, key_views, keys
 from portal.services.key_views import KeyView
 from portal.store.models import KeyState
 from tests.services.office import API_MEMBER, NOON, Office
@@ -101,6 +101,19 @@ def test_a_key_says_who_deactivated_it_until_it_is_reactivated(office: Office) -
     office.act("rio", keys.reactivate, key.id)
     row = office.row(key.id)
     assert (row.deactivated_at, row.deactivated_by_id) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("stop", "by"),
+    [(keys.deactivate, "Ana Ruiz"), (lambda *args: keys.delete(*args, typed=""), "Ana Ruiz"), (None, "")],
+)
+def test_a_stopped_key_says_who_stopped_it(office: Office, stop: Callable[..., object] | None, by: str) -> None:
+    key, _ = office.generate("max")
+    if stop:
+        with audit.transaction(office.database, office.actor("ana")) as session:
+            stop(session, office.actor("ana"), office.keyring, key.id)
+    with office.database.reading() as session:
+        assert key_views.stopped_by(session, key_views.row_of(session, office.seat("max"), key.id)) == by
 
 
 # --- Who may do it --------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Lists of keys: who sees which, search, filters, sorting, pages, pairs; and the counts that lead there."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from sqlalchemy import event
 
-from portal.services import audit, key_views, keys, rotation
-from portal.services.key_views import STATES
+from portal.services import audit, key_lists, keys, rotation
+from portal.services.key_lists import STATES
 from portal.store.database import Database
 from tests.services.office import API_MEMBER, NOON, Office
 
@@ -121,7 +121,7 @@ def test_each_state_finds_its_keys(one_of_each: Office, state: str, found: list[
 
 def test_the_counts_are_those_of_the_lists_that_they_lead_to(one_of_each: Office) -> None:
     with one_of_each.database.reading() as session:
-        counts = key_views.count_for(session, one_of_each.actor("max"), one_of_each.seat("max"), "me")
+        counts = key_lists.count_for(session, one_of_each.actor("max"), one_of_each.seat("max"), "me")
     for state in ("active", "expiring", "unused", "stopped"):
         assert getattr(counts, state) == one_of_each.page("max", state=state).total, state
     assert set(STATES) >= {"active", "expiring", "unused", "stopped"}
@@ -202,8 +202,8 @@ def test_pages_hold_every_key_once(office: Office) -> None:
         assert set(made) < set(listed)
     with office.database.reading() as session:
         actor, seat = office.actor("ana"), office.seat("ana")
-        filters = key_views.Filters(owner="all")
-        small = key_views.list_for(session, actor, seat, office.keyring, filters, 99, size=15)
+        filters = key_lists.Filters(owner="all")
+        small = key_lists.list_for(session, actor, seat, office.keyring, filters, 99, size=15)
     assert (small.number, small.count, small.total) == (3, 3, 40)
 
 
@@ -260,7 +260,7 @@ def test_a_list_takes_the_same_few_statements_however_long_it_is(office: Office)
     def cost() -> int:
         seat, actor = office.seat("ana"), office.actor("ana")
         with statements(office.database) as asked, office.database.reading() as session:
-            key_views.list_for(session, actor, seat, office.keyring, key_views.Filters(owner="all"), 1)
+            key_lists.list_for(session, actor, seat, office.keyring, key_lists.Filters(owner="all"), 1)
         return len([each for each in asked if each.startswith("SELECT")])
 
     def pair(who: str, n: int) -> None:
@@ -286,7 +286,7 @@ def test_what_expires_soon_is_listed_for_those_who_answer_for_it(office: Office)
 
     def told(who: str) -> tuple[int, list[str]]:
         with office.database.reading() as session:
-            count, first = key_views.expiring_soon(session, office.actor(who), office.seat(who), office.keyring)
+            count, first = key_lists.expiring_soon(session, office.actor(who), office.seat(who), office.keyring)
         return count, [key.name for key in first]
 
     assert told("lea") == (5, ["Of the sync", "Soon 0", "Soon 1"])
@@ -304,7 +304,7 @@ def test_one_copies_scopes_from_ones_own_keys_and_those_of_api_members(office: O
 
     def offered(who: str) -> list[str]:
         with office.database.reading() as session:
-            listed = key_views.copyable(session, office.actor(who), office.seat(who))
+            listed = key_lists.copyable(session, office.actor(who), office.seat(who))
         return [words.rpartition(" …")[0] for _, words in listed]
 
     assert {who: offered(who) for who in ("ana", "lea", "max", "rio")} == {
@@ -313,16 +313,3 @@ def test_one_copies_scopes_from_ones_own_keys_and_those_of_api_members(office: O
         "max": ["Of max"],
         "rio": [],
     }
-
-
-@pytest.mark.parametrize(
-    ("stop", "by"),
-    [(keys.deactivate, "Ana Ruiz"), (lambda *args: keys.delete(*args, typed=""), "Ana Ruiz"), (None, "")],
-)
-def test_a_stopped_key_says_who_stopped_it(office: Office, stop: Callable[..., object] | None, by: str) -> None:
-    key, _ = office.generate("max")
-    if stop:
-        with audit.transaction(office.database, office.actor("ana")) as session:
-            stop(session, office.actor("ana"), office.keyring, key.id)
-    with office.database.reading() as session:
-        assert key_views.stopped_by(session, key_views.row_of(session, office.seat("max"), key.id)) == by
