@@ -168,7 +168,11 @@ class Database:
 
 _POSTGRESQL_OPTIONS: dict[str, Any] = {
     "pool_pre_ping": True,
-    "connect_args": {"connect_timeout": 2, "options": "-c statement_timeout=10000 -c lock_timeout=8000"},
+    # Whatever is usual in this database: a lock that was waited for shows what was committed until then.
+    "connect_args": {
+        "connect_timeout": 2,
+        "options": "-c statement_timeout=10000 -c lock_timeout=8000 -c default_transaction_isolation=read\\ committed",
+    },
 }
 
 
