@@ -208,7 +208,10 @@ class _Impatient(psycopg.Connection[Any]):
             self._answer()
             self._questions[sql] = name
         self.pgconn.send_query_prepared(name, parameters, [Format.BINARY] * len(parameters))
-        answer = self._answer()
+        try:
+            answer = self._answer()
+        except psycopg.errors.FeatureNotSupported as error:  # prepared before a migration changed a column's type
+            raise psycopg.OperationalError("the question must be prepared anew") from error
         self._reader.set_pgresult(answer)
         rows: list[tuple[Any, ...]] = self._reader.load_rows(0, answer.ntuples, tuple)
         return rows

@@ -576,3 +576,16 @@ def test_making_the_log_gives_up_while_a_change_is_half_way(
         other.rollback()
         log.install()
         assert log.is_installed()
+
+
+@pytest.mark.server
+def test_a_column_of_another_type_is_read_by_a_process_at_work(
+    office: Office, counting: Counting, warm: KeyCheck, by_hand: Connection
+) -> None:
+    """Its question was prepared before; PostgreSQL would refuse it for ever."""
+    key, plain = office.generate("rio")
+    told(warm, plain)
+    with closing(counting.driver_connection()) as connection:
+        log_of(connection, is_sqlite=False).remove()  # as a migration does
+    by_hand.exec_driver_sql("ALTER TABLE api_key ALTER COLUMN name TYPE varchar(333)")
+    assert told(warm, plain).key_id == key.id  # type: ignore[union-attr]

@@ -1,6 +1,7 @@
 """A database recognises the secrets that its keys were hashed under."""
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 from portal.rules.credentials import KeyFormat, Keyring, Pepper
 from portal.services import peppers
@@ -34,6 +35,8 @@ def test_hosts_that_start_together_note_the_same(office: Office) -> None:
     with ThreadPoolExecutor(1) as pool:
         with office.database.transaction() as session:
             peppers.note(session, RING)
-            other = pool.submit(noted, office.database, RING)
             session.flush()
+            other = pool.submit(noted, office.database, RING)
+            with suppress(TimeoutError):
+                other.result(0.2)  # it waits for what is not committed yet
         assert other.result() == []

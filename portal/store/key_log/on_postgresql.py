@@ -21,8 +21,8 @@ The clocks of hosts need not agree, only go on at about the same pace: `LEASE` i
 that stops a machine with its clock breaks that for the rest of a lease.) A key that the same transaction made is in
 nobody's records, so making one waits for nothing.
 
-What no line tells of: tables that are rewritten by ALTER TABLE, rows that are changed while triggers are off. To restore
-a dump in place, stop the portal.
+What no line tells of: tables that are rewritten by ALTER TABLE, rows that are changed while triggers are off. To
+restore a dump in place, stop the portal.
 """
 
 import hashlib
