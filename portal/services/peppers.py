@@ -5,18 +5,29 @@ A wrong one is no error anywhere: every key is unknown under it. So the database
 
 from collections.abc import Sequence
 
-from sqlalchemy import func, select
+from sqlalchemy import exists, func, select
+from sqlalchemy.dialects import postgresql, sqlite
 
 from portal.rules.credentials import Keyring
 from portal.store.database import Session
-from portal.store.models import ApiKey, PepperProof
+from portal.store.models import ApiKey, PepperProof, Verifier
 
 
 def note(session: Session, keyring: Keyring) -> Sequence[str]:
-    """Keep a proof of each pepper that has none yet; give the ids of those that had another secret before."""
-    kept = {row.id: row.proof for row in session.scalars(select(PepperProof))}
-    session.add_all(PepperProof(id=each.id, proof=each.proof) for each in keyring.peppers if each.id not in kept)
-    return [each.id for each in keyring.peppers if kept.get(each.id, each.proof) != each.proof]
+    """Keep a proof of each pepper, by its id; give the ids of those that stored digests have under another secret."""
+    insert = sqlite.insert if session.connection().dialect.name == "sqlite" else postgresql.insert
+    proofs = [{"id": each.id, "proof": each.proof} for each in keyring.peppers]
+    session.execute(insert(PepperProof).values(proofs).on_conflict_do_nothing())  # hosts that start together
+    kept = {row.id: row for row in session.scalars(select(PepperProof))}
+    wrong = []
+    for each in keyring.peppers:
+        if kept[each.id].proof == each.proof:
+            continue
+        if any(session.scalar(select(exists().where(table.pepper_id == each.id))) for table in (ApiKey, Verifier)):
+            wrong.append(each.id)
+        else:
+            kept[each.id].proof = each.proof  # nothing was hashed under what it was
+    return wrong
 
 
 def lost_keys(session: Session, keyring: Keyring) -> dict[str, int]:

@@ -185,7 +185,11 @@ class Database:
 
 _POSTGRESQL_OPTIONS: dict[str, Any] = {
     "pool_pre_ping": True,
-    "connect_args": {"connect_timeout": 2, "options": "-c statement_timeout=10000 -c lock_timeout=8000"},
+    # Whatever is usual in this database: a lock that was waited for shows what was committed until then.
+    "connect_args": {
+        "connect_timeout": 2,
+        "options": "-c statement_timeout=10000 -c lock_timeout=8000 -c default_transaction_isolation=read\\ committed",
+    },
 }
 
 
@@ -221,7 +225,10 @@ class _Impatient(psycopg.Connection[Any]):
             self._answer()
             self._questions[sql] = name
         self.pgconn.send_query_prepared(name, parameters, [Format.BINARY] * len(parameters))
-        answer = self._answer()
+        try:
+            answer = self._answer()
+        except psycopg.errors.FeatureNotSupported as error:  # prepared before a migration changed a column's type
+            raise psycopg.OperationalError("the question must be prepared anew") from error
         self._reader.set_pgresult(answer)
         rows: list[tuple[Any, ...]] = self._reader.load_rows(0, answer.ntuples, tuple)
         return rows

@@ -1,6 +1,8 @@
 """Migrations: they make what the models say, go down again, and may be run any number of times."""
 
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from typing import Any
 
@@ -125,3 +127,11 @@ def test_migrations_leave_no_row_that_points_nowhere(database_url: str) -> None:
         assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
         connection.close()
     check(database_url)
+
+
+@pytest.mark.server
+def test_hosts_that_start_together_migrate_one_after_the_other(blank_url: str) -> None:
+    code = "import sys; from portal.store.migrate import migrate; migrate(sys.argv[1])"
+    hosts = [subprocess.Popen([sys.executable, "-c", code, blank_url]) for _ in range(2)]
+    assert [host.wait(60) for host in hosts] == [0, 0]
+    check(blank_url)

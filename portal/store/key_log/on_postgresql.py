@@ -17,15 +17,19 @@ Why nobody who uses a lease is told less than the last commit that ended before 
 4. The functions' names hold a digest of all that `install` makes, and each lease counts the triggers that are on.
    Without them there are no leases, and each request reads its key.
 
-The clocks of hosts need not agree, only go on at about the same pace: `LEASE` is five sixths of `WAIT`. A key that the
-same transaction made is in nobody's records, so making one waits for nothing.
+The clocks of hosts need not agree, only go on at about the same pace: `LEASE` is five sixths of `WAIT`. (A hypervisor
+that stops a machine with its clock breaks that for the rest of a lease.) A key that the same transaction made is in
+nobody's records, so making one waits for nothing.
+
+What no line tells of: tables that are rewritten by ALTER TABLE, rows that are changed while triggers are off. To
+restore a dump in place, stop the portal.
 """
 
 import hashlib
 import logging
 import struct
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import psycopg
@@ -36,6 +40,9 @@ _log = logging.getLogger("portal.store.key_log")
 
 LEASE = 0.010  # seconds
 WAIT = 0.012  # seconds
+PRUNED = 1_000  # lines that are taken out of the log at once, at most
+_PATIENCE = 100  # milliseconds that the log's maker waits for a lock, and then lets others pass
+_TRIES = 50
 _LEFT_ALONE = 1.0  # seconds between two looks for functions that were not there
 
 _CREATE = """
@@ -62,11 +69,17 @@ BEGIN
     INSERT INTO key_change (key_id, member_id)
         SELECT DISTINCT CASE WHEN TG_ARGV[0] = 'key_id' THEN id END, CASE WHEN TG_ARGV[0] = 'member_id' THEN id END
         FROM unnest(ARRAY[was, becomes]) AS id WHERE id IS NOT NULL OR TG_ARGV[0] = '';
-    DELETE FROM key_change WHERE seq IN (
-        SELECT seq FROM key_change WHERE seq <= (SELECT max(seq) FROM key_change) - {LINES}
-        ORDER BY seq LIMIT 100 FOR UPDATE SKIP LOCKED
-    );
     IF current_setting('portal.waited', true) IS DISTINCT FROM 'yes' THEN
+        -- One transaction at a time, or the oldest lines could outlive newer ones; and none that sees an older moment,
+        -- for which the lines that another one took out would be a conflict.
+        IF current_setting('transaction_isolation') = 'read committed'
+            AND pg_try_advisory_xact_lock('key_change'::regclass::bigint)
+        THEN
+            DELETE FROM key_change WHERE seq IN (
+                SELECT seq FROM key_change WHERE seq <= (SELECT max(seq) FROM key_change) - {LINES}
+                ORDER BY seq LIMIT {PRUNED}
+            );
+        END IF;
         PERFORM pg_sleep({WAIT});
         PERFORM set_config('portal.waited', 'yes', true);
     END IF;
@@ -75,16 +88,17 @@ END
 """  # noqa: S608 - constants
 _SINCE = """
 BEGIN
+    -- To hold a lease's lock is to hold up every change: that is for those who could do so without it.
+    IF NOT has_table_privilege(session_user, '%(keys)s', 'UPDATE') THEN
+        RETURN;
+    END IF;
     BEGIN
         LOCK TABLE key_change IN SHARE MODE NOWAIT;
     EXCEPTION WHEN lock_not_available THEN
         RETURN QUERY SELECT NULL::bigint, NULL::bigint, NULL::bigint;
         RETURN;
     END;
-    IF (
-        SELECT count(*) FROM pg_trigger
-        WHERE tgrelid = ANY('{%(tables)s}'::regclass[]) AND tgfoid = '%(note)s'::regproc AND tgenabled = 'A'
-    ) <> %(triggers)d THEN
+    IF (SELECT count(*) FROM pg_trigger WHERE %(on)s) <> %(triggers)d THEN
         RETURN;
     END IF;
     IF seen < 0 THEN
@@ -154,42 +168,74 @@ class PostgresqlLog:
             return ()
 
     def is_installed(self) -> bool:
-        if self._connection.execute("SELECT to_regproc(%s)", (_SINCE_NAME,)).fetchone() == (None,):
+        execute = self._connection.execute
+        there = "SELECT to_regproc(%s) IS NOT NULL AND to_regclass(%s) IS NOT NULL"
+        if execute(there, (_SINCE_NAME, TABLE)).fetchone() == (False,):
             return False
-        return bool(self._connection.execute(_FOLLOW.replace("$1", "-1")).fetchall())
+        if execute(f"SELECT count(*) FROM pg_trigger WHERE {_ON}").fetchone() != (len(_TRIGGERS),):  # noqa: S608
+            return False
+        return bool(execute(f"SELECT FROM {TABLE} LIMIT 1").fetchall())
 
     def install(self) -> None:
-        if self.is_installed():
-            return
-        self.remove()
-        execute = self._connection.execute
-        with self._connection.transaction():
-            execute("LOCK TABLE alembic_version IN SHARE ROW EXCLUSIVE MODE")  # one process at a time
-            if execute("SELECT to_regproc(%s)", (_SINCE_NAME,)).fetchone() != (None,):
-                return  # another was quicker
-            execute(_CREATE % (time.time_ns() // 1000))  # or it might seem to go on where one before it ended
-            execute("INSERT INTO key_change DEFAULT VALUES")  # the log is never empty from now on
-            (schema,) = execute("SELECT quote_ident(current_schema())").fetchone()
-            how = _AS_OWNER % schema
-            execute(f"CREATE FUNCTION {_NOTE_NAME}() RETURNS trigger {how} AS $do${_NOTE}$do$")
-            for table, name, sql in _TRIGGERS:
-                execute(sql)
-                execute(f"ALTER TABLE {table} ENABLE ALWAYS TRIGGER {name}")  # also for whoever plays a replica
-            answer = "TABLE (seq bigint, key_id bigint, member_id bigint)"
-            execute(f"CREATE FUNCTION {_SINCE_NAME}(seen bigint) RETURNS {answer} {how} AS $do${_SINCE}$do$")
+        if not self.is_installed():
+            self._alone(self._install)
 
     def remove(self) -> None:
+        if self._is_table(TABLE):
+            self._alone(self._remove)
+
+    def _alone(self, change: Callable[[], None]) -> None:
+        """Change the log in a transaction, one process at a time.
+
+        It locks tables that every request reads, so while it waits for one that somebody writes, all wait for it. It
+        gives up before PostgreSQL looks for a deadlock and ends a request's transaction, and tries again. Raises
+        psycopg.errors.LockNotAvailable after some seconds.
+        """
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                with self._connection.transaction():
+                    self._connection.execute(f"SET LOCAL lock_timeout = {_PATIENCE}")
+                    self._connection.execute("LOCK TABLE alembic_version IN SHARE ROW EXCLUSIVE MODE")
+                    change()
+                return
+            except psycopg.errors.LockNotAvailable:
+                if not tries_left:
+                    raise
+                time.sleep(_PATIENCE / 1000)
+
+    def _install(self) -> None:
+        if self.is_installed():
+            return  # another was quicker
+        self._remove()
         execute = self._connection.execute
+        execute(_CREATE % (time.time_ns() // 1000))  # or it might seem to go on where one before it ended
+        execute("INSERT INTO key_change DEFAULT VALUES")  # the log is never empty from now on
+        (schema,) = execute("SELECT quote_ident(current_schema())").fetchone()
+        how = _AS_OWNER % schema
+        execute(f"CREATE FUNCTION {_NOTE_NAME}() RETURNS trigger {how} AS $do${_NOTE}$do$")
+        for table, name, sql in _TRIGGERS:
+            execute(sql)
+            execute(f"ALTER TABLE {table} ENABLE ALWAYS TRIGGER {name}")  # also for whoever plays a replica
+        answer = "TABLE (seq bigint, key_id bigint, member_id bigint)"
+        execute(f"CREATE FUNCTION {_SINCE_NAME}(seen bigint) RETURNS {answer} {how} AS $do${_SINCE}$do$")
+
+    def _remove(self) -> None:
+        if not self._is_table(TABLE):
+            return
+        execute = self._connection.execute
+        # All at once: when who holds the log has ended, nobody may come between. The tables may be those of other code.
+        triggers = f"FROM pg_trigger WHERE tgname ^@ '{TABLE}_' AND NOT tgisinternal"
+        found = execute(f"SELECT DISTINCT tgrelid::regclass::text {triggers}").fetchall()
+        execute(f"LOCK TABLE {', '.join([TABLE, *(name for (name,) in found)])} IN ACCESS EXCLUSIVE MODE")
+        execute(f"SELECT pg_sleep({WAIT})")  # this is a change too
         functions = "SELECT oid::regprocedure::text FROM pg_proc"
         ours = "proname ^@ 'key_change_' AND pronamespace = current_schema()::regnamespace"
-        with self._connection.transaction():
-            if execute(f"SELECT to_regclass('{TABLE}')").fetchone() == (None,):
-                return
-            execute(f"LOCK TABLE {TABLE} IN ROW EXCLUSIVE MODE")
-            execute(f"SELECT pg_sleep({WAIT})")  # this is a change too
-            for (function,) in execute(f"{functions} WHERE {ours}").fetchall():
-                execute(f"DROP FUNCTION {function} CASCADE")
-            execute(f"DROP TABLE {TABLE}")
+        for (function,) in execute(f"{functions} WHERE {ours}").fetchall():
+            execute(f"DROP FUNCTION {function} CASCADE")
+        execute(f"DROP TABLE {TABLE}")
+
+    def _is_table(self, name: str) -> bool:
+        return bool(self._connection.execute("SELECT to_regclass(%s) IS NOT NULL", (name,)).fetchone() == (True,))
 
 
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # the first goes on while a machine is suspended
@@ -215,12 +261,15 @@ def _triggers(note: str) -> Iterator[tuple[str, str, str]]:
     yield trigger(KEYS.table, "used", "UPDATE OF last_used_at", first, (KEYS.whose, KEYS.column))
 
 
-_VERSION = hashlib.sha256(repr((_CREATE, _NOTE, _SINCE, _AS_OWNER, *_triggers(""))).encode()).hexdigest()[:12]
+# Which triggers are those of this code, and on for everybody.
+_ON = "tgrelid = ANY('{%(tables)s}'::regclass[]) AND tgfoid = to_regproc('%(note)s') AND tgenabled = 'A'"
+_VERSION = hashlib.sha256(repr((_CREATE, _NOTE, _SINCE, _ON, _AS_OWNER, *_triggers(""))).encode()).hexdigest()[:12]
 _NOTE_NAME, _SINCE_NAME = f"key_change_note_{_VERSION}", f"key_change_since_{_VERSION}"
 _TRIGGERS = tuple(_triggers(_NOTE_NAME))
+_ON %= {"tables": ",".join(watched.table for watched in WATCHED), "note": _NOTE_NAME}
 _SINCE %= {
-    "tables": ",".join(watched.table for watched in WATCHED),
-    "note": _NOTE_NAME,
+    "keys": KEYS.table,
+    "on": _ON,
     "triggers": len(_TRIGGERS),
     "lines": MOST + 2,
 }

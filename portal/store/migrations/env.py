@@ -1,5 +1,6 @@
 """How Alembic runs our migrations: one transaction each; on SQLite without foreign keys, as it rebuilds tables."""
 
+import time
 from contextlib import closing
 from typing import Any, Literal
 
@@ -13,6 +14,8 @@ from portal.store.database import Base, Database, Moment
 from portal.store.key_log import TABLE, log_of
 
 assert models  # noqa: S101 - imported for its tables
+
+_MY_TURN = "SELECT pg_try_advisory_lock(hashtext('portal.migrate'))"  # until the connection is closed
 
 
 def _render(kind: str, item: Any, autogenerate: AutogenContext) -> str | Literal[False]:
@@ -67,6 +70,8 @@ with closing(database), database.engine.connect() as connection:
         connection.invalidate()  # a connection without foreign keys must not be used again
     else:
         with closing(database.driver_connection()) as driver:
+            while driver.execute(_MY_TURN).fetchone() == (False,):  # hosts that start together
+                time.sleep(0.1)
             log = log_of(driver, is_sqlite=False)
             if _goes_elsewhere(connection):
                 log.remove()  # columns that a trigger names cannot be dropped
