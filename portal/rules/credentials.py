@@ -10,7 +10,7 @@ import re
 import secrets
 import zlib
 from dataclasses import dataclass, field
-from typing import NewType, NoReturn
+from typing import Any, NewType, NoReturn
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError, VerifyMismatchError
@@ -179,6 +179,9 @@ class Pepper:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_begun", hmac.new(self.secret, digestmod="sha256"))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Pepper, (self.id, self.secret)  # what was begun cannot be handed to another process
 
     def digest(self, plain: PlainSecret) -> KeyDigest:
         """Compute what is stored of a key or verifier: HMAC-SHA-256 of its whole text (RFC 2104)."""
