@@ -197,10 +197,12 @@ class Browser:
             body = urlencode(answers)
         try:
             self._connection.request(method, path, body, headers)
-        except OSError:  # it was idle for long
+            answer = self._connection.getresponse()
+        except ConnectionError:  # it was idle for long
             self._connect()
             self._connection.request(method, path, body, headers)
-        with self._connection.getresponse() as answer:
+            answer = self._connection.getresponse()
+        with answer:
             self.answered_at = time.monotonic()
             text = answer.read().decode()
             for cookie in answer.headers.get_all("Set-Cookie") or []:
