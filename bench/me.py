@@ -105,10 +105,15 @@ def with_churn(
         return costs, (done.value - before) / (time.monotonic() - start)
 
 
-def memory(server: Loaded, keys: Sequence[str], fresh: float) -> str:
-    """Use all keys twice, for a first use changes what is kept of a key; say what the worker holds then."""
+def warm_up(server: Loaded, keys: Sequence[str]) -> None:
+    """Use all keys twice: a first use changes what is kept of a key."""
     used = [server.get("/api/v1/me", f"Authorization: Bearer {key}") for key in keys]
     server.load(used * 2, float("inf"), CONNECTIONS)
+
+
+def memory(server: Loaded, keys: Sequence[str], fresh: float) -> str:
+    """Say what the worker holds once all keys were used."""
+    warm_up(server, keys)
     resident, own = server.worker_memory()
     told = f"a worker begins with {fresh:.0f} MB; after {len(keys):,} keys it has {resident:.0f}"
     return f"{told}, {own:.0f} of them for itself"
@@ -135,7 +140,9 @@ def main(names: Sequence[str], counts: Sequence[int], rounds: int, seconds: floa
                 with loaded(template.url, Path(folder)) as server:
                     server.load([server.floor()], float("inf"), 1)
                     fresh, _ = server.worker_memory()
-                    asked = kinds(server, keys[:: max(1, len(keys) // IN_USE)][:IN_USE])
+                    in_use = keys[:: max(1, len(keys) // IN_USE)][:IN_USE]
+                    warm_up(server, in_use)
+                    asked = kinds(server, in_use)
                     click.echo(f"{name}, {stored:,} stored keys, {circumstances()}")
                     click.echo(table(f"{CONNECTIONS} connections", server.compare(asked, rounds, seconds)))
                     click.echo(table("1 connection", server.compare(asked, rounds, seconds, 1)))

@@ -43,6 +43,7 @@ WAIT = 0.012  # seconds
 PRUNED = 1_000  # lines that are taken out of the log at once, at most
 _PATIENCE = 100  # milliseconds that the log's maker waits for a lock, and then lets others pass
 _TRIES = 50
+_RETRY = 0.003  # seconds until a lease is asked for again while a change is half-way
 _LEFT_ALONE = 1.0  # seconds between two looks for functions that were not there
 
 _CREATE = """
@@ -137,7 +138,7 @@ class PostgresqlLog:
             return ()
         lines = self._ask()
         if lines == _BUSY:
-            self._not_before = now + LEASE
+            self._not_before = now + _RETRY
             return ()
         if not lines:
             if self.is_fit or not self._not_before:
