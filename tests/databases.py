@@ -152,7 +152,8 @@ def _copy_postgresql(template_url: str, name: str, original: str) -> Iterator[st
     names = {"copy": sql.Identifier(name), "template": sql.Identifier(original)}
     with psycopg.connect(admin_url, autocommit=True) as admin:
         admin.execute(sql.SQL("CREATE DATABASE {copy} TEMPLATE {template} STRATEGY file_copy").format(**names))
-        try:
-            yield template.set(database=name).render_as_string(hide_password=False)
-        finally:
+    try:
+        yield template.set(database=name).render_as_string(hide_password=False)
+    finally:
+        with psycopg.connect(admin_url, autocommit=True) as admin:  # the server may have been stopped meanwhile
             admin.execute(sql.SQL("DROP DATABASE {copy} WITH (FORCE)").format(**names))
