@@ -2,16 +2,19 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from click.testing import Result
 from flask import Flask
-from sqlalchemy import select
+from sqlalchemy import make_url, select
 
 from app import create_app
 from portal.store.database import Database
+from portal.store.key_log import log_of
 from portal.store.migrate import check
 from portal.store.models import ApiKey, AuditEvent, Workspace
 from tests.cast import Cast, MadeKey
@@ -176,6 +179,26 @@ def test_a_database_that_cannot_be_reached_is_not_told_to_be_new(tmp_path: Path,
     assert "hunter2" not in told
     assert told.count("\n") == 1
     app.extensions["portal"].close()
+
+
+@pytest.mark.server
+def test_a_role_that_may_not_make_what_is_missing_is_told_so(
+    database: Database, database_url: str, tmp_path: Path
+) -> None:
+    role = f"clerk_{uuid4().hex}"
+    with closing(database.driver_connection()) as owner:
+        log_of(owner, is_sqlite=False).remove()
+        owner.execute(f"CREATE ROLE {role} LOGIN")
+        owner.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}")
+        try:
+            url = make_url(database_url).set(username=role).render_as_string(hide_password=False)
+            app = create_app({"PORTAL_DATABASE_URL": url, "PORTAL_INSTANCE": str(tmp_path)})
+            told = refused(app, "migrate")
+            app.extensions["portal"].close()
+        finally:
+            owner.execute(f"DROP OWNED BY {role}")
+            owner.execute(f"DROP ROLE {role}")
+    assert "permission denied" in told
 
 
 @pytest.mark.parametrize(

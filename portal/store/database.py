@@ -40,7 +40,7 @@ TROUBLE: tuple[type[Exception], ...] = (
 )
 
 # Mistakes of ours that are database errors too.
-MISTAKES: tuple[type[Exception], ...] = (IntegrityError, DataError, ProgrammingError)
+MISTAKES: tuple[type[Exception], ...] = (IntegrityError, DataError, ProgrammingError, psycopg.ProgrammingError)
 
 
 def broken_rule(error: IntegrityError) -> str:
