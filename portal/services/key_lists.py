@@ -13,7 +13,7 @@ from sqlalchemy.orm import aliased, contains_eager
 from portal.rules import text
 from portal.rules.access import Scope
 from portal.rules.credentials import Keyring, last_four_in_part
-from portal.services import key_views, members
+from portal.services import key_views
 from portal.services.actor import Actor
 from portal.services.key_views import EXPIRING, KeyView, ShownKey
 from portal.services.members import Seat
@@ -192,13 +192,8 @@ def _matching(shape: _Shape) -> _Select:
 
 
 def _seen(sees: str) -> list[ColumnElement[bool]]:
-    """Give the conditions of `visible_to`."""
-    here = ApiKey.workspace_id == bindparam("workspace")
-    if sees == "all":
-        return [here]
-    me = bindparam("me", type_=Integer)
-    managed = members.managed(bindparam("workspace"), me, is_admin=False, is_lead=sees == "managed")
-    return [here, or_(ApiKey.member_id == me, ApiKey.member_id.in_(select(Member.id).where(*managed)))]
+    here, me = bindparam("workspace", type_=Integer), bindparam("me", type_=Integer)
+    return key_views.seen_by(here, me, is_admin=sees == "all", is_lead=sees == "managed")
 
 
 def _whose(whose: str) -> list[ColumnElement[bool]]:

@@ -263,12 +263,17 @@ def visible_to(seat: Seat) -> Select[ApiKey]:
         select(ApiKey)
         .join(Member, Member.id == ApiKey.member_id)
         .options(contains_eager(ApiKey.member), joinedload(ApiKey.created_by, innerjoin=True))
-        .where(ApiKey.workspace_id == seat.workspace.id)
     )
-    if seat.is_admin:
-        return statement
-    own: ColumnElement[bool] = ApiKey.member_id == seat.member.id
-    return statement.where(or_(own, ApiKey.member_id.in_(select(Member.id).where(*members.managed_by(seat)))))
+    return statement.where(*seen_by(seat.workspace.id, seat.member.id, is_admin=seat.is_admin, is_lead=seat.is_lead))
+
+
+def seen_by(workspace_id: Any, member_id: Any, *, is_admin: bool, is_lead: bool) -> list[ColumnElement[bool]]:
+    """Give the conditions of `visible_to` for such a seat; the ids may be parameters of a statement."""
+    here: ColumnElement[bool] = ApiKey.workspace_id == workspace_id
+    if is_admin:
+        return [here]
+    managed = members.managed(workspace_id, member_id, is_admin=False, is_lead=is_lead)
+    return [here, or_(ApiKey.member_id == member_id, ApiKey.member_id.in_(select(Member.id).where(*managed)))]
 
 
 def of(

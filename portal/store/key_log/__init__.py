@@ -7,7 +7,7 @@ from portal.store.key_log.on_postgresql import PostgresqlLog
 from portal.store.key_log.on_sqlite import SqliteLog
 from portal.store.key_log.watched import TABLE, Change
 
-__all__ = ["TABLE", "Change", "KeyLog", "PostgresqlLog", "SqliteLog", "log_of"]
+__all__ = ["TABLE", "Change", "KeyLog", "log_of"]
 
 
 class KeyLog(Protocol):
