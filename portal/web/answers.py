@@ -2,6 +2,7 @@
 
 import json
 from functools import lru_cache
+from random import getrandbits
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
@@ -33,6 +34,11 @@ class Answer(NamedTuple):
     status: int
     headers: list[tuple[str, str]]
     body: bytes
+
+
+def new_request_id() -> str:
+    """Make the id under which a request can be asked about; it is no secret, so the system need not be asked for it."""
+    return f"req_{getrandbits(96):024x}"
 
 
 def error(

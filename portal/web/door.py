@@ -6,7 +6,6 @@ here in any case: it asks nothing else. A request without any credential goes on
 there is no such route.
 """
 
-import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
@@ -27,7 +26,7 @@ from portal.services.rate_limit import BadKeys, Verdict
 from portal.services.usage import Usage
 from portal.store.database import MISTAKES, TROUBLE
 from portal.web import answers
-from portal.web.answers import Answer
+from portal.web.answers import Answer, new_request_id
 from portal.web.front import ENDPOINT, EVEN, Headers, StartResponse, Wsgi
 from portal.web.parts import Portal
 
@@ -184,11 +183,6 @@ def _met(caller: Caller, verdict: Verdict) -> str:
     by = ", set for it by an administrator" if own else ""
     many = f"{limit:,} request{'' if limit == 1 else 's'}"
     return f"This key’s limit is {many} in any {window}{by}. Try again in {verdict.retry_after} s."
-
-
-def new_request_id() -> str:
-    """Make the id under which a request can be asked about."""
-    return "req_" + secrets.token_hex(12)
 
 
 def client_label(environ: dict[str, Any]) -> str:

@@ -11,7 +11,6 @@ import ipaddress
 import json
 import logging
 import re
-import secrets
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
@@ -137,7 +136,7 @@ class Front:
             try:
                 return self._app(environ, start_safely)
             except Exception:
-                request_id = "req_" + secrets.token_hex(12)
+                request_id = answers.new_request_id()
                 _log.exception("a request failed, and so did telling of it", extra={"request_id": request_id})
                 return _refuse(environ, start_safely, _BROKEN, request_id)
 
@@ -218,7 +217,7 @@ def _refuse(
     environ: dict[str, Any], start_response: StartResponse, refusal: Refusal, request_id: str = ""
 ) -> list[bytes]:
     """Answer without the portal's help: JSON to integrations, a plain line to people."""
-    request_id = request_id or "req_" + secrets.token_hex(12)
+    request_id = request_id or answers.new_request_id()
     if environ["PATH_INFO"].startswith(answers.OAUTH):
         body = json.dumps(answers.oauth_error(int(refusal.status[:3]), refusal.message)).encode()
         kind = "application/json"

@@ -38,7 +38,7 @@ from portal.rules.errors import (
 from portal.services import audit, outbox
 from portal.store.database import MISTAKES, TROUBLE, Session
 from portal.web import answers, display
-from portal.web.door import PASSAGE, Passage, new_request_id, note_refusal
+from portal.web.door import PASSAGE, Passage, note_refusal
 from portal.web.front import ENDPOINT
 from portal.web.parts import Portal
 
@@ -219,7 +219,7 @@ def _begin() -> None:
     request.environ[ENDPOINT] = request.endpoint or "none"
     passage: Passage | None = request.environ.get(PASSAGE)
     g.now = passage.now if passage else datetime.now(UTC)
-    g.request_id = passage.request_id if passage else new_request_id()
+    g.request_id = passage.request_id if passage else answers.new_request_id()
     if request.method in UNSAFE:
         request.max_content_length = body_limit(request.path)
         if not is_api(request):
