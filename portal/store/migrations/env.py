@@ -1,18 +1,21 @@
 """How Alembic runs our migrations: one transaction each; on SQLite without foreign keys, as it rebuilds tables."""
 
+import logging
 import time
 from contextlib import closing
+from itertools import count
 from typing import Any, Literal
 
 from alembic import context
 from alembic.autogenerate.api import AutogenContext
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Connection
+from sqlalchemy import Connection, event
 
 from portal.store import models
 from portal.store.database import Base, Database, Moment
 from portal.store.key_log import TABLE, log_of
 
+_log = logging.getLogger("portal.store.migrate")
 assert models  # noqa: S101 - imported for its tables
 
 _MY_TURN = "SELECT pg_try_advisory_lock(hashtext('portal.migrate'))"  # until the connection is closed
@@ -70,8 +73,13 @@ with closing(database), database.engine.connect() as connection:
         connection.invalidate()  # a connection without foreign keys must not be used again
     else:
         with closing(database.driver_connection()) as driver:
-            while driver.execute(_MY_TURN).fetchone() == (False,):  # hosts that start together
+            for tries in count():
+                if driver.execute(_MY_TURN).fetchone() == (True,):
+                    break
+                if tries == 20:  # two seconds: hosts that start together are done by then
+                    _log.warning("another process migrates this database; waiting until it has ended")
                 time.sleep(0.1)
+            event.listen(connection, "begin", database.take_time)
             log = log_of(driver, is_sqlite=False)
             if _goes_elsewhere(connection):
                 log.remove()  # columns that a trigger names cannot be dropped
