@@ -40,7 +40,7 @@ from portal.store import backup
 from portal.store.database import MISTAKES, TROUBLE, Database, Session, lacks_tables, out_of_reach
 from portal.store.migrate import NewerDatabase, migrate
 
-_THREADS = 64  # a process; all but one wait for bodies that are still on their way
+THREADS = 64  # a process; all but one wait for bodies that are still on their way
 _MAX_HEADERS = 16 * 1024  # bytes of a request's header block
 
 
@@ -364,7 +364,7 @@ def run_server(settings: Settings, target: str = "app:create_app") -> None:
         http=HTTPModes.http1,
         http1_settings=HTTP1Settings(max_buffer_size=_MAX_HEADERS),
         workers=settings.workers,
-        blocking_threads=_THREADS,
+        blocking_threads=THREADS,
         websockets=False,
         respawn_failed_workers=True,
         respawn_interval=0.5,  # seconds; one that was killed is back before its clients have counted to two
