@@ -63,6 +63,7 @@ class RateLimit:
         self._host = HostWindows(path)
         self._shared = RedisWindows(redis_url) if redis_url else None
         self._is_away = False  # Redis; then a thread looks for it
+        self._losing = threading.Lock()
         self._closing = threading.Event()
         if self._shared:
             metrics.redis_is_up(True)
@@ -73,7 +74,7 @@ class RateLimit:
         if self._shared is None or self._is_away:
             return self._host.admit(key_pk, per_minute, per_second)
         # Redis knows nothing of what passed while it was away. Whatever it does, a host alone exceeds no limit by more
-        # than its processes judge at one moment.
+        # than it judges at one moment.
         verdict = self._host.admit(key_pk, per_minute, per_second, noted=False)
         if verdict.wait:
             return verdict
@@ -99,7 +100,10 @@ class RateLimit:
             self._shared.close()
 
     def _lose(self, error: Exception) -> None:
-        self._is_away = True
+        with self._losing:  # one of all requests that were waiting for it
+            if self._is_away:
+                return
+            self._is_away = True
         metrics.redis_is_up(False)
         _log.error("Redis is away: each host limits by itself until it is back", extra={"error": type(error).__name__})
         threading.Thread(target=self._look_for_it, name="redis", daemon=True).start()

@@ -8,6 +8,7 @@ there is no such route.
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from functools import lru_cache
@@ -27,7 +28,7 @@ from portal.services.usage import Usage
 from portal.store.database import MISTAKES, TROUBLE
 from portal.web import answers
 from portal.web.answers import Answer, new_request_id
-from portal.web.front import ENDPOINT, EVEN, Headers, StartResponse, Wsgi
+from portal.web.front import ENDPOINT, EVEN, Headers, StartResponse, Wsgi, others_first
 from portal.web.parts import Portal
 
 PASSAGE = "portal.passage"  # in the WSGI environment
@@ -110,9 +111,11 @@ class Door:
             return answers.unavailable(passage.request_id)
         self._outage.end()
         passage.caller = caller
-        verdict = passage.verdict = self._parts().rate_limit.admit(
-            caller.key_pk, caller.key_id, caller.rate_per_minute, caller.rate_per_second
-        )
+        limit = self._parts().rate_limit
+        with others_first(environ) if limit.shared_state == "up" else nullcontext():  # it waits for Redis
+            verdict = passage.verdict = limit.admit(
+                caller.key_pk, caller.key_id, caller.rate_per_minute, caller.rate_per_second
+            )
         if not verdict.wait:
             return None
         metrics.refused(str(Refusal.RATE_LIMITED))

@@ -240,6 +240,17 @@ def test_a_redis_that_hangs_costs_one_request_a_tenth_of_a_second(
         assert max(took[1:]) < 0.9, "asked no more"
 
 
+def test_requests_that_wait_side_by_side_for_a_redis_that_hangs_tell_of_it_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with valkey("hung") as redis, closing(RateLimit(tmp_path / "rates", redis.url)) as limit:
+        redis.begin()
+        with ThreadPoolExecutor(8) as threads:
+            verdicts = list(threads.map(lambda _: limit.admit(1, "key_a", 5), range(8)))
+        assert sum(verdict.wait == 0 for verdict in verdicts) == 5, "the host limits"
+    assert [each.getMessage().partition(":")[0] for each in caplog.records] == ["Redis is away"]
+
+
 def test_a_redis_whose_clock_is_put_back_shuts_nobody_out(redis: Valkey, patience: None) -> None:
     windows = RedisWindows(redis.url)
     client: Any = Redis.from_url(redis.url)

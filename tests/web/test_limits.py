@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
 from bench.stage import WORKERS, Line, Stage, hosts, lines_to_all
+from portal.services.rate_limit import Verdict
 from portal.settings import Settings
 from portal.store.database import Database
+from tests.cast import Cast
 from tests.servers import serving
 from tests.services.office import Office
 from tests.valkey import valkey
@@ -65,6 +68,21 @@ def test_a_redis_in_trouble_costs_a_request_less_than_a_quarter_of_a_second(here
         line.close()
     assert max(took) < usual + PATIENCE
     assert line.answers == {401: 5, 200: 12, 429: 2}, "it limits all the same"
+
+
+def test_requests_wait_for_redis_side_by_side(shared_cast: Cast, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process works on one request at a time, but passes more than one per round trip to Redis."""
+    key, both = shared_cast.rio.generate(), Barrier(2, timeout=30)
+
+    class Redis:
+        def admit(self, *_: object) -> Verdict:
+            both.wait()  # until the other one asks as well
+            return Verdict(1000, 999, 0.0, 0.0)
+
+    monkeypatch.setattr(shared_cast.app.extensions["portal"].rate_limit, "_shared", Redis())
+    with ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(lambda _: shared_cast.call("GET", "/me", key).status_code, range(2)))
+    assert answers == [200, 200]
 
 
 def _timed(line: Line, text: str) -> float:
