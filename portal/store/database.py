@@ -348,7 +348,7 @@ def _prepare_sqlite(engine: Engine, writing: Engine, url: URL) -> None:
         if not connection.in_transaction:  # one that writes has begun by then
             connection.execute("BEGIN")
 
-    engine.dialect.do_begin = begin_to_read  # type: ignore[method-assign]
+    engine.dialect.do_begin = begin_to_read  # type: ignore[assignment,method-assign]
 
     @event.listens_for(writing, "begin")
     def begin_to_write(connection: Any) -> None:
