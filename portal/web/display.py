@@ -174,3 +174,4 @@ def register(app: Flask) -> None:
         both=lambda moment: ours(both(moment)),
         when=lambda moment: ours(when(moment)),
     )
+    app.jinja_env.globals["people_text"] = lambda text: ours(people_text(text))
