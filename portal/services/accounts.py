@@ -9,10 +9,11 @@ import hashlib
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cache
+from typing import NamedTuple
 from zoneinfo import available_timezones
 
 from sqlalchemy import bindparam, case, delete, func, select, text, update
-from sqlalchemy.orm import Session, contains_eager
+from sqlalchemy.orm import Session
 
 from portal.rules import credentials
 from portal.rules.errors import Conflict, Invalid, TooManyAttempts
@@ -20,6 +21,7 @@ from portal.rules.text import clean_email, network_of
 from portal.services import audit
 from portal.services.actor import Actor
 from portal.services.audit import Event
+from portal.store.database import read
 from portal.store.models import Account, Member, SignInFailure, UserSession
 
 SESSION_IDLE = timedelta(hours=2)
@@ -32,6 +34,36 @@ _LONG_WINDOW = timedelta(hours=1)
 PAIR_LIMIT = 5  # failures in 15 minutes for an account from one address prefix
 PREFIX_LIMIT = 30  # failures in 15 minutes from one address prefix
 ACCOUNT_LIMIT = 50  # failures in an hour for an account from anywhere
+
+
+class Viewer(NamedTuple):
+    """Who looks at a page: of `Account`, read as columns."""
+
+    id: int
+    public_id: str
+    email: str
+    name: str
+    time_zone: str
+    clock: str
+    theme: str
+    page_rows: int
+    has_shortcuts: bool
+
+
+class LiveSession(NamedTuple):
+    """A session that goes on: of `UserSession`, read as columns, for every page asks for it."""
+
+    account: Viewer
+    id: int
+    account_id: int
+    workspace_id: int | None
+    created_at: datetime
+    last_seen_at: datetime
+    proved_at: datetime
+
+
+# The first is what a sign-in makes, the second what all later requests find.
+AnySession = UserSession | LiveSession
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +213,7 @@ def _rehash(session: Session, account: Account, password: str) -> None:
         )
 
 
-def prove(session: Session, actor: Actor, attempt: Attempt, password: str, user_session: UserSession) -> str:
+def prove(session: Session, actor: Actor, attempt: Attempt, password: str, user_session: AnySession) -> str:
     """Note that the person behind a session gave the password again; give the session's new token."""
     account = confirm(session, attempt, actor.at)
     _rehash(session, account, password)
@@ -195,22 +227,26 @@ def prove(session: Session, actor: Actor, attempt: Attempt, password: str, user_
     return token
 
 
-def is_proved(user_session: UserSession, now: datetime) -> bool:
+def is_proved(user_session: AnySession, now: datetime) -> bool:
     """Say whether the last proof of who sits there is recent enough to hand out access."""
     return now - user_session.proved_at <= PROOF_LIFE
 
 
-def find_session(session: Session, token: str, now: datetime) -> UserSession | None:
+def find_session(session: Session, token: str, now: datetime) -> LiveSession | None:
     """Find a live session with its account; None once it is idle, too old, ended, or its account deactivated."""
     digest = credentials.token_digest(token)
     limits = {"idle_since": now - SESSION_IDLE, "begun": now - SESSION_LIFE}
-    return session.scalar(_LIVE_SESSION, {"digest": digest, **limits})
+    rows = read(session, _LIVE_SESSION, {"digest": digest, **limits})
+    width = len(Viewer._fields)
+    return LiveSession(Viewer(*rows[0][:width]), *rows[0][width:]) if rows else None
 
 
 _LIVE_SESSION = (
-    select(UserSession)
-    .join(UserSession.account)
-    .options(contains_eager(UserSession.account))
+    select(
+        *(getattr(Account, name) for name in Viewer._fields),
+        *(getattr(UserSession, name) for name in LiveSession._fields if name != "account"),
+    )
+    .join(Account, Account.id == UserSession.account_id)
     .where(
         UserSession.token_hash == bindparam("digest"),
         UserSession.last_seen_at > bindparam("idle_since"),
@@ -220,13 +256,13 @@ _LIVE_SESSION = (
 )
 
 
-def is_due_to_be_seen(user_session: UserSession, now: datetime, workspace_id: int | None) -> bool:
+def is_due_to_be_seen(user_session: AnySession, now: datetime, workspace_id: int | None) -> bool:
     """Say whether `mark_seen` has something to write."""
     moved = workspace_id is not None and workspace_id != user_session.workspace_id
     return moved or now - user_session.last_seen_at > _SEEN_EVERY
 
 
-def mark_seen(session: Session, user_session: UserSession, now: datetime, workspace_id: int | None) -> None:
+def mark_seen(session: Session, user_session: AnySession, now: datetime, workspace_id: int | None) -> None:
     """Note that a session is in use, and in which workspace it was last."""
     values: dict[str, object] = {"last_seen_at": now}
     if workspace_id is not None:
@@ -234,7 +270,7 @@ def mark_seen(session: Session, user_session: UserSession, now: datetime, worksp
     session.execute(update(UserSession).where(UserSession.id == user_session.id).values(values))
 
 
-def sign_out(session: Session, actor: Actor, user_session: UserSession) -> None:
+def sign_out(session: Session, actor: Actor, user_session: AnySession) -> None:
     """End a session at once."""
     session.execute(delete(UserSession).where(UserSession.id == user_session.id))
     account = user_session.account

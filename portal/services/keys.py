@@ -213,7 +213,7 @@ def create(
         rate_per_minute=rates_of.rate_per_minute if rates_of else None,
         rate_per_second=rates_of.rate_per_second if rates_of else None,
     )
-    key.member, key.created_by = owner.member, planned.seat.member
+    key.member, key.created_by = owner.member, session.get_one(Member, planned.seat.member.id)
     _insert(session, actor, key, is_mine=owner.is_me)
     app_ids = {app.slug: app.id for shelf in planned.shelves for app in shelf.apps}
     granted = [
@@ -248,7 +248,7 @@ def _owners(session: Session, seat: Seat, *, only: str | None) -> list[Owner]:
     """List whom this seat can make keys for: itself, and the API members that it manages; or lock and give one."""
     who = {"workspace": seat.workspace.id, "me": seat.member.id, "owner": only}
     found = session.scalars(_owners_of(seat.is_admin, seat.is_lead, only is not None), who).all()
-    access = _access_of(session, found)
+    access = _access_of(session, [member.id for member in found])
     owners = [Owner(member, member.id == seat.member.id, *access[member.id]) for member in found]
     return sorted(owners, key=lambda owner: (not owner.is_me, owner.member.name.casefold()))
 
@@ -267,11 +267,11 @@ def _owners_of(is_admin: bool, is_lead: bool, is_held: bool) -> Select[Member]:
     return statement
 
 
-def _access_of(session: Session, found: Sequence[Member]) -> dict[int, tuple[AppAccess, str]]:
+def _access_of(session: Session, member_ids: Sequence[int]) -> dict[int, tuple[AppAccess, str]]:
     """Read what several members of a workspace may do, by app slug, and in words."""
-    rows = read(session, _ACCESS, {"members": [member.id for member in found]})
-    access: dict[int, dict[str, AccessLevel]] = {member.id: {} for member in found}
-    words: dict[int, dict[str, str]] = {member.id: {} for member in found}
+    rows = read(session, _ACCESS, {"members": member_ids})
+    access: dict[int, dict[str, AccessLevel]] = {member_id: {} for member_id in member_ids}
+    words: dict[int, dict[str, str]] = {member_id: {} for member_id in member_ids}
     for member_id, role, solution_name, app_slug, level in rows:
         has = level_of(Role(role), AccessLevel(level) if level else None)
         if app_slug:
@@ -456,7 +456,7 @@ def reactivate(session: Session, actor: Actor, keyring: Keyring, key_id: str) ->
 
 def check_still_grantable(session: Session, seat: Seat, key: ApiKey, event: Event) -> None:
     """Forbid to start what one could not generate: somebody with more access may have stopped it for a reason."""
-    access = _access_of(session, [key.member, seat.member])
+    access = _access_of(session, [key.member_id, seat.member.id])
     mine, owners = access[seat.member.id][0], access[key.member_id][0]
     works = {Scope.parse(view.text) for view in key_views.scopes_of(session, [key]).get(key.id, []) if view.effective}
     beyond = sorted(str(scope) for scope in works - grantable_scopes(owners, mine))

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import BindParameter, ColumnElement, Row, bindparam, delete, exists, insert, or_, select, update
 from sqlalchemy.orm import Session, aliased, contains_eager, joinedload
@@ -23,12 +23,33 @@ INVITATION_LIFE = timedelta(days=7)
 _MEANWHILE = "An account was made for this address a moment ago. Open the link again and sign in with it."
 
 
+class SeatMember(NamedTuple):
+    """Who sits on a seat: of `Member`, read as columns."""
+
+    id: int
+    public_id: str
+    account_id: int | None
+    name: str
+    role: str
+
+
+class SeatWorkspace(NamedTuple):
+    """Where a seat is: of `Workspace`, read as columns."""
+
+    id: int
+    public_id: str
+    slug: str
+    name: str
+    max_key_days: int | None
+    admins_own_live: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Seat:
     """A member in their workspace with what they were given: enough to decide what they see and do."""
 
-    member: Member
-    workspace: Workspace
+    member: SeatMember
+    workspace: SeatWorkspace
     granted: Mapping[int, AccessLevel]  # by solution id; an admin needs none
 
     @property
@@ -65,23 +86,31 @@ def find_seat(session: Session, account_id: int, slug: str) -> Seat | None:
     return places_of(session, account_id, slug)[0]
 
 
-def places_of(session: Session, account_id: int, slug: str) -> tuple[Seat | None, list[Workspace]]:
+def places_of(session: Session, account_id: int, slug: str) -> tuple[Seat | None, list[SeatWorkspace]]:
     """Find an account's seat in one workspace, if it has one, and all workspaces that it is in, by their names."""
-    rows = session.execute(_PLACES, {"account": account_id, "slug": slug}).all()
-    workspaces = list(dict.fromkeys(member.workspace for member, _, _ in rows))
-    here = [row for row in rows if row[0].workspace.slug == slug]
+    rows = read(session, _PLACES, {"account": account_id, "slug": slug})
+    workspaces = list(dict.fromkeys(_who_and_where(row)[1] for row in rows))
+    here = [row for row in rows if row.slug == slug]
     if not here:
         return None, workspaces
-    member = here[0][0]
-    granted = {solution_id: AccessLevel(level) for _, solution_id, level in here if level}
-    return Seat(member, member.workspace, granted), workspaces
+    granted = {row.solution_id: AccessLevel(row.level) for row in here if row.level}
+    return Seat(*_who_and_where(here[0]), granted), workspaces
 
 
+def _who_and_where(row: Sequence[Any]) -> tuple[SeatMember, SeatWorkspace]:
+    """Make of a row what `_SEAT_COLUMNS` read, which stand first in it."""
+    width = len(SeatMember._fields)
+    return SeatMember(*row[:width]), SeatWorkspace(*row[width : width + len(SeatWorkspace._fields)])
+
+
+_SEAT_COLUMNS = [
+    *(getattr(Member, name) for name in SeatMember._fields),
+    *(getattr(Workspace, name) for name in SeatWorkspace._fields),
+]
 _PLACES = (
-    select(Member, Access.solution_id, Access.level)
-    .join(Member.workspace)
+    select(*_SEAT_COLUMNS, Access.solution_id, Access.level)
+    .join(Workspace, Workspace.id == Member.workspace_id)
     .outerjoin(Access, (Access.member_id == Member.id) & (Workspace.slug == bindparam("slug")))
-    .options(contains_eager(Member.workspace))
     .where(Member.account_id == bindparam("account"), *ACTIVE)
     .order_by(Workspace.name, Workspace.id)
 )
@@ -90,23 +119,23 @@ _PLACES = (
 def seat_of(session: Session, actor: Actor, *, lock: bool = False) -> Seat:
     """Read the acting member's seat again, inside the transaction that relies on it; Forbidden when it is gone."""
     workspace_id, member_id = actor.seat
-    member = session.scalar(_SEAT_HELD if lock else _SEAT, {"workspace": workspace_id, "member": member_id})
-    if member is None:
+    rows = read(session, _SEAT_HELD if lock else _SEAT, {"workspace": workspace_id, "member": member_id})
+    if not rows:
         raise Forbidden("You are no longer a member of this workspace.")
-    return Seat(member, member.workspace, granted_to(session, member))
+    member, workspace = _who_and_where(rows[0])
+    return Seat(member, workspace, granted_to(session, member))
 
 
 _SEAT = (
-    select(Member)
-    .options(joinedload(Member.workspace, innerjoin=True))
+    select(*_SEAT_COLUMNS)
+    .join(Workspace, Workspace.id == Member.workspace_id)
     .where(Member.id == bindparam("member"), Member.workspace_id == bindparam("workspace"), *ACTIVE)
-    .execution_options(populate_existing=True)
 )
 # `key_share`: who only writes this member's id elsewhere, as a stop of a key does, does not wait, nor deadlock.
 _SEAT_HELD = _SEAT.with_for_update(of=Member, key_share=True)
 
 
-def granted_to(session: Session, member: Member) -> dict[int, AccessLevel]:
+def granted_to(session: Session, member: Member | SeatMember) -> dict[int, AccessLevel]:
     """Read what a member was given, by solution id."""
     return {solution_id: AccessLevel(level) for solution_id, level in read(session, _GRANTED, {"member": member.id})}
 
@@ -334,7 +363,7 @@ def tell(session: Session, actor: Actor, event: Event, member: Member, details: 
 def invite(
     session: Session,
     actor: Actor,
-    workspace: Workspace,
+    workspace: Workspace | SeatWorkspace,
     email: str,
     role: Role,
     access: Mapping[str, AccessLevel] | None = None,

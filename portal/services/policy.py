@@ -12,7 +12,7 @@ from portal.rules.lifetimes import Lifetime
 from portal.services import audit, key_views, members
 from portal.services.actor import Actor
 from portal.services.audit import Event
-from portal.services.members import Seat
+from portal.services.members import Seat, SeatWorkspace
 from portal.store.database import Session
 from portal.store.models import ApiKey, Member, Workspace
 
@@ -40,7 +40,7 @@ class Breaking:
     why: str
 
 
-def of(workspace: Workspace) -> Policy:
+def of(workspace: Workspace | SeatWorkspace) -> Policy:
     """Give a workspace's policy."""
     return Policy(workspace.max_key_days, workspace.admins_own_live)
 
@@ -52,18 +52,18 @@ def read(max_days: str, admins_own_live: bool) -> Policy:
     return Policy(int(max_days) if max_days else None, admins_own_live)
 
 
-def lifetimes(workspace: Workspace) -> list[Lifetime]:
+def lifetimes(workspace: SeatWorkspace) -> list[Lifetime]:
     """List the lifetimes that the policy allows."""
     return [each for each in Lifetime if _allows(workspace, each)]
 
 
-def nearest(workspace: Workspace, lifetime: Lifetime) -> Lifetime:
+def nearest(workspace: SeatWorkspace, lifetime: Lifetime) -> Lifetime:
     """Give this lifetime, or the longest that the policy allows where it is too long."""
     allowed = lifetimes(workspace)
     return lifetime if lifetime in allowed else max(allowed, key=lambda each: each.days or 0)
 
 
-def check(workspace: Workspace, lifetime: Lifetime, role: Role, environment: str) -> dict[str, str]:
+def check(workspace: SeatWorkspace, lifetime: Lifetime, role: Role, environment: str) -> dict[str, str]:
     """Say what a key about to be made would break, by the field that has to change."""
     problems = {}
     if not _allows(workspace, lifetime):
@@ -75,7 +75,7 @@ def check(workspace: Workspace, lifetime: Lifetime, role: Role, environment: str
     return problems
 
 
-def _allows(workspace: Workspace, lifetime: Lifetime) -> bool:
+def _allows(workspace: SeatWorkspace, lifetime: Lifetime) -> bool:
     limit = workspace.max_key_days
     return limit is None or (lifetime.days is not None and lifetime.days <= limit)
 

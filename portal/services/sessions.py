@@ -7,7 +7,7 @@ from sqlalchemy import delete, select
 
 from portal.rules.errors import NotFound
 from portal.services import audit
-from portal.services.accounts import SESSION_IDLE, SESSION_LIFE
+from portal.services.accounts import SESSION_IDLE, SESSION_LIFE, AnySession, Viewer
 from portal.services.actor import Actor
 from portal.services.audit import Event
 from portal.store.database import Session
@@ -26,7 +26,7 @@ class SessionView:
     is_this: bool
 
 
-def list_for(session: Session, this: UserSession, now: datetime) -> list[SessionView]:
+def list_for(session: Session, this: AnySession, now: datetime) -> list[SessionView]:
     """List the live sessions of whoever owns this one, the latest first, this one before all."""
     rows = session.scalars(
         select(UserSession).where(
@@ -49,7 +49,7 @@ def list_for(session: Session, this: UserSession, now: datetime) -> list[Session
     return sorted(views, key=lambda view: (view.is_this, view.seen_at), reverse=True)
 
 
-def end(session: Session, actor: Actor, account: Account, this: UserSession, session_id: str | None) -> int:
+def end(session: Session, actor: Actor, account: Account | Viewer, this: AnySession, session_id: str | None) -> int:
     """End one other session of an account, or with None all but this one; give how many."""
     others = session.scalars(select(UserSession).where(UserSession.account_id == account.id, UserSession.id != this.id))
     chosen = [row.id for row in others if session_id in (None, _public_id(row))]

@@ -16,7 +16,7 @@ from portal.rules.schemas import Schema
 from portal.services import audit, members
 from portal.services.actor import Actor
 from portal.services.audit import Event
-from portal.services.members import Seat
+from portal.services.members import Seat, SeatWorkspace
 from portal.store.database import IntegrityError
 from portal.store.models import App, Record, Solution, Workspace
 
@@ -56,7 +56,7 @@ def create(session: Session, actor: Actor, slug: str, name: str) -> Workspace:
 def add_solution(
     session: Session,
     actor: Actor,
-    workspace: Workspace,
+    workspace: Workspace | SeatWorkspace,
     slug: str,
     name: str,
     description: str = "",
@@ -89,7 +89,7 @@ def add_solution(
     return solution
 
 
-def get_solution(session: Session, workspace: Workspace, slug: str) -> Solution:
+def get_solution(session: Session, workspace: Workspace | SeatWorkspace, slug: str) -> Solution:
     """Find a solution of a workspace; NotFound."""
     solution = session.scalar(select(Solution).where(Solution.workspace_id == workspace.id, Solution.slug == slug))
     if solution is None:

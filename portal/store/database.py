@@ -125,11 +125,13 @@ class Database:
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         # Errors are logged, and what was to be written holds one-time links and hashes.
         self.engine = create_engine(self.url, hide_parameters=True, **({} if self.is_sqlite else _POSTGRESQL_OPTIONS))
+        writing = self.engine.execution_options()  # events of its own: each makes every statement of a page dearer
         if self.is_sqlite:
-            _prepare_sqlite(self.engine, self.url)
+            _prepare_sqlite(self.engine, writing, self.url)
         else:
             _prepare_postgresql(self.engine)
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)
+        self._writing = sessionmaker(writing, expire_on_commit=False)
 
     @contextmanager
     def transaction(self, *, patience: int = PATIENCE) -> Iterator[Session]:
@@ -139,8 +141,8 @@ class Database:
         the time-out. `patience` is how many milliseconds to wait for others that write. What a service put into
         `session.info["before_commit"]` is called last of all, with the session.
         """
-        with self._sessions.begin() as session:
-            session.connection(execution_options={"portal_write": True, "portal_patience": patience})
+        with self._writing.begin() as session:
+            session.connection(execution_options={"portal_patience": patience})
             yield session
             for finish in session.info.pop("before_commit", ()):
                 finish(session)
@@ -331,7 +333,7 @@ def checked_url(text: str) -> URL:
     raise ValueError("it must begin with sqlite:/// and a file, or with postgresql://")
 
 
-def _prepare_sqlite(engine: Engine, url: URL) -> None:
+def _prepare_sqlite(engine: Engine, writing: Engine, url: URL) -> None:
     path = Path(str(url.database))
     if not path.exists():
         path.touch(mode=0o600)  # nobody else on the machine reads digests and password hashes
@@ -342,13 +344,15 @@ def _prepare_sqlite(engine: Engine, url: URL) -> None:
         for pragma in _PRAGMAS:
             connection.execute(f"PRAGMA {pragma}")
 
-    @event.listens_for(engine, "begin")
-    def begin(connection: Any) -> None:
-        options = connection.get_execution_options()
-        if not options.get("portal_write"):
-            connection.exec_driver_sql("BEGIN")
-            return
-        patience = options["portal_patience"]
+    def begin_to_read(connection: Any) -> None:
+        if not connection.in_transaction:  # one that writes has begun by then
+            connection.execute("BEGIN")
+
+    engine.dialect.do_begin = begin_to_read  # type: ignore[assignment,method-assign]
+
+    @event.listens_for(writing, "begin")
+    def begin_to_write(connection: Any) -> None:
+        patience = connection.get_execution_options()["portal_patience"]
         if patience == PATIENCE:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
             return

@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 from flask import Flask, g
 from markupsafe import Markup, escape
 
-from portal.store.models import Account
+from portal.services.accounts import Viewer
 
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _KEPT = 4096  # moments as they are written: those of a list are shown again and again
@@ -124,7 +124,7 @@ def _reader() -> tuple[str, str]:
     here = _here()
     known: tuple[str, str] | None = here.get("reader")
     if known is None:
-        account: Account | None = here.get("account")
+        account: Viewer | None = here.get("account")
         if account is None:
             return "UTC", "24"
         known = here.reader = account.time_zone, account.clock
@@ -174,3 +174,4 @@ def register(app: Flask) -> None:
         both=lambda moment: ours(both(moment)),
         when=lambda moment: ours(when(moment)),
     )
+    app.jinja_env.globals["people_text"] = lambda text: ours(people_text(text))

@@ -13,10 +13,11 @@ from flask_login import LoginManager, UserMixin, current_user, login_user
 from portal.rules.access import Action, Scope
 from portal.rules.errors import KeyRefused, NotFound, Refusal
 from portal.services import accounts, members, verifiers
+from portal.services.accounts import AnySession, Viewer
 from portal.services.actor import Actor, Means
 from portal.services.members import Seat
 from portal.store.database import TROUBLE
-from portal.store.models import Account, UserSession
+from portal.store.models import Account
 from portal.web.answers import PRODUCT, oauth_error
 from portal.web.door import PASSAGE, Passage
 from portal.web.http import (
@@ -49,12 +50,12 @@ class Audience(StrEnum):
 class SignedIn(UserMixin):
     """Flask-Login's user: one session of one account, known to the browser by the session's token only."""
 
-    def __init__(self, user_session: UserSession, token: str) -> None:
+    def __init__(self, user_session: AnySession, token: str) -> None:
         self.user_session = user_session
         self._token = token
 
     @property
-    def account(self) -> Account:
+    def account(self) -> Account | Viewer:
         """Whose session this is."""
         return self.user_session.account
 
@@ -63,7 +64,7 @@ class SignedIn(UserMixin):
         return self._token
 
 
-def start_browser_session(user_session: UserSession, token: str) -> None:
+def start_browser_session(user_session: AnySession, token: str) -> None:
     """Make the browser hold this session's token from now on."""
     login_user(SignedIn(user_session, token))
 
@@ -156,7 +157,7 @@ def in_workspace(view: View) -> View:
     return _declare(guarded, Audience.MEMBER)
 
 
-def _sit_down(user_session: UserSession, found: Seat | None) -> None:
+def _sit_down(user_session: AnySession, found: Seat | None) -> None:
     """Note who asks: an account, and the member that it is in one workspace, if any."""
     g.account, g.user_session = user_session.account, user_session
     if found is None:
@@ -346,7 +347,7 @@ def register(app: Flask) -> None:
         found: Seat | None = g.get("seat")
         if is_api(request):
             return {}
-        account: Account | None = g.get("account")
+        account: Account | Viewer | None = g.get("account")
         return {
             "viewer": account,
             "session_ends": _session_ends(g.user_session) if account else None,
@@ -360,7 +361,7 @@ def register(app: Flask) -> None:
         }
 
 
-def _session_ends(user_session: UserSession) -> tuple[int, int]:
+def _session_ends(user_session: AnySession) -> tuple[int, int]:
     """Say in how many seconds a session ends when nothing is done, and when it ends in any case."""
     left = accounts.SESSION_LIFE - (g.now - user_session.created_at)
     idle = min(accounts.SESSION_IDLE - (g.now - user_session.last_seen_at), left)

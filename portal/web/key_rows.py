@@ -5,7 +5,8 @@ What people typed is written by `people_text` or `escape`; all else here is ours
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from functools import lru_cache
+from functools import cache, lru_cache
+from typing import Any
 
 from flask import Flask, g
 from markupsafe import Markup, escape
@@ -19,7 +20,7 @@ _SHOWN = 3  # scopes; the others are behind "more"
 _SOON = timedelta(days=3)
 
 
-def key_row(key: KeyView, at: str, badges: Mapping[str, str], below: str = "") -> Markup:
+def key_row(badges: Mapping[str, str], key: KeyView, at: str, below: str = "") -> Markup:
     """Write a key's row, with the row `below` it, if any; the addresses of its pages begin with `at`.
 
     `badges` are by environment and state; `orphaned` is that of a key whose owner is not active.
@@ -179,4 +180,11 @@ def _actions(key: KeyView, at: str, called: str) -> str:
 
 def register(app: Flask) -> None:
     """Make rows known to the templates."""
-    app.jinja_env.filters["key_row"] = key_row
+
+    @cache
+    def badges() -> dict[str, str]:
+        ui: Any = app.jinja_env.globals["ui"]
+        states = {str(state): ui.state_badge(str(state)) for state in KeyState}
+        return {"live": ui.env_tag("live"), "test": ui.env_tag("test"), **states, "orphaned": ui.orphaned()}
+
+    app.jinja_env.filters["key_row"] = lambda key, at, below: key_row(badges(), key, at, below)

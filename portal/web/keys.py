@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
@@ -47,8 +48,12 @@ def keyring() -> Keyring:
 
 def list_url(**narrowed: str | int | None) -> str:
     """Give the address of the workspace's list, with its filters as far as they are not empty."""
-    at = address("keys.index", ws=seat().workspace.slug)
-    query = urlencode({name: value for name, value in narrowed.items() if value})
+    return _list_address(seat().workspace.slug, tuple(narrowed.items()))
+
+
+@lru_cache(1024)  # a page has a dozen, and most pages the same
+def _list_address(ws: str, narrowed: tuple[tuple[str, str | int | None], ...]) -> str:
+    at, query = address("keys.index", ws=ws), urlencode([(name, value) for name, value in narrowed if value])
     return f"{at}?{query}" if query else at
 
 
@@ -89,7 +94,7 @@ def index() -> Response:
         reduced="reduced" in request.args,
         is_like_an_end="reduced" not in request.args and is_like_an_end(filters.q),
         cards=_cards(counts, filters.owner),
-        scope_options=[f"{app.slug}:{action}" for app in apps for action in Action],
+        scope_options=(("", "Any"), *((f"{app.slug}:{action}",) * 2 for app in apps for action in Action)),
         page=page.number,
         pages=page.count,
         total=page.total,

@@ -13,6 +13,8 @@ _KEPT = re.compile(r"(<(pre|textarea)\b.*?</\2>)", re.DOTALL)
 _TAG_ALONE = re.compile(r"^[ \t]*(\{%-?(?:(?!%\}).)*?)-?%\}[ \t]*$", re.MULTILINE)
 _INDENTATION = re.compile(r"\n[ \t]+")
 _ADDRESSES = 1024  # kept; each names a workspace at most
+_SELECTS = 256  # kept
+_SELECTED = Markup(" selected")
 
 
 class Tight(Extension):
@@ -41,6 +43,15 @@ def _known_address(endpoint: str, ws: str | None) -> str:
     return url_for(endpoint, ws=ws) if ws else url_for(endpoint)
 
 
+@lru_cache(_SELECTS)
+def options(choices: tuple[tuple[str, str], ...], chosen: str) -> Markup:
+    """Write what a `select` offers, each choice as its value and its words; once, for a page has some dozens."""
+    option = Markup('<option value="{}"{}>{}</option>')
+    return Markup("").join(
+        option.format(value, _SELECTED if value == chosen else "", words) for value, words in choices
+    )
+
+
 def _icons(app: Flask) -> object:
     """Draw icons of the sprite, one cached file; they stand beside words, so assistive technology passes them over."""
 
@@ -59,3 +70,4 @@ def register(app: Flask) -> None:
     app.jinja_env.add_extension(Tight)
     app.jinja_env.globals["draw"] = _icons(app)
     app.jinja_env.globals["url_for"] = address
+    app.jinja_env.filters["options"] = options

@@ -11,7 +11,7 @@ from portal.demo import PASSWORD
 from portal.rules import credentials
 from portal.rules.errors import TooManyAttempts
 from portal.services import accounts, members
-from portal.services.accounts import Attempt
+from portal.services.accounts import Attempt, LiveSession
 from portal.services.actor import Actor, Means
 from portal.store.database import Database
 from portal.store.models import Account, Member, UserSession, Workspace
@@ -46,7 +46,7 @@ def sign_in(
         return accounts.sign_in(session, visitor(at, address), attempt, password, "Firefox/145")
 
 
-def find(database: Database, token: str, at: datetime = NOON) -> UserSession | None:
+def find(database: Database, token: str, at: datetime = NOON) -> LiveSession | None:
     with database.reading() as session:
         return accounts.find_session(session, token, at)
 
@@ -280,12 +280,13 @@ def test_a_session_is_found_by_its_token_and_stored_as_a_hash(database: Database
     user_session, token = started(database)
     found = find(database, token)
     assert found is not None
-    assert (found.id, found.account.email, found.address, found.client) == (user_session.id, RIO, HOME, "Firefox/145")
+    assert (found.id, found.account.email) == (user_session.id, RIO)
+    assert (user_session.address, user_session.client) == (HOME, "Firefox/145")
     with database.reading() as session:
         tables = inspect(database.engine).get_table_names()
         everything = [session.connection().exec_driver_sql(f"SELECT * FROM {name}").all() for name in tables]
     assert token not in repr(everything)
-    assert repr(found.token_hash) in repr(everything)
+    assert repr(user_session.token_hash) in repr(everything)
 
 
 @pytest.mark.parametrize("token", ["", "x", "x" * 100_000, "\x00", "é", "' OR 1=1 --"])

@@ -17,7 +17,7 @@ from portal.rules.errors import PortalError
 from portal.services import api_members, audit, audit_views, keys, members, people, rotation
 from portal.services.actor import Actor, Means
 from portal.services.audit_views import Filters
-from portal.services.members import Seat
+from portal.services.members import Seat, SeatMember, SeatWorkspace
 from portal.store.models import Access, Account, ApiKey, App, KeyScope, Member, Solution, Workspace
 from portal.web.oversight import exported
 from tests.services.office import NOON, Office
@@ -229,7 +229,12 @@ def log_of(office: Office) -> list[str]:
     ana = office.member("ana")  # whatever became of her meanwhile
     ana.role = Role.ADMIN
     with office.database.reading() as session:
-        seat = Seat(ana, session.get_one(Workspace, ana.workspace_id), {})
+        acme = session.get_one(Workspace, ana.workspace_id)
+    seat = Seat(
+        SeatMember(ana.id, ana.public_id, ana.account_id, ana.name, ana.role),
+        SeatWorkspace(acme.id, acme.public_id, acme.slug, acme.name, acme.max_key_days, acme.admins_own_live),
+        {},
+    )
     parts = audit_views.export(office.database, seat, Filters(), last=10**9)
     return [json.dumps(exported(event)) for part in parts for event in part]
 
