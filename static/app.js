@@ -44,6 +44,7 @@ const portal = {};
   // --- message regions: the nodes stay, only their text changes (a region that is replaced is not announced) ---
   const { el, button } = portal;
   const dialogOpen = () => Boolean(byId("dlg")?.open);
+  const isInDialog = (node) => Boolean(node.closest?.("#dlg"));
   for (const region of document.querySelectorAll(".notice-text")) {
     const more = el("div", { className: "notice-more" });
     const dismiss = button("Dismiss", () => {
@@ -147,7 +148,7 @@ const portal = {};
     if (old) {
       task.target = old;
       task.swapSpec = { ...task.swapSpec, style: "outerHTML" };
-      portal.dialog.close();
+      if (isInDialog(ctx.sourceElement)) portal.dialog.close();
     }
   });
   // The actions of a row open in the dialog or in a strip of their own below the row; otherwise they are plain links.
@@ -196,12 +197,20 @@ const portal = {};
   });
 
   // --- the server's word that something is done ---
-  portal.reloadPanel = async () => {
+  // A list that is about to be replaced is out of reach: whatever one opened or typed there would go with it.
+  const reload = async () => {
     const panel = byId("keys-panel");
-    if (panel && window.htmx) {
+    if (!panel || !window.htmx) return;
+    panel.inert = true;
+    try {
       await window.htmx.ajax("GET", location.pathname + location.search, { source: panel, target: panel, swap: "outerHTML" });
+    } finally {
+      panel.inert = false; // it is still there if no answer came
     }
   };
+  // One after the other: htmx drops what it is to fetch for a panel that is gone by then.
+  let reloaded = Promise.resolve();
+  portal.reloadPanel = () => (reloaded = reloaded.then(reload, reload));
   portal.done = async ({ message, focus = [], close, reload }) => {
     if (close) portal.dialog.close();
     const rows = () => [...document.querySelectorAll("#keys-panel tbody[id]")].map((row) => row.id);
@@ -214,7 +223,8 @@ const portal = {};
     const next = gone < 0 ? undefined : before.slice(gone).find((id) => after.includes(id));
     portal.focusFirst(dialogOpen() ? focus : [...(next ? [`${next}-link`] : []), ...focus, "keys-h"]);
   };
-  on("portal:done", ({ detail }) => portal.done(detail));
+  // The answer closes the dialog that asked for it, not another that was opened meanwhile.
+  on("portal:done", ({ target, detail }) => portal.done({ ...detail, close: detail.close && isInDialog(target) }));
 
   // --- plain pages ---
   on("click", (event) => {
@@ -307,6 +317,20 @@ const portal = {};
       target.removeAttribute("hx-vals");
     }
   }, true);
+  // Until what was found is there, the rows that stand there are out of reach: a strip opened now would go with them.
+  let sought;
+  const fence = (isOn) => {
+    const table = document.querySelector("#keys-panel .table-frame");
+    if (table) table.inert = isOn;
+  };
+  on("htmx:before:request", ({ detail: { ctx } }) => {
+    if (ctx.sourceElement.id !== "q") return;
+    sought = ctx;
+    fence(true);
+  });
+  on("htmx:finally:request", ({ detail: { ctx } }) => {
+    if (ctx === sought) fence(false);
+  });
   on("htmx:after:swap", ({ detail: { ctx } }) => {
     if (ctx.sourceElement.id !== "q") return;
     history.replaceState(null, "", ctx.response.raw.url); // htmx keeps out of the history here
