@@ -294,11 +294,15 @@ def test_everybody_can_use_every_screen_of_a_key(way: str, new_page: NewPage, sc
 # --- One thing at a time --------------------------------------------------------------------------------------------
 
 
-def test_without_scripts_nothing_on_the_new_pages_is_dead(new_page: NewPage, scene: Scene) -> None:
+def test_without_scripts_nothing_on_the_new_pages_is_dead(
+    new_page: NewPage, scene: Scene, backstage: Backstage
+) -> None:
+    pressed = backstage.key("ana", "Pressed", age=5 * DAY)  # every button is, so it is nobody else's
+    backstage.rotate(pressed, "ana", age=HOUR)
     page = new_page("ana", scripts=False)
     actions = ("rotate", "edit", "impact", "requests", "history", "first-request")
     paths = [f"{KEYS}/{scene.refused}/{action}" for action in actions]
-    paths += [f"{KEYS}/{scene.quiet}/{action}" for action in ("extend", "retire")]
+    paths += [f"{KEYS}/{pressed}/{action}" for action in ("extend", "retire")]
     paths += [f"{KEYS}/{scene.new}", f"{KEYS}/identify", f"{KEYS}?owner=all", f"{KEYS}?q=no+such+key"]
     paths += [f"{NEW}?from={scene.refused}&add=tasks:read", "/preferences", "/help/keyboard"]
     assert looking.dead_ends(page, paths) == []
