@@ -110,6 +110,33 @@ const portal = {};
     }
   });
 
+  // What an answer is about to replace is out of reach: a strip opened there, or a tick, would go with it.
+  const REPLACED = {
+    "q": "#keys-panel .table-frame",
+    "owner-scopes": "#scopes",
+    "preset-apply": "#scopes :is(.scope-bar, .solution)", // the presets can go on to be chosen from
+  };
+  const asked = new Map();
+  const fence = (id, isOn) => {
+    for (const node of document.querySelectorAll(REPLACED[id])) node.inert = isOn;
+  };
+  // And of two presses the later one counts, whichever answer is there first.
+  let pressed;
+  on("htmx:before:request", ({ detail: { ctx } }) => {
+    const { id } = ctx.sourceElement;
+    if (id in REPLACED) {
+      asked.set(id, ctx);
+      fence(id, true);
+    }
+    if (ctx.sourceElement.matches("a")) {
+      pressed?.request.abort();
+      pressed = ctx;
+    }
+  });
+  on("htmx:finally:request", ({ detail: { ctx } }) => {
+    for (const [id, latest] of asked) if (latest === ctx) fence(id, false);
+  });
+
   // --- htmx: failure ---
   const SWAPPED = [400, 403, 404, 409, 410, 422, 429];
   const fail = (ctx) => {
@@ -317,20 +344,6 @@ const portal = {};
       target.removeAttribute("hx-vals");
     }
   }, true);
-  // Until what was found is there, the rows that stand there are out of reach: a strip opened now would go with them.
-  let sought;
-  const fence = (isOn) => {
-    const table = document.querySelector("#keys-panel .table-frame");
-    if (table) table.inert = isOn;
-  };
-  on("htmx:before:request", ({ detail: { ctx } }) => {
-    if (ctx.sourceElement.id !== "q") return;
-    sought = ctx;
-    fence(true);
-  });
-  on("htmx:finally:request", ({ detail: { ctx } }) => {
-    if (ctx === sought) fence(false);
-  });
   on("htmx:after:swap", ({ detail: { ctx } }) => {
     if (ctx.sourceElement.id !== "q") return;
     history.replaceState(null, "", ctx.response.raw.url); // htmx keeps out of the history here

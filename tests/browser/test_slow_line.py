@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Locator, Page, Request, Route, expect
 
-from tests.browser.acting import KEYS, Mouse, fill_form, head_of, keep, open_form, reveal
+from tests.browser.acting import KEYS, Mouse, fill_form, head_of, keep, open_form, reveal, scope
 from tests.browser.backstage import Backstage
 from tests.browser.conftest import NewPage
 
@@ -155,3 +155,43 @@ def test_the_answer_to_a_row_leaves_a_dialog_open_that_was_opened_meanwhile(
     expect(page.get_by_role("dialog")).to_be_visible()
     expect(page.get_by_label("What is this key for?")).to_have_value("Half typed")
     expect(page.locator(f"#key-{key_id}")).to_have_attribute("data-state", "deactivated")
+
+
+def test_of_two_presses_the_later_one_counts(new_page: NewPage, backstage: Backstage) -> None:
+    key_id = backstage.key("lea", "Pressed twice")
+    page = new_page("lea")
+    page.goto(KEYS)
+    with held_up(page, f"{KEYS}/{key_id}/edit"):
+        page.get_by_role("link", name="Edit Pressed twice").click()
+        with page.expect_event("requestfailed", lambda request: request.url.endswith("/edit")):
+            page.get_by_role("link", name="Deactivate Pressed twice").click()
+    expect(page.get_by_role("heading", name="Deactivate “Pressed twice”?")).to_be_focused()
+    expect(page.locator("#alert")).to_have_text("")
+
+
+@pytest.mark.parametrize("choice", ["Nightly sync", "Read-only, everything I can read"])
+def test_scopes_are_out_of_reach_until_those_of_another_choice_are_there(choice: str, new_page: NewPage) -> None:
+    page = new_page("lea")
+    page.goto(KEYS)
+    open_form(Mouse(page))
+    box = page.locator("label.box", has=scope(page, "reservations:read"))
+    radio = page.get_by_role("radio", name=choice)
+    with held_up(page, f"{KEYS}/new/scopes", "POST"):
+        radio.focus()
+        page.keyboard.press("Space")
+        expect(page.locator("#scopes")).to_have_attribute("aria-busy", "true")
+        assert not is_in_reach(box)
+        expect(radio).to_be_focused()
+    expect(page.locator("#scopes[aria-busy]")).to_have_count(0)
+    assert is_in_reach(box)
+    expect(radio).to_be_focused()
+
+
+def test_scopes_that_cannot_be_fetched_stay_in_reach(new_page: NewPage) -> None:
+    page = new_page("lea")
+    page.goto(KEYS)
+    open_form(Mouse(page))
+    page.route(f"**{KEYS}/new/scopes", lambda route: route.abort("internetdisconnected"))
+    page.get_by_role("radio", name="Nightly sync").check()
+    expect(page.locator("#dlg-alert")).to_contain_text("That did not go through.")
+    assert is_in_reach(page.locator("label.box", has=scope(page, "tasks:read")))
