@@ -44,6 +44,7 @@ const portal = {};
   // --- message regions: the nodes stay, only their text changes (a region that is replaced is not announced) ---
   const { el, button } = portal;
   const dialogOpen = () => Boolean(byId("dlg")?.open);
+  const isInDialog = (node) => Boolean(node.closest?.("#dlg"));
   for (const region of document.querySelectorAll(".notice-text")) {
     const more = el("div", { className: "notice-more" });
     const dismiss = button("Dismiss", () => {
@@ -109,6 +110,43 @@ const portal = {};
     }
   });
 
+  // What an answer is about to replace is out of reach: a strip opened there, or a tick, would go with it.
+  const REPLACED = {
+    "q": "#keys-panel .table-frame",
+    "owner-scopes": "#scopes",
+    "preset-apply": "#scopes :is(.scope-bar, .solution)", // the presets can go on to be chosen from
+  };
+  const asked = new Map();
+  const fence = (id, isOn) => {
+    for (const node of document.querySelectorAll(REPLACED[id])) node.inert = isOn;
+  };
+  // And of two presses the later one counts, whichever answer is there first.
+  let pressed;
+  on("htmx:before:request", ({ detail: { ctx } }) => {
+    const { id } = ctx.sourceElement;
+    if (id === "q") typing = false;
+    if (id in REPLACED) {
+      asked.set(id, ctx);
+      fence(id, true);
+    }
+    if (ctx.sourceElement.matches("a")) {
+      pressed?.request.abort();
+      pressed = ctx;
+    }
+  });
+  on("htmx:finally:request", ({ detail: { ctx } }) => {
+    for (const [id, latest] of asked) if (latest === ctx) fence(id, id === "q" && typing);
+  });
+  // A search is asked for a moment after the last letter, and each change of the text leads to one.
+  let typing = false;
+  let text;
+  on("input", ({ target }) => {
+    if (target.id !== "q" || target.value === (text ?? target.defaultValue)) return;
+    text = target.value;
+    typing = Boolean(window.htmx);
+    fence("q", typing);
+  });
+
   // --- htmx: failure ---
   const SWAPPED = [400, 403, 404, 409, 410, 422, 429];
   const fail = (ctx) => {
@@ -147,7 +185,7 @@ const portal = {};
     if (old) {
       task.target = old;
       task.swapSpec = { ...task.swapSpec, style: "outerHTML" };
-      portal.dialog.close();
+      if (isInDialog(ctx.sourceElement)) portal.dialog.close();
     }
   });
   // The actions of a row open in the dialog or in a strip of their own below the row; otherwise they are plain links.
@@ -196,12 +234,20 @@ const portal = {};
   });
 
   // --- the server's word that something is done ---
-  portal.reloadPanel = async () => {
+  // A list that is about to be replaced is out of reach: whatever one opened or typed there would go with it.
+  const reload = async () => {
     const panel = byId("keys-panel");
-    if (panel && window.htmx) {
+    if (!panel || !window.htmx) return;
+    panel.inert = true;
+    try {
       await window.htmx.ajax("GET", location.pathname + location.search, { source: panel, target: panel, swap: "outerHTML" });
+    } finally {
+      panel.inert = false; // it is still there if no answer came
     }
   };
+  // One after the other: htmx drops what it is to fetch for a panel that is gone by then.
+  let reloaded = Promise.resolve();
+  portal.reloadPanel = () => (reloaded = reloaded.then(reload, reload));
   portal.done = async ({ message, focus = [], close, reload }) => {
     if (close) portal.dialog.close();
     const rows = () => [...document.querySelectorAll("#keys-panel tbody[id]")].map((row) => row.id);
@@ -214,7 +260,8 @@ const portal = {};
     const next = gone < 0 ? undefined : before.slice(gone).find((id) => after.includes(id));
     portal.focusFirst(dialogOpen() ? focus : [...(next ? [`${next}-link`] : []), ...focus, "keys-h"]);
   };
-  on("portal:done", ({ detail }) => portal.done(detail));
+  // The answer closes the dialog that asked for it, not another that was opened meanwhile.
+  on("portal:done", ({ target, detail }) => portal.done({ ...detail, close: detail.close && isInDialog(target) }));
 
   // --- plain pages ---
   on("click", (event) => {

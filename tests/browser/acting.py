@@ -144,6 +144,11 @@ def keep(page: Page) -> None:
     page.get_by_role("link", name="Done").click()
 
 
+def head_of(page: Page, key: str) -> Locator:
+    """Find the head of a key's row by the end of its text, which no other row has: names are shared in a rotation."""
+    return page.get_by_role("rowheader", name=re.compile(f"ends in {' '.join(key.split('_')[2][-4:])}"))
+
+
 def leave_receipt(page: Page, *, scripts: bool = True) -> None:
     """Go on to the list from the receipt of a stop: it is in the dialog, or a page."""
     page.get_by_role("link", name="Done" if scripts else "Back to API keys").click()

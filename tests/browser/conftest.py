@@ -3,11 +3,13 @@
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
+from threading import Condition
 from typing import Any, Literal
 from wsgiref.types import StartResponse, WSGIEnvironment
 
 import pytest
+from flask import Flask
 from jinja2 import BytecodeCache
 from playwright.sync_api import (
     Browser,
@@ -19,6 +21,7 @@ from playwright.sync_api import (
     expect,
     sync_playwright,
 )
+from werkzeug.wsgi import ClosingIterator
 
 from portal.store.database import Database
 from tests.browser.acting import sign_in_unseen
@@ -172,20 +175,54 @@ def browser() -> Iterator[Browser]:
 WITH_THE_SHIPPED_SERVER = (*ON_BOTH_DATABASES, "test_secret.py")
 
 
+class Gate:
+    """Lets requests in to a portal while a module's tests are on, and waits at their end for those that are in.
+
+    A page that is closed leaves behind what it has asked for. Answered later, that would open the database which is
+    gone by then, and the next module's tests would be given this connection.
+    """
+
+    def __init__(self) -> None:
+        self._app: Flask | None = None
+        self._inside = 0
+        self._moved = Condition()
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        with self._moved:
+            app = self._app
+            self._inside += app is not None
+        if app is None:
+            start_response("503 Service Unavailable", [("Content-Length", "0")])
+            return []
+        try:
+            with closing(ClosingIterator(app(environ, start_response))) as answer:
+                return list(answer)
+        finally:
+            with self._moved:
+                self._inside -= 1
+                self._moved.notify_all()
+
+    @contextmanager
+    def open(self, app: Flask) -> Iterator[None]:
+        """Let requests in to a portal for a while."""
+        self._app = app
+        yield
+        with self._moved:
+            self._app = None
+            self._moved.wait_for(lambda: not self._inside)
+
+
 @pytest.fixture(scope="session")
 def own_server(
     template: Template, tmp_path_factory: pytest.TempPathFactory, compiled_templates: BytecodeCache
-) -> Iterator[tuple[Place, str]]:
-    """A place whose portal this process serves, and the address."""
+) -> Iterator[tuple[Place, Gate, str]]:
+    """A place whose portal this process serves, the gate to it, and the address."""
     port = free_port()
     place = Place(template, tmp_path_factory.mktemp("instance"), compiled_templates, PORT=str(port))
 
-    def ask(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        answer: Iterable[bytes] = place.app(environ, start_response)  # made for the first module that asks
-        return answer
-
-    with listening(port, ask):
-        yield place, f"http://127.0.0.1:{port}"
+    gate = Gate()
+    with listening(port, gate):
+        yield place, gate, f"http://127.0.0.1:{port}"
 
 
 @pytest.fixture(scope="module")
@@ -197,8 +234,8 @@ def live_server(
         with template.copy() as url, serving(url, tmp_path_factory.mktemp("instance")) as server:
             yield server
     else:
-        place, address = request.getfixturevalue("own_server")
-        with quick_passwords(), place.filled() as url, place.portal():
+        place, gate, address = request.getfixturevalue("own_server")
+        with quick_passwords(), place.filled() as url, place.portal() as app, gate.open(app):
             yield Server(address, url, place.instance, place.instance / "server.log")
 
 

@@ -271,7 +271,10 @@ def inert_controls(page: Page) -> list[str]:
 
 
 def dead_ends(page: Page, paths: Iterable[str]) -> list[str]:
-    """Open pages without scripts; list what does nothing there, and what htmx would ask for that is no page (NOJS)."""
+    """Open pages without scripts; list what does nothing there, and what htmx would ask for that is no page (NOJS).
+
+    All that htmx would ask for is asked for: what these pages are about is stopped then, if it can be.
+    """
     faults, asked = [], set()
     for path in paths:
         page.goto(path)

@@ -406,7 +406,11 @@ def test_a_finger_hits_every_target(new_page: NewPage, scene: Scene) -> None:
     assert faults == []
 
 
-def test_without_scripts_nothing_is_dead_and_every_address_of_htmx_is_a_page(new_page: NewPage, scene: Scene) -> None:
+def test_without_scripts_nothing_is_dead_and_every_address_of_htmx_is_a_page(
+    new_page: NewPage, scene: Scene, backstage: Backstage
+) -> None:
+    pressed = backstage.key("ana", "Pressed")  # every button is, so it is nobody else's
+    backstage.keep_busy(pressed)
     page = new_page("ana", scripts=False)
-    paths = (KEYS, NEW, f"{KEYS}/{scene.busy}/deactivate", f"{KEYS}/{scene.busy}/delete", "/reauth", "/w/acme")
+    paths = (KEYS, NEW, f"{KEYS}/{pressed}/deactivate", f"{KEYS}/{pressed}/delete", "/reauth", "/w/acme")
     assert looking.dead_ends(page, paths) == []

@@ -379,6 +379,8 @@ def test_nobody_is_accepted_after_the_answer_to_a_change(
         by_hand.execute(REVOKE)
         since = time.monotonic()
         time.sleep(0.02)
+        while not any(began > since for began, *_ in answers[-50:]):  # a busy machine takes longer for one
+            time.sleep(0.001)
         stopped.append((since, time.monotonic()))
         by_hand.execute(text("UPDATE api_key SET revoked_at = NULL"))
     over.set()
