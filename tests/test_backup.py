@@ -50,6 +50,7 @@ def closing_portal(app: Flask) -> Iterator[Flask]:
 def portal_on(url: str, other: Flask) -> Iterator[Flask]:
     """A portal with the secrets of the test's other one."""
     with closing_portal(create_app({"PORTAL_DATABASE_URL": url, "PORTAL_INSTANCE": other.instance_path})) as app:
+        app.jinja_env.bytecode_cache = other.jinja_env.bytecode_cache  # to compile templates anew takes long
         yield app
 
 
