@@ -20,10 +20,11 @@ ENV       := $(if $(wildcard $(VENV)/.dev),$(VENV)/.dev,$(VENV)/.run)
 # One process more than the two cores of a small machine: a test with a browser waits a third of its time. Files go in
 # the order in which tests/conftest.py puts them.
 PYTEST       := $(PY) -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
+MYPY         := $(PY) -m mypy --no-error-summary
 COMPILE_LOCK := $(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
                 --no-emit-index-url $(if $(UPGRADE),--upgrade)
 
-.PHONY: run test lint format lock clean venv chromium proxies
+.PHONY: run test lint style types format lock clean venv chromium proxies
 .NOTPARALLEL:
 # Where this is set (many containers do), every start compiles every module anew, which takes longer than the start.
 unexport PYTHONDONTWRITEBYTECODE
@@ -31,17 +32,24 @@ unexport PYTHONDONTWRITEBYTECODE
 run: $(ENV)
 	@exec $(PY) -m flask serve
 
-test: lint chromium proxies
-	@echo "tests on SQLite"
-	@$(PYTEST) --database=sqlite
+# mypy has one thread and takes a minute where it has not been before: it goes beside the tests, and has its say after.
+test: style chromium proxies
+	@echo "mypy, and tests on SQLite"
+	@said=$$(mktemp); $(MYPY) >"$$said" 2>&1 & types=$$!; $(PYTEST) --database=sqlite; tests=$$?; \
+	    wait $$types; types=$$?; cat "$$said"; rm -f "$$said"; exit $$((tests + types))
 	@echo "tests on PostgreSQL"
 	@$(PYTEST) --database=postgresql
 
-lint: $(VENV)/.dev
-	@echo "ruff, mypy, djlint"
+lint: style types
+
+types: $(VENV)/.dev
+	@echo "mypy"
+	@$(MYPY)
+
+style: $(VENV)/.dev
+	@echo "ruff, djlint"
 	@$(PY) -m ruff check -q .
 	@$(PY) -m ruff format -q --check .
-	@$(PY) -m mypy --no-error-summary
 	@said=$$($(PY) -m djlint --check --lint templates 2>&1) || { echo "$$said"; exit 1; }
 
 format: $(VENV)/.dev

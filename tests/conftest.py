@@ -213,6 +213,13 @@ def blank_url(template: Template) -> Iterator[str]:
 
 
 @pytest.fixture
+def empty_url(template: Template) -> Iterator[str]:
+    """A migrated database in which nobody is yet."""
+    with template.empty() as url:
+        yield url
+
+
+@pytest.fixture
 def database(place: Place, database_url: str) -> Iterator[Database]:
     """The test's database, for services that are called directly and for looking at what was stored."""
     yield place.database

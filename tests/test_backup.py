@@ -20,7 +20,6 @@ from portal.rules.access import AccessLevel
 from portal.services import audit
 from portal.store import backup
 from portal.store.database import Database
-from portal.store.migrate import migrate
 from portal.store.models import AuditEvent, Member, UserSession, Workspace
 from tests.cast import Cast, MadeKey
 from tests.databases import Template
@@ -51,14 +50,14 @@ def closing_portal(app: Flask) -> Iterator[Flask]:
 def portal_on(url: str, other: Flask) -> Iterator[Flask]:
     """A portal with the secrets of the test's other one."""
     with closing_portal(create_app({"PORTAL_DATABASE_URL": url, "PORTAL_INSTANCE": other.instance_path})) as app:
+        app.jinja_env.bytecode_cache = other.jinja_env.bytecode_cache  # to compile templates anew takes long
         yield app
 
 
 @pytest.fixture
-def empty(blank_url: str, app: Flask) -> Iterator[Flask]:
+def empty(empty_url: str, app: Flask) -> Iterator[Flask]:
     """A portal on a migrated database in which nobody is yet."""
-    migrate(blank_url)
-    with portal_on(blank_url, app) as other:
+    with portal_on(empty_url, app) as other:
         yield other
 
 
@@ -269,15 +268,15 @@ def test_a_restore_is_told_in_every_audit_log(app: Flask, file: Path, database: 
 
 
 def test_keys_under_a_pepper_that_is_missing_are_named(
-    empty: Flask, file: Path, blank_url: str, tmp_path: Path
+    empty: Flask, file: Path, empty_url: str, tmp_path: Path
 ) -> None:
-    other = {"PORTAL_DATABASE_URL": blank_url, "PORTAL_INSTANCE": str(tmp_path)}
+    other = {"PORTAL_DATABASE_URL": empty_url, "PORTAL_INSTANCE": str(tmp_path)}
     with closing_portal(create_app({**other, "PORTAL_KEY_PEPPERS": "other:0123456789abcdef0123456789abcdef"})) as app:
         assert "PORTAL_KEY_PEPPERS lacks local" in run(app, "restore", str(file), "--resurrect")
 
 
 def test_a_secret_that_is_another_than_the_keys_were_made_under_is_noticed(
-    app: Flask, key: MadeKey, database_url: str, blank_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    app: Flask, key: MadeKey, database_url: str, empty_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By whoever restores, and by whoever serves: all keys would be unknown, and nothing else would tell why."""
     served: list[Any] = []
@@ -287,9 +286,8 @@ def test_a_secret_that_is_another_than_the_keys_were_made_under_is_noticed(
         run(before, "serve")
         file = tmp_path / "backup"
         run(before, "backup", str(file))
-    migrate(blank_url)
     mixed_up = "local:0123456789abcdef0123456789abcdef"
-    other = {"PORTAL_DATABASE_URL": blank_url, "PORTAL_INSTANCE": str(tmp_path), "PORTAL_KEY_PEPPERS": mixed_up}
+    other = {"PORTAL_DATABASE_URL": empty_url, "PORTAL_INSTANCE": str(tmp_path), "PORTAL_KEY_PEPPERS": mixed_up}
     with closing_portal(create_app(other)) as wrong:
         run(wrong, "serve")  # so that it has proofs of its own, which the restored ones replace
         told = run(wrong, "restore", str(file), "--replace", "--resurrect")
@@ -299,7 +297,7 @@ def test_a_secret_that_is_another_than_the_keys_were_made_under_is_noticed(
         assert "0123456789abcdef" not in told
     with closing_portal(create_app({**other, "PORTAL_KEY_PEPPERS": mixed_up.replace("local", "new")})) as renamed:
         run(renamed, "serve")
-    with portal_on(blank_url, app) as right:
+    with portal_on(empty_url, app) as right:
         assert "Warning" not in run(right, "restore", str(file), "--replace", "--resurrect")
         run(right, "serve")
     assert len(served) == 5

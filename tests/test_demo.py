@@ -10,7 +10,6 @@ from portal import demo
 from portal.rules.credentials import verify_password
 from portal.rules.errors import Conflict
 from portal.store.database import Base, Database
-from portal.store.migrate import migrate
 from portal.store.models import Access, Account, ApiKey, App, Member, Record, Solution, Workspace
 
 
@@ -88,9 +87,8 @@ def test_it_holds_no_key(database: Database) -> None:
         assert session.scalar(select(func.count()).select_from(ApiKey)) == 0
 
 
-def test_it_refuses_a_database_that_has_any_account_and_changes_nothing(blank_url: str) -> None:
-    migrate(blank_url)
-    database = Database(blank_url)
+def test_it_refuses_a_database_that_has_any_account_and_changes_nothing(empty_url: str) -> None:
+    database = Database(empty_url)
     somebody = {"public_id": "acc_1", "email": "ida@initech.test", "name": "Ida Berg", "password_hash": "!"}
     with database.transaction() as session:
         session.add(Account(**somebody, created_at=datetime.now(UTC)))
