@@ -124,7 +124,6 @@ const portal = {};
   let pressed;
   on("htmx:before:request", ({ detail: { ctx } }) => {
     const { id } = ctx.sourceElement;
-    if (id === "q") typing = false;
     if (id in REPLACED) {
       asked.set(id, ctx);
       fence(id, true);
@@ -135,16 +134,7 @@ const portal = {};
     }
   });
   on("htmx:finally:request", ({ detail: { ctx } }) => {
-    for (const [id, latest] of asked) if (latest === ctx) fence(id, id === "q" && typing);
-  });
-  // A search is asked for a moment after the last letter, and each change of the text leads to one.
-  let typing = false;
-  let text;
-  on("input", ({ target }) => {
-    if (target.id !== "q" || target.value === (text ?? target.defaultValue)) return;
-    text = target.value;
-    typing = Boolean(window.htmx);
-    fence("q", typing);
+    for (const [id, latest] of asked) if (latest === ctx) fence(id, false);
   });
 
   // --- htmx: failure ---
