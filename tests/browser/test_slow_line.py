@@ -1,5 +1,6 @@
 """What somebody meets whose line is slow: between a press and its answer nothing that they do is lost (ux KEY, FRM)."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
@@ -117,6 +118,7 @@ def test_rows_that_a_search_is_about_to_replace_are_out_of_reach(new_page: NewPa
         search.press("End")
         page.keyboard.type("t")  # one can go on typing
         expect(search).to_have_value("sought")
+    expect(page).to_have_url(re.compile("q=sought"))  # the last of the searches
     expect(page.locator("#status")).to_have_text("1 key matches")
     expect(page.locator(f"#key-{other}")).to_have_count(0)
     page.get_by_role("link", name="Deactivate Sought").click()
