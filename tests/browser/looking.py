@@ -170,7 +170,8 @@ _OUTLINE = """() => {
 
 # List what is said outside of all landmarks, which whoever jumps from one to the next does not hear.
 _LANDMARKS = """() => {
-    const marked = "main, nav, aside, dialog, body > header, body > footer, [role=region], [role=status], [role=alert]";
+    const marked = "main, nav, aside, dialog, section:is([aria-label], [aria-labelledby]), [role=region], " +
+        "body > header, body > footer, [role=status], [role=alert]";
     return [...document.querySelectorAll("body *")].filter((node) =>
         (says(node) || node.matches("a, button, input, select, textarea, img")) && node.type !== "hidden" && shown(node)
         && !node.closest(`${marked}, .skip`)).map((node) => `in no landmark: ${call(node)}`);
