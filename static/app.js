@@ -83,6 +83,7 @@ const portal = {};
 
   // --- htmx: while a request runs ---
   let slow;
+  const overtaken = new WeakMap(); // requests that were given up for a later one, which is under way
   const quiet = (ctx) => ctx.sourceElement.matches("#review, #first, [data-quiet]");
   const submitOf = (ctx) => ctx.request.submitter ?? ctx.sourceElement.querySelector?.("[type=submit]:not(.vh)");
   on("htmx:before:request", ({ detail: { ctx } }) => {
@@ -100,8 +101,9 @@ const portal = {};
     }
   });
   on("htmx:finally:request", ({ detail: { ctx } }) => {
-    ctx.target?.removeAttribute?.("aria-busy");
-    if (quiet(ctx)) return;
+    const later = overtaken.get(ctx);
+    if (later?.target !== ctx.target) ctx.target?.removeAttribute?.("aria-busy");
+    if (later || quiet(ctx)) return;
     clearTimeout(slow);
     delete root.dataset.busy;
     for (const submit of document.querySelectorAll("[aria-disabled=true]")) {
@@ -122,14 +124,20 @@ const portal = {};
   };
   // And of two presses the later one counts, whichever answer is there first.
   let pressed;
+  const overtake = (earlier, later) => {
+    overtaken.set(earlier, later);
+    earlier.request.abort();
+  };
   on("htmx:before:request", ({ detail: { ctx } }) => {
     const { id } = ctx.sourceElement;
     if (id in REPLACED) {
+      // An owner's scopes and a preset's come to the same place.
+      if (id !== "q") for (const [other, earlier] of asked) if (other !== "q" && other !== id) overtake(earlier, ctx);
       asked.set(id, ctx);
       fence(id, true);
     }
     if (ctx.sourceElement.matches("a")) {
-      pressed?.request.abort();
+      if (pressed) overtake(pressed, ctx);
       pressed = ctx;
     }
   });

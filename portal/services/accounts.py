@@ -60,6 +60,7 @@ class LiveSession(NamedTuple):
     created_at: datetime
     last_seen_at: datetime
     proved_at: datetime
+    token_hash: bytes  # its beginning is in the log
 
 
 # The first is what a sign-in makes, the second what all later requests find.

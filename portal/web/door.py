@@ -8,7 +8,6 @@ there is no such route.
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from functools import lru_cache
@@ -93,13 +92,15 @@ class Door:
 
     def _judge(self, environ: dict[str, Any], passage: Passage, *, is_verify: bool) -> Answer | None:
         """Check the key and its limits; None for a request that may go on."""
+        limit = self._parts().rate_limit
         try:
-            caller = self._parts().key_check.check(
-                environ.get("HTTP_AUTHORIZATION"),
-                account_id=environ.get("HTTP_ACCOUNT_ID"),
-                query=environ.get("QUERY_STRING", ""),
-                now=passage.now,
-            )
+            caller = self._check(environ, passage.now)
+            if limit.shared_state == "up":
+                with others_first(environ):  # it waits for Redis
+                    verdict = limit.admit(caller.key_pk, caller.key_id, caller.rate_per_minute, caller.rate_per_second)
+                caller = self._check(environ, datetime.now(UTC))  # others had their turn: it may have ended
+            else:
+                verdict = limit.admit(caller.key_pk, caller.key_id, caller.rate_per_minute, caller.rate_per_second)
         except KeyRefused as refused:
             if refused.refusal is Refusal.MISSING and not is_verify:
                 return None
@@ -110,18 +111,21 @@ class Door:
             self._outage.begin(trouble, request_id=passage.request_id)
             return answers.unavailable(passage.request_id)
         self._outage.end()
-        passage.caller = caller
-        limit = self._parts().rate_limit
-        with others_first(environ) if limit.shared_state == "up" else nullcontext():  # it waits for Redis
-            verdict = passage.verdict = limit.admit(
-                caller.key_pk, caller.key_id, caller.rate_per_minute, caller.rate_per_second
-            )
+        passage.caller, passage.verdict = caller, verdict
         if not verdict.wait:
             return None
         metrics.refused(str(Refusal.RATE_LIMITED))
         noted = _use(environ, passage, caller.key_pk, "", 429)
         self._parts().usage.refused(noted, str(Refusal.RATE_LIMITED), " ".join(caller.reach.effective_texts))
         return answers.too_many(passage.request_id, verdict.retry_after, _met(caller, verdict))
+
+    def _check(self, environ: dict[str, Any], now: datetime) -> Caller:
+        return self._parts().key_check.check(
+            environ.get("HTTP_AUTHORIZATION"),
+            account_id=environ.get("HTTP_ACCOUNT_ID"),
+            query=environ.get("QUERY_STRING", ""),
+            now=now,
+        )
 
     def _refuse(self, environ: dict[str, Any], passage: Passage, refused: KeyRefused) -> Answer:
         note_refusal(self._parts().usage, environ, passage, refused)

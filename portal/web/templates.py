@@ -48,7 +48,7 @@ def options(choices: tuple[tuple[str, str], ...], chosen: str) -> Markup:
     """Write what a `select` offers, each choice as its value and its words; once, for a page has some dozens."""
     option = Markup('<option value="{}"{}>{}</option>')
     return Markup("").join(
-        option.format(value, _SELECTED if value == chosen else "", words) for value, words in choices
+        option.format(value, _SELECTED if value == chosen else "", str(words)) for value, words in choices
     )
 
 

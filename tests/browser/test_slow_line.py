@@ -189,6 +189,20 @@ def test_scopes_are_out_of_reach_until_those_of_another_choice_are_there(choice:
     expect(radio).to_be_focused()
 
 
+def test_of_a_preset_and_an_owner_the_later_one_counts(new_page: NewPage) -> None:
+    page = new_page("lea")
+    page.goto(KEYS)
+    open_form(Mouse(page))
+    with held_up(page, f"{KEYS}/new/scopes", "POST"):
+        page.get_by_role("radio", name="Read-only, everything I can read").check()
+        with page.expect_event("requestfailed", lambda request: request.url.endswith("/new/scopes")):
+            page.get_by_role("radio", name="Nightly sync").check()
+    expect(page.locator("#scopes[aria-busy]")).to_have_count(0)
+    assert is_in_reach(page.locator("label.box", has=scope(page, "tasks:read")))
+    expect(scope(page, "tasks:read")).to_be_checked()  # the preset holds for the new owner too
+    expect(scope(page, "leads:read")).to_have_count(0)
+
+
 def test_scopes_that_cannot_be_fetched_stay_in_reach(new_page: NewPage) -> None:
     page = new_page("lea")
     page.goto(KEYS)

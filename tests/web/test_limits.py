@@ -85,6 +85,20 @@ def test_requests_wait_for_redis_side_by_side(shared_cast: Cast, monkeypatch: py
     assert answers == [200, 200]
 
 
+def test_a_key_that_ends_while_its_request_waits_for_redis_is_refused(
+    shared_cast: Cast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = shared_cast.rio.generate(name="Ends meanwhile")
+
+    class Redis:
+        def admit(self, *_: object) -> Verdict:
+            shared_cast.rio.post(f"keys/{key.id}/deactivate")
+            return Verdict(1000, 999, 0.0, 0.0)
+
+    monkeypatch.setattr(shared_cast.app.extensions["portal"].rate_limit, "_shared", Redis())
+    assert shared_cast.call("GET", "/me", key).status_code == 401
+
+
 def _timed(line: Line, text: str) -> float:
     start = time.monotonic()
     line.call(text)
