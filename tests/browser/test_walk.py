@@ -189,6 +189,7 @@ class Walk:
         if self.how.scripts and self.how.htmx:  # until then whoever goes on with Tab would be called back
             expect(head_of(page, key).get_by_role("link")).to_be_focused()
         assert key not in page.content()
+        expect(page.get_by_role("link", name="Generate new API key")).to_be_visible()  # after the first key too
         self.picture(step)
         return key
 
