@@ -40,7 +40,7 @@ from portal.store import backup
 from portal.store.database import MISTAKES, TROUBLE, Database, Session, lacks_tables, out_of_reach
 from portal.store.migrate import NewerDatabase, migrate
 
-THREADS = 64  # a process; all but one wait for bodies that are still on their way
+THREADS = 64  # a process; all but one wait: for bodies that are still on their way, for Redis, for their turn
 _MAX_HEADERS = 16 * 1024  # bytes of a request's header block
 
 
