@@ -5,11 +5,13 @@ several hosts they lie in Redis (or Valkey); while that is away each host limits
 whether a key is good, and nothing of it outlasts a minute.
 """
 
+import ctypes
 import fcntl
 import hashlib
 import logging
 import mmap
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -185,6 +187,21 @@ _SIZE = _SLOT * _GROUP * _GROUPS  # 32 MiB: 65,536 keys within one minute; beyon
 _REMEMBERED = 100_000  # slots that a process knows by heart
 
 
+class _Flock(ctypes.Structure):
+    """Linux's `struct flock`, see fcntl(2)."""
+
+    _fields_ = (
+        ("type", ctypes.c_short),
+        ("whence", ctypes.c_short),
+        ("start", ctypes.c_long),
+        ("length", ctypes.c_long),
+        ("pid", ctypes.c_int),
+    )
+
+
+_at_once = ctypes.PyDLL(None).fcntl if sys.platform == "linux" else lambda *_: -1
+
+
 class HostWindows:
     """The counts of one host, in a file that its processes map.
 
@@ -196,6 +213,10 @@ class HostWindows:
         self._path = path
         self._clock = clock
         self._turn = threading.Lock()
+        self._asked = {
+            fcntl.LOCK_EX: _Flock(fcntl.F_WRLCK, os.SEEK_SET, 0, 1),
+            fcntl.LOCK_UN: _Flock(fcntl.F_UNLCK, os.SEEK_SET, 0, 1),
+        }
         self._file = -1
         self._map: mmap.mmap | None = None
         self._heads = self._counts = memoryview(b"")
@@ -263,7 +284,15 @@ class HostWindows:
         return found
 
     def _lock(self, how: int, group: int) -> None:
-        if self._file >= 0:
+        """Lock a group, as fcntl.lockf does; but while nobody else has it, keep the interpreter lock meanwhile.
+
+        To let go of that for a moment is to wake all other requests, and to wait until they wait again.
+        """
+        if self._file < 0:
+            return
+        asked = self._asked[how]
+        asked.start = group
+        if _at_once(self._file, fcntl.F_SETLK, ctypes.byref(asked)):
             fcntl.lockf(self._file, how, 1, group)
 
     def _open(self) -> None:

@@ -22,7 +22,7 @@ from portal.services import keys
 from portal.services.key_check import Caller, KeyCheck
 from portal.store import key_cache
 from portal.store.database import Database
-from portal.store.key_log import log_of, on_postgresql, on_sqlite, watched
+from portal.store.key_log import log_of, on_postgresql, on_sqlite, wal_index, watched
 from portal.store.models import Access, Account, ApiKey, App, KeyScope, Member, Workspace
 from tests.services.office import NOON, RING, Office
 
@@ -298,6 +298,26 @@ def test_a_process_at_work_notices_that_the_triggers_are_gone(
     assert counting.reads == before + 3
     office.act("rio", keys.deactivate, key.id)
     assert told(warm, plain) is Refusal.DEACTIVATED
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("is_readable", [True, False], ids=["index read", "index not to be read"])
+def test_sqlite_is_asked_for_news_when_somebody_committed_or_nobody_can_tell(
+    office: Office, warm: KeyCheck, is_readable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not is_readable:
+        monkeypatch.setattr(wal_index, "reader_of", lambda connection: bytes)
+    key, plain = office.generate("rio")
+    told(warm, plain)
+    told(warm, plain)
+    asked: list[str] = []
+    warm._connection.set_trace_callback(asked.append)
+    for _ in range(3):
+        assert told(warm, plain).key_id == key.id  # type: ignore[union-attr]
+    assert asked == ([] if is_readable else ["PRAGMA data_version"] * 3)
+    office.act("rio", keys.deactivate, key.id)
+    assert told(warm, plain) is Refusal.DEACTIVATED
+    assert "PRAGMA data_version" in asked
 
 
 @pytest.mark.once

@@ -4,8 +4,9 @@ Why nobody who asks for news is told less than the last commit that ended before
 
 1. All statements run one after the other on one connection that never writes, each read to its end, so each sees every
    commit of every process that ended before it began.
-2. `PRAGMA data_version`, which is a few times cheaper than reading a key, differs between two readings if another
-   connection committed in between. It is read before the log: a commit between the two is met again with the next.
+2. The header of the WAL index (`wal_index`) differs between two readings if anybody committed in between, and so does
+   `PRAGMA data_version` if another connection did. Both are read before the log, the header first of all: a commit
+   that comes between is met again with the next news.
 3. The log's numbers have no gaps, and it keeps the newest few thousand lines: whoever does not find the line that he
    read last takes all for changed.
 4. The triggers are compared word for word when following begins and whenever the database's schema changes; without
@@ -13,9 +14,10 @@ Why nobody who asks for news is told less than the last commit that ended before
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from portal.store.key_log import wal_index
 from portal.store.key_log.watched import FIRST_USE, KEYS, LINES, MOST, TABLE, WATCHED, Change, Watched
 
 _log = logging.getLogger("portal.store.key_log")
@@ -33,16 +35,19 @@ class SqliteLog:
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
+        self._header = b""
+        self._read_header: Callable[[], bytes] = bytes  # that reads nothing, before the log is known to be fit
         self._version = -1
         self._schema = -1
         self._seen = -1  # the last line that was read
 
     def news(self) -> Sequence[Change] | None:
-        version = self._ask("PRAGMA data_version")
-        if version == self._version:
+        header = self._read_header()
+        if header and header == self._header:
             return ()
-        news = self._read()
-        self._version = version
+        version = self._ask("PRAGMA data_version")
+        news = () if version == self._version else self._read()
+        self._header, self._version = header, version
         return news
 
     def _read(self) -> Sequence[Change] | None:
@@ -51,6 +56,7 @@ class SqliteLog:
             self.is_fit = self.is_current = self._ask("PRAGMA journal_mode") == "wal" and self.is_installed()
             if not self.is_fit:
                 _log.warning("each request reads its key: no write-ahead log, or the tables need `flask migrate`")
+            self._read_header = wal_index.reader_of(self._connection) if self.is_fit else bytes
             self._schema = schema
             self._start_anew()
             return None
