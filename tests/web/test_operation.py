@@ -8,6 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -111,13 +112,26 @@ def test_a_database_that_hangs_is_told_within_a_second_and_holds_nobody_up(silen
 
 
 @pytest.mark.server
-def test_a_question_to_a_server_that_went_silent_is_given_up(database: Database) -> None:
-    connection = database.driver_connection()
-    start = time.monotonic()
-    with pytest.raises(psycopg.OperationalError):
-        connection.execute("SELECT pg_sleep(8)")
-    assert time.monotonic() - start < 4
-    assert connection.closed
+def test_a_question_to_a_server_that_went_silent_is_given_up(database_url: str) -> None:
+    with closing(Database(database_url)) as database:  # its own: for a second nobody may ask this one
+        connection = database.driver_connection()
+        start = time.monotonic()
+        with pytest.raises(psycopg.OperationalError):
+            connection.execute("SELECT pg_sleep(8)")
+        assert time.monotonic() - start < 4
+        assert connection.closed
+
+
+@pytest.mark.server
+def test_a_command_that_may_wait_for_long_finds_out_that_the_network_is_gone(database: Database) -> None:
+    with database.engine.begin() as connection:
+        database.take_time(connection)
+        asked = connection.connection.driver_connection.info.get_parameters()  # type: ignore[union-attr]
+        assert {name: asked[name] for name in asked if name.startswith("keepalives_")} == {
+            "keepalives_idle": "30",
+            "keepalives_interval": "10",
+            "keepalives_count": "3",
+        }
 
 
 # --- Numbers --------------------------------------------------------------------------------------------------------
