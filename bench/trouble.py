@@ -188,8 +188,8 @@ def endure(kind: str, name: str, here: Stage, url: str, trouble: Trouble, second
     _, plain = here.office.generate("lea", at=datetime.now(UTC), name=name[:60], scopes=["tasks:read", "tasks:write"])
     with serving(url, here.instance, PORTAL_WORKERS="2") as server:
         watch = Watch(server, plain.reveal())
-        me, records, ready, alive = "/api/v1/me", "/api/v1/apps/tasks/records", "/readyz", "/healthz"
-        asked = [(me, "GET"), (records, "POST"), (ready, "GET"), (alive, "GET")]
+        verify, me, records, ready, alive = "/verify", "/api/v1/me", "/api/v1/apps/tasks/records", "/readyz", "/healthz"
+        asked = [(verify, "GET"), (me, "GET"), (records, "POST"), (ready, "GET"), (alive, "GET")]
         threads = [threading.Thread(target=watch.run, args=each) for each in asked]
         for thread in threads:
             thread.start()
@@ -207,13 +207,15 @@ def endure(kind: str, name: str, here: Stage, url: str, trouble: Trouble, second
     during = {path: watch.between(since + 0.05, until, path) for path, _ in asked}
     after = {path: watch.between(over + HEALTHY_AGAIN, end, path) for path, _ in asked}
     every = Counter(status for *_, status in watch.answers)
-    allowed = {me: {200} if reads_go_on else {503}, records: {503}, ready: {200} if reads_go_on else {503}}
+    reads = {200} if reads_go_on else {503}
+    allowed = {verify: reads, me: reads, records: {503}, ready: reads}
     good = not every[401] and not every[500] and not every[0] and set(during[alive]) == {200}
     good = good and all(set(during[path]) <= statuses for path, statuses in allowed.items())
-    good = good and bool(during[me] and during[ready])
+    good = good and bool(during[verify] and during[me] and during[ready])
     good = good and all(set(counts) <= {200, 201} and counts for counts in after.values())
     click.echo(
-        f"{kind}, {name} for {seconds:.0f} s: key {_told(during[me])}; write {_told(during[records])};"
+        f"{kind}, {name} for {seconds:.0f} s: verify {_told(during[verify])}; me {_told(during[me])};"
+        f" write {_told(during[records])};"
         f" ready {_told(during[ready])}; alive {_told(during[alive])}; in all {every[401]} times 401;"
         f" {HEALTHY_AGAIN:.0f} s after: {_told(sum(after.values(), Counter()))}{'' if good else '  NOT AS IT MUST BE'}"
     )

@@ -354,7 +354,7 @@ def _welcome(settings: Settings, *, has_demo: bool) -> None:
 
 
 def run_server(settings: Settings, target: str = "app:create_app") -> None:
-    """Serve; each process works on one request at a time (`web.front`), whatever its threads are waiting for."""
+    """Serve; each process works on one request at a time (`web.door`), whatever its threads are waiting for."""
     server: Any = Granian(
         target,
         factory=True,

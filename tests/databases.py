@@ -171,12 +171,17 @@ def _copy_postgresql(template_url: str, name: str, original: str) -> Iterator[st
     template = make_url(template_url)
     admin_url = template.set(drivername="postgresql", database="postgres").render_as_string(hide_password=False)
     names = {"copy": sql.Identifier(name), "template": sql.Identifier(original)}
-    admin = _administrator(admin_url)
-    admin.execute(sql.SQL("CREATE DATABASE {copy} TEMPLATE {template} STRATEGY file_copy").format(**names))
+    create = sql.SQL("CREATE DATABASE {copy} TEMPLATE {template} STRATEGY file_copy").format(**names)
+    drop = sql.SQL("DROP DATABASE {copy} WITH (FORCE)").format(**names)
+    _administrator(admin_url).execute(create)
     try:
         yield template.set(database=name).render_as_string(hide_password=False)
     finally:
-        admin.execute(sql.SQL("DROP DATABASE {copy} WITH (FORCE)").format(**names))
+        try:
+            _administrator(admin_url).execute(drop)
+        except psycopg.OperationalError:  # the server was stopped and started meanwhile
+            _administrator.cache_clear()
+            _administrator(admin_url).execute(drop)
 
 
 @cache

@@ -346,6 +346,7 @@ class BadKeys:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        self._counting = threading.Lock()
         self._minute = 0
         self._counts: dict[str, int] = {}
 
@@ -356,9 +357,10 @@ class BadKeys:
             return 0
         now = self._clock()
         minute = int(now // 60)
-        if minute != self._minute or len(self._counts) > _NETWORKS:
-            self._minute, self._counts = minute, {}
-        count = self._counts[network] = self._counts.get(network, 0) + 1
+        with self._counting:
+            if minute != self._minute or len(self._counts) > _NETWORKS:
+                self._minute, self._counts = minute, {}
+            count = self._counts[network] = self._counts.get(network, 0) + 1
         if count == _BAD_KEYS + 1:
             _log.warning("many bad keys come from one network", extra={"network": network})
         return ceil(60 - now % 60) if count > _BAD_KEYS else 0

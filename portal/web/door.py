@@ -4,8 +4,13 @@ For the routes that need a key it checks it, counts it against its limits and no
 goes on to the view with its `Passage`, any other is answered here, at a fraction of the cost. `/verify` is answered
 here in any case: it asks nothing else. A request without any credential goes on: its view says what is missing, or that
 there is no such route.
+
+Whatever goes on waits for its turn. The server has threads to spare so that clients that stall while they send, and a
+Redis that is far away, hold up nobody; but Flask answers one request at a time, for more would only pass the
+interpreter lock to and fro. The door itself waits for nobody's turn: not for a page, nor for what a page waits for.
 """
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
@@ -27,13 +32,14 @@ from portal.services.usage import Usage
 from portal.store.database import MISTAKES, TROUBLE
 from portal.web import answers
 from portal.web.answers import Answer, new_request_id
-from portal.web.front import ENDPOINT, EVEN, Headers, StartResponse, Wsgi, others_first
+from portal.web.front import ASIDE, ENDPOINT, EVEN, Headers, StartResponse, Wsgi
 from portal.web.parts import Portal
 
 PASSAGE = "portal.passage"  # in the WSGI environment
 VERIFY = "/verify"
 _VERIFY_METHODS = ("GET", "HEAD", "POST")
 MAX_SCOPES = 20  # that one /verify asks about
+_LONG = 0.05  # seconds that a request waits for its turn; after more its key is checked again
 _STATUS_LINES = {status.value: f"{status.value} {status.phrase.upper()}" for status in HTTPStatus}
 
 
@@ -61,13 +67,17 @@ class Door:
         self._folders = tuple(path for path in keyed if path.endswith("/"))
         self._parts = parts
         self._bad_keys = BadKeys()
+        self._turn = threading.Lock()
         self._outage = Outage("keys cannot be checked: the database cannot be asked")
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         """Let a request pass, or answer it."""
         path = environ["PATH_INFO"]
-        if path not in self._paths and not path.startswith(self._folders):
+        if path in ASIDE:
             return self._app(environ, start_response)
+        if path not in self._paths and not path.startswith(self._folders):
+            with self._turn:
+                return self._app(environ, start_response)
         is_verify = path == VERIFY
         passage = environ[PASSAGE] = Passage()
         environ[ENDPOINT] = "verify" if is_verify else "door"  # until the view is known
@@ -75,7 +85,8 @@ class Door:
         caller = passage.caller
         if caller is None:
             if refusal is None:  # no credential at all: the view tells what is missing
-                return self._app(environ, _adding(_common(passage), start_response))
+                with self._turn:
+                    return self._app(environ, _adding(_common(passage), start_response))
             return _send(refusal, _common(passage), start_response)
         of_key = _of_key(caller, passage)
         if refusal is not None:
@@ -88,19 +99,28 @@ class Door:
                 self._note(environ, passage, caller, int(status[:3]))
             return start_response(status, own + _common(passage) + of_key, exc_info)
 
-        return self._app(environ, start)
+        if is_late := not self._turn.acquire(timeout=_LONG):
+            self._turn.acquire()
+        try:
+            if is_late:
+                passage.now = datetime.now(UTC)
+                if refusal := self._judge(environ, passage):
+                    return _send(refusal, _common(passage), start_response)
+            return self._app(environ, start)
+        finally:
+            self._turn.release()
 
-    def _judge(self, environ: dict[str, Any], passage: Passage, *, is_verify: bool) -> Answer | None:
-        """Check the key and its limits; None for a request that may go on."""
+    def _judge(self, environ: dict[str, Any], passage: Passage, *, is_verify: bool = False) -> Answer | None:
+        """Check the key and, the first time, its limits; None for a request that may go on."""
         limit = self._parts().rate_limit
         try:
             caller = self._check(environ, passage.now)
-            if limit.shared_state == "up":
-                with others_first(environ):  # it waits for Redis
-                    verdict = limit.admit(caller.key_pk, caller.key_id, caller.rate_per_minute, caller.rate_per_second)
-                caller = self._check(environ, datetime.now(UTC))  # others had their turn: it may have ended
-            else:
+            verdict = passage.verdict
+            if verdict is None:
+                waits = limit.shared_state == "up"
                 verdict = limit.admit(caller.key_pk, caller.key_id, caller.rate_per_minute, caller.rate_per_second)
+                if waits:  # for Redis: the key may have ended meanwhile
+                    caller = self._check(environ, datetime.now(UTC))
         except KeyRefused as refused:
             if refused.refusal is Refusal.MISSING and not is_verify:
                 return None

@@ -12,8 +12,7 @@ import json
 import logging
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from time import monotonic, perf_counter, sleep
 from typing import Any, NamedTuple
@@ -42,7 +41,6 @@ _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9A-Za-z._-]+))(?::[0-9]{1,5})?"
 # database which hangs does not make the process look dead.
 ASIDE = frozenset({"/healthz", "/readyz", "/metrics"})
 PEER, ENDPOINT, _STATUS = "portal.peer", "portal.endpoint", "portal.status"  # in the environment of a request
-_TURN = "portal.turn"  # in the same: the lock that it holds while it is worked on
 EVEN = "portal.even"  # in the same: that the time which the answer took is not to be told by it
 EVEN_AFTER = 0.003  # seconds; longer than looking up and noting a key takes, but for the busiest moments
 BODIES_AT_ONCE = 48  # that one process waits for; fewer than the server has threads, so that some are always left
@@ -86,7 +84,6 @@ class Front:
         self._trusted = settings.trusted_proxies
         self._headers = SECURITY_HEADERS + (_HTTPS_HEADERS if settings.is_https else [])
         self._body_limit = body_limit
-        self._turn = threading.Lock()
         self._waiting = threading.Semaphore(BODIES_AT_ONCE)
         self._not_before = 0.0  # on the monotonic clock: when another refused Host is told again
 
@@ -104,7 +101,7 @@ class Front:
         endpoint = environ.get(ENDPOINT, "front")
         metrics.request(endpoint, environ["REQUEST_METHOD"], int(environ[_STATUS][:3]), took)
         if EVEN in environ and took < EVEN_AFTER:
-            sleep(EVEN_AFTER - took)  # nobody's turn passes meanwhile
+            sleep(EVEN_AFTER - took)
         return answer
 
     def _find_refusal(self, environ: dict[str, Any]) -> "Refusal | None":
@@ -131,16 +128,12 @@ class Front:
         _log.warning("a request for the host %.100r was refused; PORTAL_BASE_URL serves %s", host, served)
 
     def _pass_on(self, environ: dict[str, Any], start_safely: StartResponse) -> Iterable[bytes]:
-        # The server has threads to spare so that clients that stall while they send hold up nobody, but the portal
-        # itself runs one request at a time: more would only pass the interpreter lock to and fro.
-        environ[_TURN] = self._turn
-        with nullcontext() if environ["PATH_INFO"] in ASIDE else self._turn:
-            try:
-                return self._app(environ, start_safely)
-            except Exception:
-                request_id = answers.new_request_id()
-                _log.exception("a request failed, and so did telling of it", extra={"request_id": request_id})
-                return _refuse(environ, start_safely, _BROKEN, request_id)
+        try:
+            return self._app(environ, start_safely)
+        except Exception:
+            request_id = answers.new_request_id()
+            _log.exception("a request failed, and so did telling of it", extra={"request_id": request_id})
+            return _refuse(environ, start_safely, _BROKEN, request_id)
 
     def _take_body(self, environ: dict[str, Any]) -> "Refusal | None":
         """Wait for the whole body, up to one byte over its limit, which then answers 413 however it was sent.
@@ -190,17 +183,6 @@ class Front:
     def _is_trusted(self, text: str) -> bool:
         address = _address(text)
         return address is not None and any(address in network for network in self._trusted)
-
-
-@contextmanager
-def others_first(environ: dict[str, Any]) -> Iterator[None]:
-    """Let others have their turn while a request waits for another machine."""
-    turn = environ[_TURN]
-    turn.release()
-    try:
-        yield
-    finally:
-        turn.acquire()
 
 
 def _host_name(host: str) -> str:

@@ -2,13 +2,18 @@
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event, Lock
+from typing import Any
 
 import pytest
 from flask import Flask
 from werkzeug.test import TestResponse
 
-from portal.services import rate_limit
+from portal.services import keys, rate_limit
+from portal.services.actor import operator
 from portal.services.rate_limit import PER_SECOND
+from portal.store.database import Database
 from tests.cast import Cast, MadeKey
 from tests.web.looking import error
 
@@ -219,3 +224,65 @@ def test_bad_keys_of_one_network_never_hurt_a_good_one(cast: Cast, key: MadeKey,
     assert set(answers[300:]) <= {401, 429}  # a new minute counts anew
     assert call(key.text).status_code == 200
     assert call("sk_live_nonsense", "203.0.113.8").status_code == 401
+
+
+# --- Turns ----------------------------------------------------------------------------------------------------------
+
+
+class Turn:
+    """A turn that tells when somebody has waited long for it."""
+
+    def __init__(self) -> None:
+        self._lock, self.waited_for = Lock(), Event()
+
+    def acquire(self, timeout: float = -1) -> bool:
+        if self._lock.acquire(timeout=0 if timeout > 0 else timeout):
+            return True
+        self.waited_for.set()
+        return False
+
+    def release(self) -> None:
+        self._lock.release()
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+@pytest.fixture
+def turn(cast: Cast, monkeypatch: pytest.MonkeyPatch) -> Turn:
+    """What a page holds for as long as it takes, also while it waits for somebody else's write."""
+    outermost: Any = cast.app.wsgi_app
+    monkeypatch.setattr(outermost._app, "_turn", Turn())
+    return outermost._app._turn  # type: ignore[no-any-return]
+
+
+def test_checks_wait_for_no_page(cast: Cast, key: MadeKey, turn: Turn) -> None:
+    unknown = MadeKey("", cast.app.extensions["portal"].settings.keyring.format.mint("live").reveal())
+    with turn:
+        assert verify(cast.app, key, "?scope=tasks:read").status_code == 200
+        assert verify(cast.app, key, "?scope=leads:read").status_code == 403
+        assert cast.call("GET", "/me", unknown).status_code == 401
+        assert cast.app.test_client().get("/healthz").status_code == 200
+
+
+@pytest.mark.both
+@pytest.mark.parametrize("ends", [False, True], ids=["goes on", "ends"])
+def test_a_key_is_checked_again_after_a_long_wait_and_counted_once(
+    cast: Cast, key: MadeKey, turn: Turn, database: Database, ends: bool
+) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        with turn:
+            asked = pool.submit(cast.call, "GET", "/me", key)
+            assert turn.waited_for.wait(30)
+            if ends:
+                with database.transaction() as session:
+                    keys.revoke(session, operator(), key.id)
+        reply = asked.result()
+    if ends:
+        assert error(reply, 401)["code"] == "invalid_key"
+    else:
+        assert reply.status_code == 200
+        assert reply.headers["X-RateLimit-Remaining"] == str(rate_limit.PER_MINUTE - 1)
