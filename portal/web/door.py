@@ -5,9 +5,10 @@ goes on to the view with its `Passage`, any other is answered here, at a fractio
 here in any case: it asks nothing else. A request without any credential goes on: its view says what is missing, or that
 there is no such route.
 
-Whatever goes on waits for its turn. The server has threads to spare so that clients that stall while they send, and a
-Redis that is far away, hold up nobody; but Flask answers one request at a time, for more would only pass the
-interpreter lock to and fro. The door itself waits for nobody's turn: not for a page, nor for what a page waits for.
+Requests take turns. The server has threads to spare so that clients that stall while they send, and a Redis that is far
+away, hold up nobody; but a process works on one request at a time, for more would only pass the interpreter lock to and
+fro. Where a turn takes long, as a page's does that waits for somebody else's write, keys are judged beside it, and only
+what goes on to a view waits for its end.
 """
 
 import threading
@@ -39,20 +40,21 @@ PASSAGE = "portal.passage"  # in the WSGI environment
 VERIFY = "/verify"
 _VERIFY_METHODS = ("GET", "HEAD", "POST")
 MAX_SCOPES = 20  # that one /verify asks about
-_LONG = 0.05  # seconds that a request waits for its turn; after more its key is checked again
+_LONG = 0.05  # seconds that a key waits for its turn until it is judged without, or again
 _STATUS_LINES = {status.value: f"{status.value} {status.phrase.upper()}" for status in HTTPStatus}
 
 
 class Passage:
     """One request on its way through the door."""
 
-    __slots__ = ("caller", "now", "refused", "request_id", "scope", "verdict")
+    __slots__ = ("caller", "in_turn", "now", "refused", "request_id", "scope", "verdict")
 
     def __init__(self) -> None:
         self.request_id = new_request_id()
         self.now = datetime.now(UTC)
         self.caller: Caller | None = None
         self.verdict: Verdict | None = None
+        self.in_turn = False
         self.scope = ""  # that the view needs
         self.refused = False  # and noted so
 
@@ -78,15 +80,24 @@ class Door:
         if path not in self._paths and not path.startswith(self._folders):
             with self._turn:
                 return self._app(environ, start_response)
-        is_verify = path == VERIFY
         passage = environ[PASSAGE] = Passage()
+        passage.in_turn = self._turn.acquire(timeout=_LONG)
+        try:
+            return self._receive(environ, passage, start_response, is_verify=path == VERIFY)
+        finally:
+            if passage.in_turn:
+                self._turn.release()
+
+    def _receive(
+        self, environ: dict[str, Any], passage: Passage, start_response: StartResponse, *, is_verify: bool
+    ) -> Iterable[bytes]:
         environ[ENDPOINT] = "verify" if is_verify else "door"  # until the view is known
         refusal = self._judge(environ, passage, is_verify=is_verify)
         caller = passage.caller
         if caller is None:
             if refusal is None:  # no credential at all: the view tells what is missing
-                with self._turn:
-                    return self._app(environ, _adding(_common(passage), start_response))
+                self._wait_for_turn(passage)
+                return self._app(environ, _adding(_common(passage), start_response))
             return _send(refusal, _common(passage), start_response)
         of_key = _of_key(caller, passage)
         if refusal is not None:
@@ -99,16 +110,21 @@ class Door:
                 self._note(environ, passage, caller, int(status[:3]))
             return start_response(status, own + _common(passage) + of_key, exc_info)
 
-        if is_late := not self._turn.acquire(timeout=_LONG):
+        if self._wait_for_turn(passage):
+            passage.now = datetime.now(UTC)
+            if refusal := self._judge(environ, passage):
+                return _send(refusal, _common(passage), start_response)
+        return self._app(environ, start)
+
+    def _wait_for_turn(self, passage: Passage) -> bool:
+        """Wait until the process works on nothing else; say whether that took long."""
+        if passage.in_turn:
+            return False
+        is_late = not self._turn.acquire(timeout=_LONG)
+        if is_late:
             self._turn.acquire()
-        try:
-            if is_late:
-                passage.now = datetime.now(UTC)
-                if refusal := self._judge(environ, passage):
-                    return _send(refusal, _common(passage), start_response)
-            return self._app(environ, start)
-        finally:
-            self._turn.release()
+        passage.in_turn = True
+        return is_late
 
     def _judge(self, environ: dict[str, Any], passage: Passage, *, is_verify: bool = False) -> Answer | None:
         """Check the key and, the first time, its limits; None for a request that may go on."""
@@ -117,9 +133,12 @@ class Door:
             caller = self._check(environ, passage.now)
             verdict = passage.verdict
             if verdict is None:
-                waits = limit.shared_state == "up"
+                waits = limit.shared_state == "up"  # for Redis: others have their turn, and the key may end meanwhile
+                if waits and passage.in_turn:
+                    passage.in_turn = False
+                    self._turn.release()
                 verdict = limit.admit(caller.key_pk, caller.key_id, caller.rate_per_minute, caller.rate_per_second)
-                if waits:  # for Redis: the key may have ended meanwhile
+                if waits:
                     caller = self._check(environ, datetime.now(UTC))
         except KeyRefused as refused:
             if refused.refusal is Refusal.MISSING and not is_verify:

@@ -230,15 +230,17 @@ def test_bad_keys_of_one_network_never_hurt_a_good_one(cast: Cast, key: MadeKey,
 
 
 class Turn:
-    """A turn that tells when somebody has waited long for it."""
+    """A turn for which any wait is long; it tells when somebody, judged without it, has waited for it again."""
 
     def __init__(self) -> None:
-        self._lock, self.waited_for = Lock(), Event()
+        self._lock, self._waits, self.waited_for = Lock(), 0, Event()
 
     def acquire(self, timeout: float = -1) -> bool:
         if self._lock.acquire(timeout=0 if timeout > 0 else timeout):
             return True
-        self.waited_for.set()
+        self._waits += 1
+        if self._waits == 2:
+            self.waited_for.set()
         return False
 
     def release(self) -> None:
