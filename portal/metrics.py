@@ -46,6 +46,7 @@ _SERIES = 4_000  # that one file holds; beyond, new ones are not counted
 _NAME = 248  # bytes
 _VALUES = 8 * (_SERIES + 1)  # bytes: how many names there are, then a number for each
 _SIZE = _VALUES + _NAME * _SERIES
+_opening = threading.Lock()
 
 
 class Numbers:
@@ -194,6 +195,12 @@ def version() -> str:
 @cache
 def _numbers() -> Numbers:
     """Open this process's numbers with the first that it counts, after the server has started it."""
+    with _opening:  # or threads that count first at one time would open several
+        return _open()
+
+
+@cache
+def _open() -> Numbers:
     folder = os.environ.get(FOLDER)
     try:
         return Numbers(Path(folder) if folder else None)

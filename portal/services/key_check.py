@@ -94,7 +94,7 @@ class _Record(NamedTuple):
 
 
 class KeyCheck:
-    """The check, with its prepared statement and one connection a process: requests take turns anyway."""
+    """The check, with its prepared statement and one connection a process, over which requests take turns."""
 
     def __init__(self, database: Database, keyring: Keyring) -> None:
         self._database = database

@@ -190,10 +190,12 @@ _POSTGRESQL_OPTIONS: dict[str, Any] = {
     # Whatever is usual in this database: a lock that was waited for shows what was committed until then.
     "connect_args": {
         "connect_timeout": 2,
-        # Seconds: also who has leave to wait for long finds out within a minute that the network is gone.
+        # Also who has leave to wait for long finds out within a minute that the network is gone: in seconds while
+        # nothing is on its way, in milliseconds while something is.
         "keepalives_idle": 30,
         "keepalives_interval": 10,
         "keepalives_count": 3,
+        "tcp_user_timeout": 60_000,
         "options": "-c statement_timeout=10000 -c lock_timeout=8000 -c default_transaction_isolation=read\\ committed",
     },
 }

@@ -49,12 +49,12 @@ class Passage:
 
     __slots__ = ("caller", "in_turn", "now", "refused", "request_id", "scope", "verdict")
 
-    def __init__(self) -> None:
+    def __init__(self, *, in_turn: bool) -> None:
+        self.in_turn = in_turn
         self.request_id = new_request_id()
         self.now = datetime.now(UTC)
         self.caller: Caller | None = None
         self.verdict: Verdict | None = None
-        self.in_turn = False
         self.scope = ""  # that the view needs
         self.refused = False  # and noted so
 
@@ -80,8 +80,8 @@ class Door:
         if path not in self._paths and not path.startswith(self._folders):
             with self._turn:
                 return self._app(environ, start_response)
-        passage = environ[PASSAGE] = Passage()
-        passage.in_turn = self._turn.acquire(timeout=_LONG)
+        in_turn = self._turn.acquire(timeout=_LONG)
+        passage = environ[PASSAGE] = Passage(in_turn=in_turn)
         try:
             return self._receive(environ, passage, start_response, is_verify=path == VERIFY)
         finally:
@@ -93,27 +93,29 @@ class Door:
     ) -> Iterable[bytes]:
         environ[ENDPOINT] = "verify" if is_verify else "door"  # until the view is known
         refusal = self._judge(environ, passage, is_verify=is_verify)
-        caller = passage.caller
-        if caller is None:
+        found = passage.caller
+        if found is None:
             if refusal is None:  # no credential at all: the view tells what is missing
                 self._wait_for_turn(passage)
                 return self._app(environ, _adding(_common(passage), start_response))
             return _send(refusal, _common(passage), start_response)
-        of_key = _of_key(caller, passage)
+        caller, of_key, limits = found, _of_key(found), _limits(passage)
         if refusal is not None:
-            return _send(refusal, _common(passage) + of_key, start_response)
+            return _send(refusal, _common(passage) + of_key + limits, start_response)
         if is_verify:
-            return _send(self._verify(environ, passage, caller), _common(passage) + of_key, start_response)
+            return _send(self._verify(environ, passage, caller), _common(passage) + of_key + limits, start_response)
 
         def start(status: str, own: Headers, exc_info: Any = None) -> Any:
             if not passage.refused:
                 self._note(environ, passage, caller, int(status[:3]))
-            return start_response(status, own + _common(passage) + of_key, exc_info)
+            return start_response(status, own + _common(passage) + of_key + limits, exc_info)
 
         if self._wait_for_turn(passage):
             passage.now = datetime.now(UTC)
             if refusal := self._judge(environ, passage):
                 return _send(refusal, _common(passage), start_response)
+            caller = passage.caller or caller
+            of_key = _of_key(caller)
         return self._app(environ, start)
 
     def _wait_for_turn(self, passage: Passage) -> bool:
@@ -272,18 +274,21 @@ def _common(passage: Passage) -> Headers:
     return [("X-Request-Id", passage.request_id), ("Cache-Control", "no-store")]
 
 
-def _of_key(caller: Caller, passage: Passage) -> Headers:
-    """Tell a key's limits, its environment and when it ends."""
-    headers = [("X-Environment", caller.environment)]
-    if verdict := passage.verdict:
-        headers += [
-            ("X-RateLimit-Limit", str(verdict.limit)),
-            ("X-RateLimit-Remaining", str(verdict.remaining)),
-            ("X-RateLimit-Reset", str(verdict.reset_at(time.time()))),
-        ]
-    if caller.ends_at:
-        headers += _expiry(caller.ends_at)
-    return headers
+def _of_key(caller: Caller) -> Headers:
+    """Tell a key's environment and when it ends."""
+    return [("X-Environment", caller.environment), *(_expiry(caller.ends_at) if caller.ends_at else ())]
+
+
+def _limits(passage: Passage) -> Headers:
+    """Tell what is left of a key's limits."""
+    verdict = passage.verdict
+    if verdict is None:
+        return []
+    return [
+        ("X-RateLimit-Limit", str(verdict.limit)),
+        ("X-RateLimit-Remaining", str(verdict.remaining)),
+        ("X-RateLimit-Reset", str(verdict.reset_at(time.time()))),
+    ]
 
 
 @lru_cache(maxsize=4096)

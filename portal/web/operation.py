@@ -1,4 +1,4 @@
-"""For those who run the portal: is the process alive, is it ready, what has it done. The front lets these requests
+"""For those who run the portal: is the process alive, is it ready, what has it done. The door lets these requests
 pass beside the others, so that they are answered also while a request waits for a database that hangs.
 """
 

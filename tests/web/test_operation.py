@@ -127,10 +127,11 @@ def test_a_command_that_may_wait_for_long_finds_out_that_the_network_is_gone(dat
     with database.engine.begin() as connection:
         database.take_time(connection)
         asked = connection.connection.driver_connection.info.get_parameters()  # type: ignore[union-attr]
-        assert {name: asked[name] for name in asked if name.startswith("keepalives_")} == {
+        assert {name: asked[name] for name in asked if name.startswith(("keepalives_", "tcp_"))} == {
             "keepalives_idle": "30",
             "keepalives_interval": "10",
             "keepalives_count": "3",
+            "tcp_user_timeout": "60000",
         }
 
 

@@ -3,17 +3,20 @@
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from threading import Event, Lock
 from typing import Any
 
 import pytest
 from flask import Flask
+from sqlalchemy import update
 from werkzeug.test import TestResponse
 
 from portal.services import keys, rate_limit
 from portal.services.actor import operator
 from portal.services.rate_limit import PER_SECOND
 from portal.store.database import Database
+from portal.store.models import ApiKey
 from tests.cast import Cast, MadeKey
 from tests.web.looking import error
 
@@ -279,12 +282,16 @@ def test_a_key_is_checked_again_after_a_long_wait_and_counted_once(
         with turn:
             asked = pool.submit(cast.call, "GET", "/me", key)
             assert turn.waited_for.wait(30)
-            if ends:
-                with database.transaction() as session:
+            with database.transaction() as session:
+                if ends:
                     keys.revoke(session, operator(), key.id)
+                else:
+                    soon = datetime.now(UTC) + timedelta(hours=1)
+                    session.execute(update(ApiKey).where(ApiKey.public_id == key.id).values(expires_at=soon))
         reply = asked.result()
     if ends:
         assert error(reply, 401)["code"] == "invalid_key"
     else:
         assert reply.status_code == 200
         assert reply.headers["X-RateLimit-Remaining"] == str(rate_limit.PER_MINUTE - 1)
+        assert reply.headers["X-Key-Expires-At"] == f"{soon:%Y-%m-%dT%H:%M:%SZ}", "as it is by now"
