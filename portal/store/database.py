@@ -211,6 +211,8 @@ class _Impatient(psycopg.Connection[Any]):
     hush: "_Hush"
     _questions: dict[str, bytes]  # names of prepared statements
     _reader: Any  # makes values of what was answered
+    _is_ahead = False  # a question was asked ahead
+    _early: PGresult | None = None  # its answer, once another question was asked behind it
 
     def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
         """Wait for the server, but not for ever."""
@@ -224,30 +226,51 @@ class _Impatient(psycopg.Connection[Any]):
 
         The same protocol as a cursor's, without the cursor: that takes several times as long as libpq.
         """
+        if self._is_ahead and self._early is None:
+            self._early = self._result()
+        self._send(sql, parameters)
+        return self._rows(self._result())
+
+    def ask_ahead(self, sql: str, parameters: Sequence[bytes]) -> None:
+        """Ask, and do not wait for the answer. `answer` gives it; what is asked meanwhile comes behind it."""
+        self._send(sql, parameters)
+        self._is_ahead = True
+
+    def answer(self) -> list[tuple[Any, ...]]:
+        """Give the answer to what was asked ahead; waits where it has not come yet."""
+        self._is_ahead = False
+        result, self._early = self._early, None
+        if result is None:
+            self.pgconn.consume_input()  # it is most likely there: no need to give the interpreter away
+            result = self._result()
+        return self._rows(result)
+
+    def _send(self, sql: str, parameters: Sequence[bytes]) -> None:
         if not hasattr(self, "_questions"):
             self._questions, self._reader = {}, Transformer(self)
         name = self._questions.get(sql)
         if name is None:
             name = f"question_{len(self._questions)}".encode()
             self.pgconn.send_prepare(name, sql.encode())
-            self._answer()
+            _checked(self._result())
             self._questions[sql] = name
         self.pgconn.send_query_prepared(name, parameters, [Format.BINARY] * len(parameters))
+
+    def _rows(self, result: PGresult) -> list[tuple[Any, ...]]:
         try:
-            answer = self._answer()
+            self._reader.set_pgresult(_checked(result))
         except psycopg.errors.FeatureNotSupported as error:  # prepared before a migration changed a column's type
             raise psycopg.OperationalError("the question must be prepared anew") from error
-        self._reader.set_pgresult(answer)
-        rows: list[tuple[Any, ...]] = self._reader.load_rows(0, answer.ntuples, tuple)
+        rows: list[tuple[Any, ...]] = self._reader.load_rows(0, result.ntuples, tuple)
         return rows
 
-    def _answer(self) -> PGresult:
+    def _result(self) -> PGresult:
         """Wait for the answer to the one question that was sent, but not for ever."""
         connection, last = self.pgconn, time.monotonic() + self.silence
         poll = select.poll()
         poll.register(connection.socket, select.POLLIN)
         connection.flush()
-        answer = None
+        result = None
         while True:  # the answer, then that there is no more: libpq would wait for either without an end
             while connection.is_busy():
                 if not poll.poll(max(0.0, last - time.monotonic()) * 1000):
@@ -256,17 +279,21 @@ class _Impatient(psycopg.Connection[Any]):
             more = connection.get_result()
             if more is None:
                 break
-            answer = more
-        if answer is None:
+            result = more
+        if result is None:
             raise psycopg.OperationalError("the server gave no answer")
-        if answer.status not in (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK):
-            raise error_from_result(answer)
-        return answer
+        return result
 
     def _give_up(self) -> psycopg.OperationalError:
         self.pgconn.finish()  # whatever it answers later belongs to nobody
         self.hush.begin()
         return psycopg.OperationalError("the server does not answer")
+
+
+def _checked(result: PGresult) -> PGresult:
+    if result.status not in (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK):
+        raise error_from_result(result)
+    return result
 
 
 class _Hush:

@@ -2,7 +2,8 @@
 
 Before each use the cache asks for what changed (`store.key_log`, where the proof is that no commit is missed), and
 drops it. A record is read from the database after the news were, so what it does not show yet was committed after
-them, and is among the next.
+them, and is among the next. (Or among those after them, where it is read behind a question for the next that is on its
+way already.)
 
 What time alone changes (expiry, the end of an overlap) must be judged by whoever uses a record.
 """
@@ -40,11 +41,15 @@ class KeyCache(Generic[R]):
 
     def find(self, digests: Iterable[bytes]) -> R | None:
         """Give the record under one of the digests if it is kept and is what the database would say now."""
-        news = self._log.news()
-        if news is None:
+        try:
+            news = self._log.news()
+            if news is None:
+                self._drop_all()
+            elif news:
+                self._follow(news)
+        except BaseException:  # news that were told and not followed, for want of memory, are never told again
             self._drop_all()
-        elif news:
-            self._follow(news)
+            raise
         if not self._log.is_current:
             return None
         return next((record for digest in digests if (record := self._records.get(digest))), None)
@@ -58,8 +63,8 @@ class KeyCache(Generic[R]):
         self._drop(record.key_pk)  # what was kept of it under the digest of another pepper
         if len(self._records) >= _KEPT:
             self._drop(next(iter(self._digests)))
+        self._digests[record.key_pk] = digest  # first: a record that stands alone would never be dropped
         self._records[digest] = record
-        self._digests[record.key_pk] = digest
 
     def _follow(self, news: Sequence[Change]) -> None:
         members = set()
@@ -81,4 +86,4 @@ class KeyCache(Generic[R]):
 
     def _drop(self, key: int) -> None:
         if (digest := self._digests.pop(key, None)) is not None:
-            del self._records[digest]
+            self._records.pop(digest, None)

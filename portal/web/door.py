@@ -11,7 +11,6 @@ fro. Where a turn takes long, as a page's does that waits for somebody else's wr
 what goes on to a view waits for its end.
 """
 
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
@@ -35,6 +34,7 @@ from portal.web import answers
 from portal.web.answers import Answer, new_request_id
 from portal.web.front import ASIDE, ENDPOINT, EVEN, Headers, StartResponse, Wsgi
 from portal.web.parts import Portal
+from portal.web.turn import Turn
 
 PASSAGE = "portal.passage"  # in the WSGI environment
 VERIFY = "/verify"
@@ -49,10 +49,10 @@ class Passage:
 
     __slots__ = ("caller", "in_turn", "now", "refused", "request_id", "scope", "verdict")
 
-    def __init__(self, *, in_turn: bool) -> None:
-        self.in_turn = in_turn
+    def __init__(self) -> None:
+        self.in_turn = False
         self.request_id = new_request_id()
-        self.now = datetime.now(UTC)
+        self.now: datetime  # when it is judged
         self.caller: Caller | None = None
         self.verdict: Verdict | None = None
         self.scope = ""  # that the view needs
@@ -69,7 +69,7 @@ class Door:
         self._folders = tuple(path for path in keyed if path.endswith("/"))
         self._parts = parts
         self._bad_keys = BadKeys()
-        self._turn = threading.Lock()
+        self._turn = Turn()
         self._outage = Outage("keys cannot be checked: the database cannot be asked")
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
@@ -80,9 +80,10 @@ class Door:
         if path not in self._paths and not path.startswith(self._folders):
             with self._turn:
                 return self._app(environ, start_response)
-        in_turn = self._turn.acquire(timeout=_LONG)
-        passage = environ[PASSAGE] = Passage(in_turn=in_turn)
+        passage = environ[PASSAGE] = Passage()
         try:
+            passage.in_turn = self._turn.acquire(timeout=_LONG)
+            passage.now = datetime.now(UTC)
             return self._receive(environ, passage, start_response, is_verify=path == VERIFY)
         finally:
             if passage.in_turn:
@@ -93,29 +94,27 @@ class Door:
     ) -> Iterable[bytes]:
         environ[ENDPOINT] = "verify" if is_verify else "door"  # until the view is known
         refusal = self._judge(environ, passage, is_verify=is_verify)
-        found = passage.caller
-        if found is None:
+        if refusal is None and not is_verify:  # to the view, which everybody waits for
+            is_late = self._wait_for_turn(passage)
+            if is_late and passage.caller:
+                passage.now = datetime.now(UTC)
+                refusal = self._judge(environ, passage)
+        caller = passage.caller
+        if caller is None:
             if refusal is None:  # no credential at all: the view tells what is missing
-                self._wait_for_turn(passage)
                 return self._app(environ, _adding(_common(passage), start_response))
             return _send(refusal, _common(passage), start_response)
-        caller, of_key, limits = found, _of_key(found), _limits(passage)
+        of_key = _of_key(caller) + _limits(passage)
         if refusal is not None:
-            return _send(refusal, _common(passage) + of_key + limits, start_response)
+            return _send(refusal, _common(passage) + of_key, start_response)
         if is_verify:
-            return _send(self._verify(environ, passage, caller), _common(passage) + of_key + limits, start_response)
+            return _send(self._verify(environ, passage, caller), _common(passage) + of_key, start_response)
 
         def start(status: str, own: Headers, exc_info: Any = None) -> Any:
             if not passage.refused:
                 self._note(environ, passage, caller, int(status[:3]))
-            return start_response(status, own + _common(passage) + of_key + limits, exc_info)
+            return start_response(status, own + _common(passage) + of_key, exc_info)  # a repeat has the id of the first
 
-        if self._wait_for_turn(passage):
-            passage.now = datetime.now(UTC)
-            if refusal := self._judge(environ, passage):
-                return _send(refusal, _common(passage), start_response)
-            caller = passage.caller or caller
-            of_key = _of_key(caller)
         return self._app(environ, start)
 
     def _wait_for_turn(self, passage: Passage) -> bool:
@@ -131,6 +130,7 @@ class Door:
     def _judge(self, environ: dict[str, Any], passage: Passage, *, is_verify: bool = False) -> Answer | None:
         """Check the key and, the first time, its limits; None for a request that may go on."""
         limit = self._parts().rate_limit
+        passage.caller = None
         try:
             caller = self._check(environ, passage.now)
             verdict = passage.verdict

@@ -22,6 +22,7 @@ from portal.services import keys
 from portal.services.key_check import Caller, KeyCheck
 from portal.store import key_cache
 from portal.store.database import Database
+from portal.store.key_cache import KeyCache
 from portal.store.key_log import log_of, on_postgresql, on_sqlite, wal_index, watched
 from portal.store.models import Access, Account, ApiKey, App, KeyScope, Member, Workspace
 from tests.services.office import NOON, RING, Office
@@ -430,6 +431,174 @@ def test_while_a_change_is_half_way_each_request_reads_its_key(
         assert counting.reads == before + 3
         (other.commit if is_kept else other.rollback)()
     assert (told(warm, plain) is Refusal.REVOKED) == is_kept
+
+
+class Clock:
+    """The clock of leases, which goes on when it is told to."""
+
+    def __init__(self) -> None:
+        self._now = 1000.0
+
+    def __call__(self) -> float:
+        return self._now
+
+    def go_on(self, leases: float) -> None:
+        self._now += leases * on_postgresql.LEASE
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(on_postgresql, "_clock", clock)
+    return clock
+
+
+def ask_ahead(check: KeyCheck, plain: PlainKey) -> None:
+    """Use a key until the next lease is asked for."""
+    assert check._cache
+    log: Any = check._cache._log
+    while log._asked_ahead is None:
+        told(check, plain)
+
+
+@pytest.mark.server
+def test_the_next_lease_is_asked_for_while_one_lasts_and_who_asks_does_not_wait(
+    office: Office, warm: KeyCheck, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, plain = office.generate("rio")
+    told(warm, plain)
+    ask, waited_for = warm._connection.ask, []
+
+    def counted(*question: Any) -> Any:
+        waited_for.append(question)
+        return ask(*question)
+
+    monkeypatch.setattr(warm._connection, "ask", counted)
+    for _ in range(30):
+        clock.go_on(0.1)
+        assert told(warm, plain).key_id == key.id  # type: ignore[union-attr]
+    assert waited_for == []
+
+    # However late an answer is looked at, its lease counts from when it was asked for.
+    clock.go_on(1)
+    told(warm, plain)
+    assert len(waited_for) == 1
+    clock.go_on(0.8)
+    told(warm, plain)  # asks ahead
+    clock.go_on(0.3)
+    told(warm, plain)  # looks at the answer
+    assert len(waited_for) == 1
+    clock.go_on(0.75)
+    told(warm, plain)
+    assert len(waited_for) == 2
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("between", ["at once", "another key", "a pause"])
+def test_a_change_counts_at_once_whatever_was_asked_before_it(
+    office: Office, warm: KeyCheck, by_hand: Connection, between: str
+) -> None:
+    key, plain = office.generate("rio")
+    other_key, other = office.generate("max")
+    told(warm, plain)
+    for revoked in (LONG_AGO, None) * 3:
+        ask_ahead(warm, plain)
+        by_hand.execute(
+            text("UPDATE api_key SET revoked_at = :at WHERE public_id = :key"), {"at": revoked, "key": key.id}
+        )
+        if between == "another key":
+            assert told(warm, other).key_id == other_key.id  # type: ignore[union-attr]
+        elif between == "a pause":
+            time.sleep(2 * on_postgresql.LEASE)
+        assert (told(warm, plain) is Refusal.REVOKED) == bool(revoked)
+
+
+@pytest.mark.server
+def test_a_key_is_read_behind_a_question_whose_answer_has_not_been_looked_at(
+    office: Office, warm: KeyCheck, clock: Clock
+) -> None:
+    key, plain = office.generate("rio")
+    other_key, other = office.generate("max")
+    told(warm, plain)
+    connection = warm._connection
+    clock.go_on(0.8)
+    told(warm, plain)  # asks ahead
+    assert told(warm, other).key_id == other_key.id  # type: ignore[union-attr]
+    clock.go_on(0.3)
+    assert told(warm, plain).key_id == key.id  # type: ignore[union-attr]
+    assert warm._connection is connection, "no mistake to get over"
+
+
+@pytest.mark.server
+def test_no_answer_is_taken_for_that_to_another_question(
+    office: Office, warm: KeyCheck, by_hand: Connection, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever cut the asking short once the question was on its way."""
+    _, plain = office.generate("rio")
+    told(warm, plain)
+    ask_ahead = warm._connection.ask_ahead
+
+    def cut_short(*question: Any) -> None:
+        ask_ahead(*question)
+        raise MemoryError
+
+    clock.go_on(0.8)
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(warm._connection, "ask_ahead", cut_short)
+        told(warm, plain)
+    clock.go_on(0.3)
+    told(warm, plain)
+    by_hand.execute(REVOKE)
+    clock.go_on(0.8)
+    told(warm, plain)  # on this clock its lease may last
+    clock.go_on(0.3)
+    assert told(warm, plain) is Refusal.REVOKED
+
+
+@pytest.mark.server
+def test_a_connection_that_ends_before_it_answers_is_replaced(
+    office: Office, warm: KeyCheck, by_hand: Connection
+) -> None:
+    key, plain = office.generate("rio")
+    told(warm, plain)
+    ask_ahead(warm, plain)
+    by_hand.exec_driver_sql(f"SELECT pg_terminate_backend({warm._connection.info.backend_pid}, 5000)")
+    assert told(warm, plain).key_id == key.id  # type: ignore[union-attr]
+
+
+def test_news_that_could_not_be_followed_leave_nothing_that_is_older(
+    office: Office, warm: KeyCheck, by_hand: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are told once; the process may go on after it ran out of memory."""
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    _, plain = office.generate("rio")
+    told(warm, plain)
+    by_hand.execute(REVOKE)
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(KeyCache, "_follow", fail)
+        told(warm, plain)
+    assert told(warm, plain) is Refusal.REVOKED
+
+
+def test_a_record_that_could_not_be_kept_whole_is_not_kept(office: Office, warm: KeyCheck, by_hand: Connection) -> None:
+    class Full(dict[Any, Any]):
+        def __setitem__(self, key: Any, value: Any) -> None:
+            raise MemoryError
+
+    _, plain = office.generate("rio")
+    told(warm, office.generate("max")[1])
+    assert warm._cache
+    for place in ("_digests", "_records"):
+        was = getattr(warm._cache, place)
+        setattr(warm._cache, place, Full(was))
+        with pytest.raises(MemoryError):
+            told(warm, plain)
+        setattr(warm._cache, place, was)
+    by_hand.execute(REVOKE)
+    assert told(warm, plain) is Refusal.REVOKED
 
 
 @pytest.mark.server

@@ -46,6 +46,13 @@ class Watched:
         self._statements.append(statement)
         return self._connection.ask(statement, parameters)
 
+    def ask_ahead(self, statement: str, parameters: Any) -> None:
+        self._statements.append(statement)
+        self._connection.ask_ahead(statement, parameters)
+
+    def answer(self) -> Any:
+        return self._connection.answer()
+
     def close(self) -> None:
         self._connection.close()
 

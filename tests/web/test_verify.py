@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from threading import Event, Lock
+from threading import Event
 from typing import Any
 
 import pytest
@@ -17,6 +17,7 @@ from portal.services.actor import operator
 from portal.services.rate_limit import PER_SECOND
 from portal.store.database import Database
 from portal.store.models import ApiKey
+from portal.web.turn import Turn
 from tests.cast import Cast, MadeKey
 from tests.web.looking import error
 
@@ -232,39 +233,31 @@ def test_bad_keys_of_one_network_never_hurt_a_good_one(cast: Cast, key: MadeKey,
 # --- Turns ----------------------------------------------------------------------------------------------------------
 
 
-class Turn:
+class LongTurn(Turn):
     """A turn for which any wait is long; it tells when somebody, judged without it, has waited for it again."""
 
     def __init__(self) -> None:
-        self._lock, self._waits, self.waited_for = Lock(), 0, Event()
+        super().__init__()
+        self._waits, self.waited_for = 0, Event()
 
-    def acquire(self, timeout: float = -1) -> bool:
-        if self._lock.acquire(timeout=0 if timeout > 0 else timeout):
+    def acquire(self, timeout: float | None = None) -> bool:
+        if super().acquire(timeout and 0):
             return True
         self._waits += 1
         if self._waits == 2:
             self.waited_for.set()
         return False
 
-    def release(self) -> None:
-        self._lock.release()
-
-    def __enter__(self) -> None:
-        self.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
 
 @pytest.fixture
-def turn(cast: Cast, monkeypatch: pytest.MonkeyPatch) -> Turn:
+def turn(cast: Cast, monkeypatch: pytest.MonkeyPatch) -> LongTurn:
     """What a page holds for as long as it takes, also while it waits for somebody else's write."""
     outermost: Any = cast.app.wsgi_app
-    monkeypatch.setattr(outermost._app, "_turn", Turn())
+    monkeypatch.setattr(outermost._app, "_turn", LongTurn())
     return outermost._app._turn  # type: ignore[no-any-return]
 
 
-def test_checks_wait_for_no_page(cast: Cast, key: MadeKey, turn: Turn) -> None:
+def test_checks_wait_for_no_page(cast: Cast, key: MadeKey, turn: LongTurn) -> None:
     unknown = MadeKey("", cast.app.extensions["portal"].settings.keyring.format.mint("live").reveal())
     with turn:
         assert verify(cast.app, key, "?scope=tasks:read").status_code == 200
@@ -276,7 +269,7 @@ def test_checks_wait_for_no_page(cast: Cast, key: MadeKey, turn: Turn) -> None:
 @pytest.mark.both
 @pytest.mark.parametrize("ends", [False, True], ids=["goes on", "ends"])
 def test_a_key_is_checked_again_after_a_long_wait_and_counted_once(
-    cast: Cast, key: MadeKey, turn: Turn, database: Database, ends: bool
+    cast: Cast, key: MadeKey, turn: LongTurn, database: Database, ends: bool
 ) -> None:
     with ThreadPoolExecutor(1) as pool:
         with turn:

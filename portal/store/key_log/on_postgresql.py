@@ -1,8 +1,9 @@
 """The log of changes on PostgreSQL, for the processes of any number of hosts: leases, and writers that wait them out.
 
-Whoever asked for news may use what he kept for `LEASE` seconds without asking again. The triggers let every change to
-a key wait longer than that before it can be committed, while nobody gets another lease. (Gray and Cheriton, Leases: an
-efficient fault-tolerant mechanism for distributed file cache consistency, SOSP 1989.)
+Whoever asked for news may use what he kept for `LEASE` seconds without asking again; while requests come, he asks for
+the next lease before this one ends, and goes on meanwhile. The triggers let every change to a key wait longer than a
+lease before it can be committed, while nobody gets another one. (Gray and Cheriton, Leases: an efficient fault-tolerant
+mechanism for distributed file cache consistency, SOSP 1989.)
 
 Why nobody who uses a lease is told less than the last commit that ended before he looked:
 
@@ -11,15 +12,17 @@ Why nobody who uses a lease is told less than the last commit that ended before 
    is read, or it has not come to its line yet.
 2. A change writes its line, which locks the log against leases until the change ends, and then waits for `WAIT`.
    Leases given before that line end meanwhile, for each is counted from before it was asked for, on its host's own
-   clock. None is given until the change has ended, and PostgreSQL lets go of its locks after others can see it.
+   clock, however late its lines are looked at. None is given until the change has ended, and PostgreSQL lets go of its
+   locks after others can see it.
 3. Lines get rising numbers under that lock, so behind what a lease has read comes whatever is committed after it. The
    log keeps the newest few thousand lines; whoever does not find the line that he read last takes all for changed.
 4. The functions' names hold a digest of all that `install` makes, and each lease counts the triggers that are on.
    Without them there are no leases, and each request reads its key.
 
 The clocks of hosts need not agree, only go on at about the same pace: `LEASE` is five sixths of `WAIT`. (A hypervisor
-that stops a machine with its clock breaks that for the rest of a lease.) A key that the same transaction made is in
-nobody's records, so making one waits for nothing.
+that stops a machine with its clock breaks that for the rest of a lease; so does a database server whose clock is put
+forward in the middle of a wait.) A key that the same transaction made is in nobody's records, so making one waits for
+nothing.
 
 What no line tells of: tables that are rewritten by ALTER TABLE, rows that are changed while triggers are off. To
 restore a dump in place, stop the portal.
@@ -38,12 +41,13 @@ from portal.store.key_log.watched import FIRST_USE, KEYS, LINES, MOST, TABLE, WA
 
 _log = logging.getLogger("portal.store.key_log")
 
-LEASE = 0.010  # seconds
-WAIT = 0.012  # seconds
+LEASE = 0.006  # seconds
+WAIT = 0.0072  # seconds
+_AHEAD = 0.0045  # seconds of a lease after which the next request asks for another, and does not wait for it
 PRUNED = 1_000  # lines that are taken out of the log at once, at most
 _PATIENCE = 100  # milliseconds that the log's maker waits for a lock, and then lets others pass
 _TRIES = 50
-_RETRY = 0.003  # seconds until a lease is asked for again while a change is half-way
+_RETRY = 0.002  # seconds until a lease is asked for again while a change is half-way
 _LEFT_ALONE = 1.0  # seconds between two looks for functions that were not there
 
 _CREATE = """
@@ -125,6 +129,8 @@ class PostgresqlLog:
     def __init__(self, connection: Any) -> None:
         self._connection = connection
         self._until = 0.0  # when the lease ends
+        self._next_at = 0.0  # when the next one is asked for
+        self._asked_ahead: float | None = None  # when it was
         self._not_before = 0.0  # when one is asked for again, after none was given
         self._is_there = False
         self._seen = -1  # the last line that was read
@@ -132,11 +138,19 @@ class PostgresqlLog:
     def news(self) -> Sequence[Change] | None:
         now = _clock()
         if now < self._until:
+            if now >= self._next_at and self._asked_ahead is None:
+                self._asked_ahead = now  # before it is: an answer that nobody knows of would be taken for the next one
+                self._connection.ask_ahead(_FOLLOW, self._seen_bytes())
             return ()
         self.is_current = False
         if now < self._not_before:
             return ()
-        lines = self._ask()
+        lines: Sequence[tuple[Any, ...]] = ()
+        asked, self._asked_ahead = self._asked_ahead, None
+        if asked is not None:
+            lines = self._told(self._connection.answer)
+        if asked is None or not lines or lines == _BUSY or now >= asked + LEASE:
+            lines, asked = self._ask(), now
         if lines == _BUSY:
             self._not_before = now + _RETRY
             return ()
@@ -150,7 +164,7 @@ class PostgresqlLog:
             self._seen, self.is_fit = -1, False
             return None
         is_first = self._seen < 0
-        self._seen, self._until = lines[-1][0], now + LEASE
+        self._seen, self._until, self._next_at = lines[-1][0], asked + LEASE, asked + _AHEAD
         self.is_fit = self.is_current = True
         return None if is_first else [Change(key, member) for _, key, member in lines[1:]]
 
@@ -161,12 +175,17 @@ class PostgresqlLog:
             self._is_there = bool(found and found[0])
         if not self._is_there:
             return ()
+        return self._told(self._connection.ask, _FOLLOW, self._seen_bytes())
+
+    def _told(self, answer: Callable[..., Sequence[tuple[Any, ...]]], *question: Any) -> Sequence[tuple[Any, ...]]:
         try:
-            lines: Sequence[tuple[Any, ...]] = self._connection.ask(_FOLLOW, [struct.pack(">q", self._seen)])
-            return lines
+            return answer(*question)
         except (psycopg.ProgrammingError, psycopg.InternalError):  # somebody took it out just now
             self._is_there = False
             return ()
+
+    def _seen_bytes(self) -> Sequence[bytes]:
+        return [struct.pack(">q", self._seen)]
 
     def is_installed(self) -> bool:
         execute = self._connection.execute
