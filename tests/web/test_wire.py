@@ -37,8 +37,10 @@ class Wire:
         """Send a message; give all that comes back until the server closes."""
         with self.connect() as connection:
             answer = b""
-            with suppress(BrokenPipeError, ConnectionResetError):  # it may have heard enough and close
+            heard_enough = suppress(BrokenPipeError, ConnectionResetError)  # it may close before all is sent,
+            with heard_enough:
                 connection.sendall(message)
+            with heard_enough:  # and has answered before it did
                 while part := connection.recv(65_536):
                     answer += part
             return answer
