@@ -56,8 +56,11 @@ def open_as(way: Way, new_page: NewPage, person: str = "rio") -> Page:
 
 
 def show(page: Page, way: Way, subject: str) -> str:
-    """Generate a key in this way; give its text, which the page shows."""
-    return reveal(page, f"{subject} {way}", checked=way is not Way.DIALOG)
+    """Generate a key in this way; give its text, which the page shows, its script ready."""
+    key = reveal(page, f"{subject} {way}", checked=way is not Way.DIALOG)
+    if way is not Way.PLAIN:
+        page.locator("#reveal[data-ready]").wait_for()
+    return key
 
 
 def show_another(page: Page, deed: Deed, name: str) -> str:
