@@ -141,7 +141,7 @@ def create_app(environ: Mapping[str, str] | None = None) -> Flask:
     app.jinja_env.globals["asset"] = _assets(app)
     app.jinja_env.globals["product"] = answers.PRODUCT
     app.jinja_env.globals["ui"] = app.jinja_env.get_template("_parts.html").module  # sees the globals until here
-    cli.register(app, settings, database)
+    app.register_blueprint(cli.commands)
     stand_before(app, settings)
     return app
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from flask import Flask
+from flask import Blueprint
 from granian import Granian
 from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
@@ -37,283 +37,14 @@ from portal.services import (
 from portal.services.actor import operator
 from portal.settings import Settings
 from portal.store import backup
-from portal.store.database import MISTAKES, TROUBLE, Database, Session, lacks_tables, out_of_reach
+from portal.store.database import MISTAKES, TROUBLE, Session, lacks_tables, out_of_reach
 from portal.store.migrate import NewerDatabase, migrate
+from portal.web.http import portal
 
 THREADS = 64  # a process; all but one wait: for bodies that are still on their way, for Redis, for their turn
 _MAX_HEADERS = 16 * 1024  # bytes of a request's header block
 
-
-def register(app: Flask, settings: Settings, database: Database) -> None:
-    """Put the commands on an application."""
-
-    def command(name: str) -> Callable[[Callable[..., None]], click.Command]:
-        def decorate(function: Callable[..., None]) -> click.Command:
-            return app.cli.command(name)(_say_errors(function))
-
-        return decorate
-
-    @command("serve")
-    def serve() -> None:
-        """Migrate, seed the demo into an empty local database, and serve."""
-        migrate(settings.database_url)
-        _check_peppers(settings, database)
-        with database.reading() as session:
-            has_demo = settings.is_local and demo.has_people(session)
-            empty = demo.is_empty(session)
-        if settings.is_local and empty:
-            _seed(database)
-            has_demo = True
-        database.close()
-        _welcome(settings, has_demo=has_demo)
-        with metrics.shared():
-            run_server(settings)
-
-    @command("migrate")
-    def migrate_command() -> None:
-        """Bring the database's tables up to date."""
-        migrate(settings.database_url)
-        click.echo("The database is up to date.")
-
-    @command("seed-demo")
-    def seed_demo() -> None:
-        """Fill an empty database with the demo."""
-        _seed(database)
-
-    @command("create-workspace")
-    @click.argument("slug")
-    @click.argument("name")
-    @click.option("--admin", required=True, metavar="EMAIL", help="Who gets the one-time link.")
-    def create_workspace(slug: str, name: str, admin: str) -> None:
-        """Create a workspace; print the one-time link by which its first admin joins."""
-        actor = operator()
-        try:
-            with database.transaction() as session:
-                workspace = workspaces.create(session, actor, slug, name)
-                token = members.invite(session, actor, workspace, admin, Role.ADMIN)
-        except Conflict as error:
-            advice = f"For a new link: flask invite-admin {slug} {admin}"
-            raise click.ClickException(f"{error.message} {advice}") from None
-        click.echo(f"Workspace {slug} is there.")
-        _tell_invitation(settings, admin, token)
-
-    @command("invite-admin")
-    @click.argument("workspace")
-    @click.argument("email")
-    def invite_admin(workspace: str, email: str) -> None:
-        """Print a one-time link by which an administrator joins a workspace.
-
-        For when the first link was lost or has expired, or nobody who administers the workspace can sign in. Links
-        that were made for the same address before end.
-        """
-        with database.transaction() as session:
-            token = invitations.invite_admin(session, operator(), workspaces.get(session, workspace), email)
-        _tell_invitation(settings, email, token)
-
-    @command("add-solution")
-    @click.argument("workspace")
-    @click.argument("slug")
-    @click.argument("name")
-    @click.option("--description", default="")
-    @click.option("--external", is_flag=True, help="Its data lives in a product of your own, which asks about keys.")
-    def add_solution(workspace: str, slug: str, name: str, description: str, external: bool) -> None:
-        """Add a solution to a workspace."""
-        with database.transaction() as session:
-            found = workspaces.get(session, workspace)
-            workspaces.add_solution(session, operator(), found, slug, name, description, is_external=external)
-        click.echo(f"Solution {slug} is there.")
-
-    @command("add-app")
-    @click.argument("workspace")
-    @click.argument("solution")
-    @click.argument("slug")
-    @click.argument("name")
-    @click.option("--schema", "schema_file", type=click.File("rb"), help="A JSON Schema (2020-12).")
-    @click.option("--description", default="")
-    def add_app(workspace: str, solution: str, slug: str, name: str, schema_file: Any, description: str) -> None:
-        """Add an app with the JSON Schema of its records, which an external solution's does without."""
-        try:
-            schema = Schema.read(json.load(schema_file)) if schema_file else None
-        except (ValueError, RecursionError) as error:
-            raise click.ClickException(f"The schema is not JSON: {error}") from None
-        with database.transaction() as session:
-            found = workspaces.get_solution(session, workspaces.get(session, workspace), solution)
-            workspaces.add_app(session, operator(), found, slug, name, schema, description)
-        click.echo(f"App {slug} is there.")
-
-    @command("list-keys")
-    @click.argument("workspace")
-    @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-    def list_keys(workspace: str, as_json: bool) -> None:
-        """List the keys of a workspace that are not deleted."""
-        actor = operator()
-        with database.reading() as session:
-            rows = key_lists.list_all(session, actor, workspaces.get(session, workspace), settings.keyring)
-        if as_json:
-            click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
-            return
-        for row in rows:
-            used = f"last used {row['lastUsedAt']}" if row["lastUsedAt"] else "never used"
-            click.echo(f"{row['id']}  {row['hint']}  {row['state']:<11}  {row['owner']} / {row['name']}  ({used})")
-        click.echo(f"{_counted(len(rows), 'key')}.")
-
-    @command("revoke-key")
-    @click.argument("key_id")
-    def revoke_key(key_id: str) -> None:
-        """Stop a key for ever, whoever owns it."""
-        with database.transaction() as session:
-            name = keys.revoke(session, operator(), key_id)
-        click.echo(f"“{name}” is revoked. Requests with it are refused from now.")
-
-    @command("verify-audit")
-    @click.argument("workspace", required=False)
-    def verify_audit(workspace: str | None) -> None:
-        """Check that the audit log is as it was written: of one workspace, or of all and of signing in."""
-        broken = 0
-        with database.reading() as session:
-            every = [workspaces.get(session, workspace)] if workspace else workspaces.list_all(session)
-            chains = [(found.slug, found.id) for found in every] + ([] if workspace else [("(signing in)", 0)])
-            for name, chain in chains:
-                verdict = audit.verify(session, chain)
-                broken += not verdict.holds
-                where = f" ({verdict.broken})" if verdict.broken else ""
-                says = f"broken: {verdict.reason}{where}" if verdict.reason else "whole"
-                click.echo(f"{name}: {_counted(verdict.count, 'event')} as written; {says}.")
-        if broken:
-            raise click.ClickException("The audit log was tampered with. Compare it with an export or a backup.")
-
-    @command("reset-password")
-    @click.argument("email")
-    def reset_password(email: str) -> None:
-        """Print a one-time link by which a person chooses a new password."""
-        with database.transaction() as session:
-            account = accounts.find_usable(session, clean_email(email) or "")
-            if account is None:
-                advice = "Who has not joined yet needs a link: flask invite-admin WORKSPACE EMAIL."
-                raise NotFound(f"Nobody can sign in as {email}. {advice}")
-            token = passwords.begin_reset(session, operator(), account)
-        click.echo(f"Send this link to {email}; it works once, for {passwords.RESET_LIFE.seconds // 60} minutes:")
-        click.echo(f"{settings.base_url}/reset/{token}")
-
-    @command("backup")
-    @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
-    def backup_command(file: Path) -> None:
-        """Write the whole database to a new file that only you may read. The portal may go on serving."""
-        try:
-            made = backup.write(database, file)
-        except OSError as error:
-            raise click.ClickException(f"{file} cannot be written: {error.strerror}.") from None
-        click.echo(f"{_counted(made.rows, 'row')} of {_counted(len(made.tables), 'table')} are in {file}.")
-        ids = ", ".join(pepper.id for pepper in settings.keyring.peppers)
-        click.echo("It holds digests, no key and no password. Keep PORTAL_KEY_PEPPERS too, apart from it:")
-        click.echo(f"without the secrets of today ({ids}) no key in it can work again.")
-
-    @command("restore")
-    @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
-    @click.option("--replace", is_flag=True, help="Take out first what the database holds.")
-    @click.option("--resurrect", is_flag=True, help="Let everything work that worked when the backup was made.")
-    @click.option("--deactivate-keys", is_flag=True, help="Deactivate all keys; people reactivate theirs.")
-    def restore(file: Path, replace: bool, resurrect: bool, deactivate_keys: bool) -> None:
-        """Put a backup into an empty, migrated database. Stop the portal first.
-
-        With --replace, what the database knows to be ended since then (keys, members, access …) stays ended.
-        """
-        with backup.read(file) as found:
-            is_blank = _is_blank(database)  # before anything is asked
-            knows_later = replace and not is_blank
-            has_keys = bool(found.manifest.tables["api_key"]["rows"])
-            if has_keys and is_blank and not (resurrect or deactivate_keys):
-                _ask_to_resurrect(found.manifest.made_at)
-            with database.transaction() as session:
-                database.take_time(session.connection())
-                ended = _replace(session, found, keep=knows_later and not resurrect, replace=replace)
-                now = operator().at
-                stopped = restoring.deactivate_keys(session, now) if deactivate_keys else 0
-                restoring.tell(session, operator(), found.manifest.made_at)
-                lost = peppers.lost_keys(session, settings.keyring)
-                orphans = restoring.without_admin(session)
-        made = found.manifest.made_at
-        rows = _counted(found.manifest.rows, "row")
-        click.echo(f"The database is as it was at {made:%Y-%m-%d %H:%M:%S} UTC: {rows}.")
-        for what, count in ended.items():
-            click.echo(f"  stays as it was since then: {what}: {count}")
-        if stopped:
-            click.echo(f"{_counted(stopped, 'key')} deactivated. Their people may reactivate them.")
-        for pepper, count in lost.items():
-            known = any(each.id == pepper for each in settings.keyring.peppers)
-            why = f"has another secret for {pepper} than they were made under" if known else f"lacks {pepper}"
-            click.echo(f"Warning: {_counted(count, 'key')} cannot be used: PORTAL_KEY_PEPPERS {why}.", err=True)
-        for slug in orphans:
-            click.echo(f"Warning: nobody administers {slug} any more.", err=True)
-        click.echo("Everybody must sign in again.")
-
-    @command("notify")
-    def notify() -> None:
-        """Mail the people whose keys expire soon; to be run once an hour or a day."""
-        now = datetime.now(UTC)
-        with database.transaction() as session:
-            audit.sum_up(session, now)
-            letters, count = notices.write_due(session, now, settings.keyring, settings.base_url)
-        click.echo(f"{_counted(letters, 'mail')} written about {_counted(count, 'key')}.")
-        sent, failed = outbox.send_waiting(database, mail.mailer(settings), now)
-        where = "" if settings.smtp_url else f" to the folder {settings.mail_folder}"
-        click.echo(f"{_counted(sent, 'mail')} sent{where}.")
-        if failed:
-            tries = "\n".join(f"  {each}" for each in failed)
-            raise click.ClickException(f"{_counted(len(failed), 'mail')} not taken, kept for the next run:\n{tries}")
-
-
-def _tell_invitation(settings: Settings, email: str, token: str) -> None:
-    click.echo(f"Send this link to {email}; it works once, for {members.INVITATION_LIFE.days} days:")
-    click.echo(f"{settings.base_url}/invite/{token}")
-
-
-def _is_blank(database: Database) -> bool:
-    with database.reading() as session:
-        backup.check_migration(session.connection())
-        return backup.is_empty(session)
-
-
-def _ask_to_resurrect(made_at: datetime) -> None:
-    """An empty database knows nothing of what was ended after a backup."""
-    click.echo(
-        f"Keys, members and access that were ended after {made_at:%Y-%m-%d %H:%M} UTC would work again. To decide"
-        " without being asked: --resurrect lets them, --deactivate-keys restores all keys deactivated.",
-        err=True,
-    )
-    if not click.confirm("Restore everything as it was then?", err=True):
-        raise click.ClickException("Nothing was changed.")
-
-
-def _replace(session: Session, found: backup.Backup, *, keep: bool, replace: bool) -> dict[str, int]:
-    if keep:
-        restoring.set_aside(session)
-    if replace:
-        backup.clear(session)
-    elif not backup.is_empty(session):
-        raise click.ClickException("The database is not empty. To take out what it holds, say --replace.")
-    found.load(session)
-    if not keep:
-        return {}
-    ended = restoring.end_again(session)
-    restoring.forget_aside(session)
-    return ended
-
-
-def _check_peppers(settings: Settings, database: Database) -> None:
-    """Refuse to serve with a secret under which no stored key would be known again."""
-    with database.transaction() as session:
-        changed = peppers.note(session, settings.keyring)
-    if changed:
-        raise click.ClickException(
-            f"PORTAL_KEY_PEPPERS (locally key_pepper in the instance folder) has another secret for {changed[0]} than "
-            "this database's keys were made under: none of them would work. Put that secret back. If it is lost, give "
-            "the new one another id, and let people replace their keys."
-        )
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+commands = Blueprint("commands", __name__, cli_group=None)
 
 
 def _say_errors(function: Callable[..., None]) -> Callable[..., None]:
@@ -337,8 +68,296 @@ def _say_errors(function: Callable[..., None]) -> Callable[..., None]:
     return careful
 
 
-def _seed(database: Database) -> None:
-    with database.transaction() as session:
+def command(name: str) -> Callable[[Callable[..., None]], click.Command]:
+    """Make a function the command `flask NAME`."""
+
+    def decorate(function: Callable[..., None]) -> click.Command:
+        made: click.Command = commands.cli.command(name)(_say_errors(function))
+        return made
+
+    return decorate
+
+
+@command("serve")
+def serve() -> None:
+    """Migrate, seed the demo into an empty local database, and serve."""
+    settings = portal().settings
+    migrate(settings.database_url)
+    _check_peppers()
+    with portal().database.reading() as session:
+        has_demo = settings.is_local and demo.has_people(session)
+        empty = demo.is_empty(session)
+    if settings.is_local and empty:
+        _seed()
+        has_demo = True
+    portal().database.close()
+    _welcome(settings, has_demo=has_demo)
+    with metrics.shared():
+        run_server(settings)
+
+
+@command("migrate")
+def migrate_command() -> None:
+    """Bring the database's tables up to date."""
+    migrate(portal().settings.database_url)
+    click.echo("The database is up to date.")
+
+
+@command("seed-demo")
+def seed_demo() -> None:
+    """Fill an empty database with the demo."""
+    _seed()
+
+
+@command("create-workspace")
+@click.argument("slug")
+@click.argument("name")
+@click.option("--admin", required=True, metavar="EMAIL", help="Who gets the one-time link.")
+def create_workspace(slug: str, name: str, admin: str) -> None:
+    """Create a workspace; print the one-time link by which its first admin joins."""
+    actor = operator()
+    try:
+        with portal().database.transaction() as session:
+            workspace = workspaces.create(session, actor, slug, name)
+            token = members.invite(session, actor, workspace, admin, Role.ADMIN)
+    except Conflict as error:
+        advice = f"For a new link: flask invite-admin {slug} {admin}"
+        raise click.ClickException(f"{error.message} {advice}") from None
+    click.echo(f"Workspace {slug} is there.")
+    _tell_invitation(admin, token)
+
+
+@command("invite-admin")
+@click.argument("workspace")
+@click.argument("email")
+def invite_admin(workspace: str, email: str) -> None:
+    """Print a one-time link by which an administrator joins a workspace.
+
+    For when the first link was lost or has expired, or nobody who administers the workspace can sign in. Links
+    that were made for the same address before end.
+    """
+    with portal().database.transaction() as session:
+        token = invitations.invite_admin(session, operator(), workspaces.get(session, workspace), email)
+    _tell_invitation(email, token)
+
+
+@command("add-solution")
+@click.argument("workspace")
+@click.argument("slug")
+@click.argument("name")
+@click.option("--description", default="")
+@click.option("--external", is_flag=True, help="Its data lives in a product of your own, which asks about keys.")
+def add_solution(workspace: str, slug: str, name: str, description: str, external: bool) -> None:
+    """Add a solution to a workspace."""
+    with portal().database.transaction() as session:
+        found = workspaces.get(session, workspace)
+        workspaces.add_solution(session, operator(), found, slug, name, description, is_external=external)
+    click.echo(f"Solution {slug} is there.")
+
+
+@command("add-app")
+@click.argument("workspace")
+@click.argument("solution")
+@click.argument("slug")
+@click.argument("name")
+@click.option("--schema", "schema_file", type=click.File("rb"), help="A JSON Schema (2020-12).")
+@click.option("--description", default="")
+def add_app(workspace: str, solution: str, slug: str, name: str, schema_file: Any, description: str) -> None:
+    """Add an app with the JSON Schema of its records, which an external solution's does without."""
+    try:
+        schema = Schema.read(json.load(schema_file)) if schema_file else None
+    except (ValueError, RecursionError) as error:
+        raise click.ClickException(f"The schema is not JSON: {error}") from None
+    with portal().database.transaction() as session:
+        found = workspaces.get_solution(session, workspaces.get(session, workspace), solution)
+        workspaces.add_app(session, operator(), found, slug, name, schema, description)
+    click.echo(f"App {slug} is there.")
+
+
+@command("list-keys")
+@click.argument("workspace")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_keys(workspace: str, as_json: bool) -> None:
+    """List the keys of a workspace that are not deleted."""
+    actor = operator()
+    with portal().database.reading() as session:
+        rows = key_lists.list_all(session, actor, workspaces.get(session, workspace), portal().settings.keyring)
+    if as_json:
+        click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        return
+    for row in rows:
+        used = f"last used {row['lastUsedAt']}" if row["lastUsedAt"] else "never used"
+        click.echo(f"{row['id']}  {row['hint']}  {row['state']:<11}  {row['owner']} / {row['name']}  ({used})")
+    click.echo(f"{_counted(len(rows), 'key')}.")
+
+
+@command("revoke-key")
+@click.argument("key_id")
+def revoke_key(key_id: str) -> None:
+    """Stop a key for ever, whoever owns it."""
+    with portal().database.transaction() as session:
+        name = keys.revoke(session, operator(), key_id)
+    click.echo(f"“{name}” is revoked. Requests with it are refused from now.")
+
+
+@command("verify-audit")
+@click.argument("workspace", required=False)
+def verify_audit(workspace: str | None) -> None:
+    """Check that the audit log is as it was written: of one workspace, or of all and of signing in."""
+    broken = 0
+    with portal().database.reading() as session:
+        every = [workspaces.get(session, workspace)] if workspace else workspaces.list_all(session)
+        chains = [(found.slug, found.id) for found in every] + ([] if workspace else [("(signing in)", 0)])
+        for name, chain in chains:
+            verdict = audit.verify(session, chain)
+            broken += not verdict.holds
+            where = f" ({verdict.broken})" if verdict.broken else ""
+            says = f"broken: {verdict.reason}{where}" if verdict.reason else "whole"
+            click.echo(f"{name}: {_counted(verdict.count, 'event')} as written; {says}.")
+    if broken:
+        raise click.ClickException("The audit log was tampered with. Compare it with an export or a backup.")
+
+
+@command("reset-password")
+@click.argument("email")
+def reset_password(email: str) -> None:
+    """Print a one-time link by which a person chooses a new password."""
+    with portal().database.transaction() as session:
+        account = accounts.find_usable(session, clean_email(email) or "")
+        if account is None:
+            advice = "Who has not joined yet needs a link: flask invite-admin WORKSPACE EMAIL."
+            raise NotFound(f"Nobody can sign in as {email}. {advice}")
+        token = passwords.begin_reset(session, operator(), account)
+    click.echo(f"Send this link to {email}; it works once, for {passwords.RESET_LIFE.seconds // 60} minutes:")
+    click.echo(f"{portal().settings.base_url}/reset/{token}")
+
+
+@command("backup")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+def backup_command(file: Path) -> None:
+    """Write the whole database to a new file that only you may read. The portal may go on serving."""
+    try:
+        made = backup.write(portal().database, file)
+    except OSError as error:
+        raise click.ClickException(f"{file} cannot be written: {error.strerror}.") from None
+    click.echo(f"{_counted(made.rows, 'row')} of {_counted(len(made.tables), 'table')} are in {file}.")
+    ids = ", ".join(pepper.id for pepper in portal().settings.keyring.peppers)
+    click.echo("It holds digests, no key and no password. Keep PORTAL_KEY_PEPPERS too, apart from it:")
+    click.echo(f"without the secrets of today ({ids}) no key in it can work again.")
+
+
+@command("restore")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--replace", is_flag=True, help="Take out first what the database holds.")
+@click.option("--resurrect", is_flag=True, help="Let everything work that worked when the backup was made.")
+@click.option("--deactivate-keys", is_flag=True, help="Deactivate all keys; people reactivate theirs.")
+def restore(file: Path, replace: bool, resurrect: bool, deactivate_keys: bool) -> None:
+    """Put a backup into an empty, migrated database. Stop the portal first.
+
+    With --replace, what the database knows to be ended since then (keys, members, access …) stays ended.
+    """
+    with backup.read(file) as found:
+        is_blank = _is_blank()  # before anything is asked
+        knows_later = replace and not is_blank
+        has_keys = bool(found.manifest.tables["api_key"]["rows"])
+        if has_keys and is_blank and not (resurrect or deactivate_keys):
+            _ask_to_resurrect(found.manifest.made_at)
+        with portal().database.transaction() as session:
+            portal().database.take_time(session.connection())
+            ended = _put_in_place(session, found, keep=knows_later and not resurrect, replace=replace)
+            now = operator().at
+            stopped = restoring.deactivate_keys(session, now) if deactivate_keys else 0
+            restoring.tell(session, operator(), found.manifest.made_at)
+            lost = peppers.lost_keys(session, portal().settings.keyring)
+            orphans = restoring.without_admin(session)
+    made = found.manifest.made_at
+    rows = _counted(found.manifest.rows, "row")
+    click.echo(f"The database is as it was at {made:%Y-%m-%d %H:%M:%S} UTC: {rows}.")
+    for what, count in ended.items():
+        click.echo(f"  stays as it was since then: {what}: {count}")
+    if stopped:
+        click.echo(f"{_counted(stopped, 'key')} deactivated. Their people may reactivate them.")
+    for pepper, count in lost.items():
+        known = any(each.id == pepper for each in portal().settings.keyring.peppers)
+        why = f"has another secret for {pepper} than they were made under" if known else f"lacks {pepper}"
+        click.echo(f"Warning: {_counted(count, 'key')} cannot be used: PORTAL_KEY_PEPPERS {why}.", err=True)
+    for slug in orphans:
+        click.echo(f"Warning: nobody administers {slug} any more.", err=True)
+    click.echo("Everybody must sign in again.")
+
+
+@command("notify")
+def notify() -> None:
+    """Mail the people whose keys expire soon; to be run once an hour or a day."""
+    settings = portal().settings
+    now = datetime.now(UTC)
+    with portal().database.transaction() as session:
+        audit.sum_up(session, now)
+        letters, count = notices.write_due(session, now, settings.keyring, settings.base_url)
+    click.echo(f"{_counted(letters, 'mail')} written about {_counted(count, 'key')}.")
+    sent, failed = outbox.send_waiting(portal().database, mail.mailer(settings), now)
+    where = "" if settings.smtp_url else f" to the folder {settings.mail_folder}"
+    click.echo(f"{_counted(sent, 'mail')} sent{where}.")
+    if failed:
+        tries = "\n".join(f"  {each}" for each in failed)
+        raise click.ClickException(f"{_counted(len(failed), 'mail')} not taken, kept for the next run:\n{tries}")
+
+
+def _tell_invitation(email: str, token: str) -> None:
+    click.echo(f"Send this link to {email}; it works once, for {members.INVITATION_LIFE.days} days:")
+    click.echo(f"{portal().settings.base_url}/invite/{token}")
+
+
+def _is_blank() -> bool:
+    with portal().database.reading() as session:
+        backup.check_migration(session.connection())
+        return backup.is_empty(session)
+
+
+def _ask_to_resurrect(made_at: datetime) -> None:
+    """An empty database knows nothing of what was ended after a backup."""
+    click.echo(
+        f"Keys, members and access that were ended after {made_at:%Y-%m-%d %H:%M} UTC would work again. To decide"
+        " without being asked: --resurrect lets them, --deactivate-keys restores all keys deactivated.",
+        err=True,
+    )
+    if not click.confirm("Restore everything as it was then?", err=True):
+        raise click.ClickException("Nothing was changed.")
+
+
+def _put_in_place(session: Session, found: backup.Backup, *, keep: bool, replace: bool) -> dict[str, int]:
+    if keep:
+        restoring.set_aside(session)
+    if replace:
+        backup.clear(session)
+    elif not backup.is_empty(session):
+        raise click.ClickException("The database is not empty. To take out what it holds, say --replace.")
+    found.load(session)
+    if not keep:
+        return {}
+    ended = restoring.end_again(session)
+    restoring.forget_aside(session)
+    return ended
+
+
+def _check_peppers() -> None:
+    """Refuse to serve with a secret under which no stored key would be known again."""
+    with portal().database.transaction() as session:
+        changed = peppers.note(session, portal().settings.keyring)
+    if changed:
+        raise click.ClickException(
+            f"PORTAL_KEY_PEPPERS (locally key_pepper in the instance folder) has another secret for {changed[0]} than "
+            "this database's keys were made under: none of them would work. Put that secret back. If it is lost, give "
+            "the new one another id, and let people replace their keys."
+        )
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _seed() -> None:
+    with portal().database.transaction() as session:
         demo.seed(session, lambda step: click.echo(f"Seeding the demo: {step} …", err=True))
 
 
