@@ -213,16 +213,12 @@ def shown(found: Iterable[Any]) -> list[ShownKey]:
 
 
 def pairs_of(session: Session, keys: Sequence[_K]) -> dict[int, _K | ShownKey]:
-    """Find keys and the others of their rotations, each by internal id, a successor by the negative one of the old."""
+    """Find keys, those that they replaced and those that replaced them, by internal id; nothing for keys without."""
     before = [key.replaces_id for key in keys if key.replaces_id]
     if not before and not any(key.retires_at for key in keys):  # one that was replaced has a `retires_at`
         return {}
-    found: dict[int, _K | ShownKey] = {}
-    for key in [*keys, *shown(read(session, _BOTH_HALVES, {"keys": [key.id for key in keys], "before": before}))]:
-        found[key.id] = key
-        if key.replaces_id:
-            found[-key.replaces_id] = key
-    return found
+    others = shown(read(session, _BOTH_HALVES, {"keys": [key.id for key in keys], "before": before}))
+    return {key.id: key for key in (*keys, *others)}
 
 
 def get(session: Session, actor: Actor, seat: Seat, keyring: Keyring, key_id: str) -> KeyView:
@@ -296,7 +292,8 @@ def of(
         pairs = pairs_of(session, keys)
     hidden = _hidden(session, seat, keys, pairs)
     seen = {number: key for number, key in pairs.items() if key.id not in hidden}
-    sight = _Sight(seat.member.id, seat.is_admin, keyring.format, now, pairs, seen)
+    successors = {key.replaces_id: key for key in seen.values() if key.replaces_id}
+    sight = _Sight(seat.member.id, seat.is_admin, keyring.format, now, pairs, seen, successors)
     return [_view(sight, key, scopes.get(key.id, ()), days.get(key.id)) for key in keys]
 
 
@@ -319,6 +316,7 @@ class _Sight(NamedTuple):
     now: datetime
     pairs: Mapping[int, _Key]
     seen: Mapping[int, _Key]  # those of the pairs that may be shown
+    successors: Mapping[int, _Key]  # of these, by the id of the key that each replaced
 
 
 def _view(sight: _Sight, key: _Key, scopes: Iterable[ScopeView], recent: DayBars | None) -> KeyView:
@@ -330,7 +328,7 @@ def _view(sight: _Sight, key: _Key, scopes: Iterable[ScopeView], recent: DayBars
     is_mine = key.member_id == sight.me
     may_hand_out = is_mine or owner.is_api
     is_retiring = key.retires_at is not None and state in (KeyState.ACTIVE, KeyState.DEACTIVATED)
-    successor, predecessor = sight.seen.get(-key.id), sight.seen.get(key.replaces_id or 0)
+    successor, predecessor = sight.successors.get(key.id), sight.seen.get(key.replaces_id or 0)
     retires_at = key.retires_at if is_retiring else None
     extends_to = extended(retires_at, key.rotated_at, expires_at) if retires_at else None
     has_its_name = successor is not None and successor.name_folded == key.name_folded
