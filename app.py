@@ -147,7 +147,7 @@ def create_app(environ: Mapping[str, str] | None = None) -> Flask:
 
 
 def stand_before(app: Flask, settings: Settings) -> None:
-    """Let requests come in through the front and the door, new ones, which remember nothing yet."""
+    """Put a new front and a new door before Flask. Tests do it again, for counters that are empty."""
     door = Door(partial(Flask.wsgi_app, app), guards.keyed_paths(app), lambda: app.extensions["portal"])
     app.wsgi_app = Front(door, settings, http.body_limit)  # type: ignore[method-assign]
 

@@ -1,7 +1,7 @@
 """Secrets: the text of a key, its checksum and stored digest; passwords; opaque tokens.
 
-A plain key and what is stored of it are two types, and the plain one prints blind: only `PlainKey.reveal`
-gives the text, for the one response that shows it.
+A plain secret and what is stored of it are two types, and the plain one prints blind: only `reveal` gives the text,
+for the one response that shows it.
 """
 
 import hashlib

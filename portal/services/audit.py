@@ -154,7 +154,7 @@ def refuse(
 
 
 def sum_up(session: Session, now: datetime) -> None:
-    """Tell in one row each of the refusals of past hours that were only counted."""
+    """Write one row for each past hour, actor and action whose refusals were only counted, and drop the counter."""
     past = select(RefusalCount).where(RefusalCount.hour < _hour(now))
     in_order = past.order_by(RefusalCount.chain, RefusalCount.who, RefusalCount.action, RefusalCount.hour)
     for counted in session.scalars(in_order.with_for_update()).all():

@@ -151,7 +151,7 @@ def _within(part: str) -> str:
 
 @lru_cache(_SORTS_OF_LIST)
 def _page(shape: _Shape) -> _Select:
-    """Read one page of keys with how many there are on all pages: ids are sorted alone, before all else is read."""
+    """Read one page of keys and the number of all. Only ids are sorted and cut; the rest is read for the page alone."""
     order = _ORDERS.get(shape.sort, _ORDERS["attention"])
     ids = _matching(shape)
     total = ids.with_only_columns(func.count()).correlate(None).scalar_subquery()

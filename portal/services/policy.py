@@ -81,7 +81,7 @@ def _allows(workspace: SeatWorkspace, lifetime: Lifetime) -> bool:
 
 
 def lives_longer(days: int) -> ColumnElement[bool]:
-    """Say that a key was made for more than so many days, to the second; of one that never ends, nothing."""
+    """Give the condition that a key was made for more than so many days; NULL for a key that never expires."""
     lives = extract("epoch", ApiKey.expires_at) - extract("epoch", ApiKey.created_at)
     return lives > days * 86_400
 

@@ -75,8 +75,8 @@ class RateLimit:
         per_minute, per_second = per_minute or PER_MINUTE, per_second or PER_SECOND
         if self._shared is None or self._is_away:
             return self._host.admit(key_pk, per_minute, per_second)
-        # Redis knows nothing of what passed while it was away. Whatever it does, a host alone exceeds no limit by more
-        # than it judges at one moment.
+        # Redis does not know what this host let pass while Redis was away. So the host's own count is asked first:
+        # without it, a key could use its whole limit a second time when Redis comes back.
         verdict = self._host.admit(key_pk, per_minute, per_second, noted=False)
         if verdict.wait:
             return verdict
@@ -224,7 +224,7 @@ class HostWindows:
         self._known: dict[int, int] = {}  # slots by key; looked at again before they are believed
 
     def admit(self, key: int, per_minute: int, per_second: int, *, noted: bool | None = None) -> Verdict:
-        """Judge a request; count it if it passes, or as `noted` says."""
+        """Judge a request and count it if it passes; `noted=True` counts it in any case, `noted=False` never does."""
         group = (key * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF) >> 53
         with self._turn:
             if self._map is None:

@@ -48,7 +48,7 @@ _PRUNE_AFTER = 1_000  # of one key
 _MAX_ROWS = 20_000  # counted apart between two flushes; beyond, scopes and callers are no longer told apart
 _LONGEST_SCOPE = 50  # shorter than any key
 _LONGEST_METHOD = 10
-_MAX_WAYS = 60  # outcome, scope and caller of one key and day that a process counts apart
+_MAX_WAYS = 60  # combinations of outcome, scope and caller of one key and day that a process counts apart
 _REMEMBERED = 100_000  # keys whose last write a process remembers
 
 
@@ -157,7 +157,11 @@ class Usage:
             count[1], count[2] = min(count[1], at), max(count[2], at)
 
     def _may_tell_apart(self, use: Use, batch: _Batch) -> bool:
-        """Say whether a way of using a key counts apart: a few dozen of a day do, so that no caller can fill tables."""
+        """Say whether this combination of key, outcome, scope and caller gets a row of its own.
+
+        At most _MAX_WAYS of a key and day do. The others are added up without scope and caller, so that nobody can
+        fill the table.
+        """
         day = use.hour // 24
         if day != self._told_day or len(self._ways_of) > _REMEMBERED:
             self._told_day = day

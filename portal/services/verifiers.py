@@ -1,4 +1,4 @@
-"""Verifiers: by what somebody's own product asks about keys (RFC 7662). Made and revoked by administrators."""
+"""Verifiers: credentials with which a product of one's own asks about keys (RFC 7662). Administrators make them."""
 
 import base64
 import re

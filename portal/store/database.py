@@ -125,7 +125,7 @@ class Database:
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         # Errors are logged, and what was to be written holds one-time links and hashes.
         self.engine = create_engine(self.url, hide_parameters=True, **({} if self.is_sqlite else _POSTGRESQL_OPTIONS))
-        writing = self.engine.execution_options()  # events of its own: each makes every statement of a page dearer
+        writing = self.engine.execution_options()  # with events of its own: on `engine` they would slow down reads
         if self.is_sqlite:
             _prepare_sqlite(self.engine, writing, self.url)
         else:

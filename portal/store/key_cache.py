@@ -1,9 +1,9 @@
 """Records of keys kept in a process, each as new as the database's last commit.
 
-Before each use the cache asks for what changed (`store.key_log`, where the proof is that no commit is missed), and
-drops it. A record is read from the database after the news were, so what it does not show yet was committed after
-them, and is among the next. (Or among those after them, where it is read behind a question for the next that is on its
-way already.)
+Before each use the cache asks for the news: which keys changed (`store.key_log`, where the proof is that no commit is
+missed). It drops those. A record is read from the database after the news, so a change that it does not show was
+committed later, and the next news tell of it. If the question for the next news was on its way by then, the news after
+those do.
 
 What time alone changes (expiry, the end of an overlap) must be judged by whoever uses a record.
 """

@@ -525,7 +525,7 @@ class PepperProof(Base):
 
 
 class Verifier(Base):
-    """By what somebody's own product asks about keys (RFC 7662). Its secret is shown once, like a key's."""
+    """A credential with which a product of one's own asks this portal about keys (RFC 7662). Shown once, like a key."""
 
     __tablename__ = "verifier"
 

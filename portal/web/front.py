@@ -41,8 +41,8 @@ _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9A-Za-z._-]+))(?::[0-9]{1,5})?"
 # database which hangs does not make the process look dead.
 ASIDE = frozenset({"/healthz", "/readyz", "/metrics"})
 PEER, ENDPOINT, _STATUS = "portal.peer", "portal.endpoint", "portal.status"  # in the environment of a request
-EVEN = "portal.even"  # in the same: that the time which the answer took is not to be told by it
-EVEN_AFTER = 0.003  # seconds; longer than looking up and noting a key takes, but for the busiest moments
+EVEN = "portal.even"  # in the same: set where the time until the answer would tell whether something exists
+EVEN_AFTER = 0.003  # seconds until such an answer goes out; finding and noting a key seldom takes as long
 BODIES_AT_ONCE = 48  # that one process waits for; fewer than the server has threads
 _TOLD_AGAIN = 60.0  # seconds between two log lines about a refused Host, in one process
 _BODILESS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})

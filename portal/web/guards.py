@@ -38,7 +38,7 @@ login_manager = LoginManager()
 
 
 class Audience(StrEnum):
-    """Who a view is for. `static` and the views below declare one of these."""
+    """Who a view is for. Each declares one of these, by the decorators below."""
 
     ANYBODY = "anybody"
     SIGNED_IN = "signed in"

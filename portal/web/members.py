@@ -68,7 +68,10 @@ def solutions(session: Session) -> list[Solution]:
 
 
 def levels_in_form(choices: Sequence[AccessLevel]) -> dict[str, AccessLevel]:
-    """Read the levels that a form sets, by solution slug; Invalid for a level that is none of `choices`."""
+    """Read the levels that a form sets, by solution slug; Invalid for a word that names no level, with the `choices`.
+
+    Whether a level may be given is for the service to say.
+    """
     levels, problems = {}, {}
     words = {level.value: level for level in AccessLevel}
     for name in request.form:

@@ -27,7 +27,7 @@ class Portal:
     bad_verifiers: BadKeys = field(default_factory=BadKeys)
     unreadable: Outage = field(default_factory=lambda: Outage("nothing can be read: the database cannot be asked"))
     unwritable: Outage = field(default_factory=lambda: Outage("nothing can be changed: the database cannot be asked"))
-    # What need not be done before an answer goes out, or must not be told by the time that it takes.
+    # Work for after the answer: nobody need wait for it, or the time that it takes would give something away.
     errands: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "errands"))
 
     def close(self) -> None:

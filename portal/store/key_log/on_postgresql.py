@@ -54,8 +54,8 @@ _CREATE = """
     CREATE TABLE key_change
     (seq bigint GENERATED ALWAYS AS IDENTITY (START WITH %d) PRIMARY KEY, key_id bigint, member_id bigint)
 """
-# Its arguments: the log's column, and the table's. The keys that a transaction made are remembered in a setting that
-# ends with it, as is that it has waited; what a savepoint takes back is taken back there too.
+# Its arguments: the log's column, and the table's. Two settings that end with the transaction remember which keys it
+# made and whether it has waited; rolling back to a savepoint sets them back too.
 _NOTE = f"""
 DECLARE
     was bigint := to_jsonb(OLD) ->> TG_ARGV[1];
