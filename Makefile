@@ -1,9 +1,9 @@
 # make run    start the portal on http://127.0.0.1:5000 (PORT=… and PORTAL_… in the environment change it)
-# make test   lint, type check and the tests: all on SQLite; then on PostgreSQL those that a database can change, which
-#             leaves out rules, settings and logs, what is marked `once`, of pages and API what is not marked `both`, and
-#             in the browser all but the whole jobs
+# make test   lint, type check, and all tests on SQLite; then on PostgreSQL the tests whose outcome could depend on the
+#             database. Those leave out rules, settings and logs, and whatever is marked `once`; of pages and API they
+#             take what is marked `both`, and in the browser only the whole jobs
 # make lint   only the linters and the type checker      make format   let them repair what they can
-# make lock   pin the dependencies of pyproject.toml again (UPGRADE=1: to the newest)      make clean   start over
+# make lock   pin the dependencies of pyproject.toml again (UPGRADE=1: to the newest)      make clean   remove .venv
 
 VENV   := .venv
 PY     := $(VENV)/bin/python
