@@ -72,7 +72,7 @@ def test_a_schema_that_is_nested_without_end_is_refused(depth: int) -> None:
 
 @pytest.mark.parametrize(
     "part",
-    [{"\ud800": {}}, {"a": {"title": "\udfff"}}, *({"a": {"multipleOf": n}} for n in (nan, inf, -inf, 10**400, -(10**400)))],
+    [{"\ud800": {}}, {"a": {"title": "\udfff"}}, *({"a": {"multipleOf": n}} for n in (nan, inf, -inf, 10**400))],
 )
 def test_a_schema_holds_only_what_can_be_stored_shown_and_counted_with(part: dict[str, Any]) -> None:
     with pytest.raises(Invalid) as refused:
@@ -123,7 +123,7 @@ def test_a_record_that_would_take_long_does_not_fit(schema: dict[str, Any], reco
         ({**OBJECT, "$id": "https://acme.test/part", "properties": {"a": {"$ref": "#"}}}, {"a": {"a": {}}}, {"a": 1}),
         ({**OBJECT, "properties": {"$schema": {"type": "string"}, "$id": {}}}, {"$schema": ""}, {"$schema": 1}),
         ({**OBJECT, "properties": {"a": {"format": "regex"}}}, {"a": "("}, None),  # would be compiled, at any length
-        ({**OBJECT, "properties": {"鍵 \U0001f511": {"maximum": 10**300}}}, {"鍵 \U0001f511": 1}, {"鍵 \U0001f511": 1e301}),
+        ({**OBJECT, "properties": {"鍵🔑": {"maximum": 10**300}}}, {"鍵🔑": 1}, {"鍵🔑": 10**301}),
         ({**OBJECT, "properties": {"a": {"uniqueItems": True}}}, {"a": [1, True, {}]}, {"a": [{"b": 1}, {"b": 1}]}),
     ],
 )
