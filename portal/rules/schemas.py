@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
-from math import prod
+from math import isinf, prod
 from time import thread_time
 from typing import Any
 from urllib.parse import unquote
@@ -34,6 +34,7 @@ _MAX_PATTERN = 500  # characters
 _MAX_REPEATS = 2_000  # of groups within groups: compiling a pattern writes those out
 _MAX_MESSAGE = 300  # characters
 _SLOW = "This record takes too long to check against the app's schema. Send less, or ask for a simpler schema."
+_UNFIT = "Numbers in a schema must be finite and lie within ±10³⁰⁸, and its texts must hold no lone surrogates."
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 # Where subschemas are (JSON Schema Core, section 10): by name, in a row, one.
@@ -73,9 +74,11 @@ class Schema:
         if not isinstance(value, dict) or value.get("type") != "object":
             raise _refuse('The JSON Schema of a record must be an object that says "type": "object".')
         try:
-            return _read(json.dumps(value, sort_keys=True))
+            return _read(json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False).encode())
         except RecursionError:
             raise _refuse("The schema is nested too deep.") from None
+        except ValueError:
+            raise _refuse(_UNFIT) from None
 
     def problems(self, fields: dict[str, Any], most: int = MOST_PROBLEMS) -> list[dict[str, str]]:
         """List where a record does not fit, by `path` and `message`; one that would take too long does not fit."""
@@ -88,8 +91,8 @@ class Schema:
 
 
 @lru_cache(maxsize=256)
-def _read(text: str) -> Schema:
-    given: dict[str, Any] = json.loads(text)
+def _read(text: bytes) -> Schema:
+    given: dict[str, Any] = json.loads(text, parse_int=_integer)
     if given.get("$schema", _DIALECT) != _DIALECT:
         raise _refuse(f"Schemas are read as {_DIALECT}, so $schema can say nothing else.")
     # Both words are for others. To the library they would mean another set of rules, and another place for `#`.
@@ -109,6 +112,12 @@ def _read(text: str) -> Schema:
         raise _refuse(f"The schema's parts refer to each other too often: together they make more than {_MAX_PARTS:,}.")
     # An empty registry: a $ref to somewhere else is an error, never a request to it.
     return Schema(given, _Bounded(root, registry=Registry(), format_checker=_FORMATS))
+
+
+def _integer(digits: str) -> int:
+    if isinf(float(digits)):  # no record could be held to it: Python refuses to divide a float by it
+        raise ValueError
+    return int(digits)
 
 
 def _refuse(message: str) -> Invalid:

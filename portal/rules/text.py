@@ -5,6 +5,8 @@ import re
 import unicodedata
 from urllib.parse import unquote, urlsplit
 
+from portal.rules.credentials import KEY_SHAPED
+
 _BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff")
 _REFUSED = frozenset({"Cc", "Cs", "Cn", "Zl", "Zp"})  # control, lone surrogate, unassigned, line and paragraph ends
 _VISIBLE = frozenset("LNPS")  # letters, numbers, punctuation, symbols
@@ -27,6 +29,23 @@ def clean_line(text: str) -> str | None:
     if line and not any(unicodedata.category(character)[0] in _VISIBLE for character in line):
         return None
     return line
+
+
+def read_line(problems: dict[str, str], field: str, written: str, least: int, most: int, which: str) -> str:
+    """Clean a name, a note or such that is `least` to `most` characters long and holds no key.
+
+    Where it cannot be taken, `problems` gets what to do about it under its field; `which` tells what to write there.
+    """
+    line = clean_line(written)
+    if line is None:
+        problems[field] = f"Enter a {field} without control characters or hidden text direction marks."
+    elif KEY_SHAPED.search(line):
+        problems[field] = f"This looks like a key. Never write one down here: enter a {field} {which}."
+    elif len(line) < least:
+        problems[field] = f"Enter a {field} {which}: {least} to {most} characters."
+    elif len(line) > most:
+        problems[field] = f"Enter at most {most} characters; this {field} has {len(line)}."
+    return line or ""
 
 
 def fold(name: str) -> str:

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session, aliased
 
 from portal.rules import credentials, text
 from portal.rules.access import AccessLevel, Role, may_grant
-from portal.rules.credentials import KEY_SHAPED, Keyring
+from portal.rules.credentials import Keyring
 from portal.rules.errors import Attempt, Conflict, Forbidden, Invalid, NeedsProof, NotFound
 from portal.services import members, offboarding
 from portal.services.actor import Actor
@@ -320,19 +320,12 @@ def _check_cap(session: Session, seat: Seat, wanted: Levels, attempt: Attempt) -
 
 
 def _checked(name: str, purpose: str) -> tuple[str, str]:
-    clean, clean_purpose = text.clean_line(name), text.clean_line(purpose)
-    problems = {}
-    if clean is None or not 3 <= len(clean) <= 60:
-        problems["name"] = "Enter a name of 3 to 60 characters."
-    elif KEY_SHAPED.search(clean):
-        problems["name"] = "This looks like a key. Never write one down here: choose a name that tells what it is for."
-    if clean_purpose is None or len(clean_purpose) > 140:
-        problems["purpose"] = "Enter a purpose of at most 140 characters."
-    elif KEY_SHAPED.search(clean_purpose):
-        problems["purpose"] = "This looks like a key. Never write one down here: write what the program does."
-    if problems or clean is None or clean_purpose is None:
+    problems: dict[str, str] = {}
+    clean_name = text.read_line(problems, "name", name, 3, 60, "that tells what it is for")
+    clean_purpose = text.read_line(problems, "purpose", purpose, 0, 140, "that tells what the program does")
+    if problems:
         raise Invalid(problems)
-    return clean, clean_purpose
+    return clean_name, clean_purpose
 
 
 def _words(access: Levels) -> dict[str, str]:

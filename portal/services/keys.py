@@ -114,7 +114,7 @@ def plan(session: Session, actor: Actor, draft: Draft, *, lock: bool = False) ->
     mine = {app.slug: shelf.level for shelf in shelves for app in shelf.apps}
     grantable = grantable_scopes(owner.access, mine) if owner else frozenset[Scope]()
     problems: dict[str, str] = {}
-    _check_name(draft, problems)
+    _read_words(draft.name, draft.note, problems)
     if owner is None:
         problems["owner"] = "Choose whom the key acts as."
     if draft.environment not in list(Environment):
@@ -291,23 +291,11 @@ _ACCESS = (
 )
 
 
-def _check_name(draft: Draft, problems: dict[str, str]) -> None:
-    name = text.clean_line(draft.name)
-    if name is None:
-        problems["name"] = "Enter a name without control characters or hidden text direction marks."
-    elif KEY_SHAPED.search(name):
-        problems["name"] = "This looks like a key. Never write one down here: choose a name that tells what it is for."
-    elif len(name) < 3:
-        problems["name"] = "Enter a name so that you can recognise this key later: 3 characters or more."
-    elif len(name) > 60:
-        problems["name"] = f"Enter a name of at most 60 characters; this one has {len(name)}."
-    note = text.clean_line(draft.note)
-    if note is None:
-        problems["note"] = "Enter a note without control characters or hidden text direction marks."
-    elif KEY_SHAPED.search(note):
-        problems["note"] = "This looks like a key. Never write one down here: note where it lives."
-    elif len(note) > 140:
-        problems["note"] = f"Enter at most 140 characters; this note has {len(note)}."
+def _read_words(name: str, note: str, problems: dict[str, str]) -> tuple[str, str]:
+    return (
+        text.read_line(problems, "name", name, 3, 60, "so that you can recognise this key later"),
+        text.read_line(problems, "note", note, 0, 140, "that tells where the key lives"),
+    )
 
 
 def _check_scopes(
@@ -488,13 +476,12 @@ def edit(
     if (key.name, key.note) != was:
         raise Conflict(f"Somebody renamed this key a moment ago: it is “{key.name}” now. Look at it again.")
     problems: dict[str, str] = {}
-    _check_name(Draft(name=name, note=note), problems)
+    new_name, new_note = _read_words(name, note, problems)
     if problems:
         raise Invalid(problems)
-    new_name = text.clean_line(name) or ""
     try:
         with session.begin_nested():
-            key.name, key.name_folded, key.note = new_name, text.fold(new_name), text.clean_line(note) or ""
+            key.name, key.name_folded, key.note = new_name, text.fold(new_name), new_note
             session.flush()
     except IntegrityError:
         raise Invalid({"name": "This member already has a key with that name. Choose a different name."}) from None

@@ -441,13 +441,11 @@ def accept_invitation(
     if (account.id if account else None) != (known.id if known else None):
         raise Conflict(_MEANWHILE)
     if account is None:
-        clean = text.clean_line(name)
-        problems = {}
-        if clean is None or not 2 <= len(clean) <= 60:
-            problems["name"] = "Enter your name, 2 to 60 characters."
+        problems: dict[str, str] = {}
+        clean = text.read_line(problems, "name", name, 2, 60, "by which others know you")
         if not credentials.PASSWORD_MIN <= len(password) <= credentials.PASSWORD_MAX:
             problems["password"] = f"Choose a password of at least {credentials.PASSWORD_MIN} characters."
-        if problems or clean is None:
+        if problems:
             raise Invalid(problems)
         account = Account(
             public_id=credentials.new_id("acc"),

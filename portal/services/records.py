@@ -17,7 +17,7 @@ from portal.services.audit import Event
 from portal.store.database import Moment
 from portal.store.models import App, Record, Solution
 
-MAX_RECORD = 1024 * 1024  # characters of JSON
+MAX_RECORD = 1024 * 1024  # bytes of JSON: as many as one request may send
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +75,8 @@ def change(
     record = get(session, place, record_id, lock=True)
     check_match(record, if_match)
     merged = {**record.fields, **fields}
-    if len(json.dumps(merged)) > MAX_RECORD:
-        raise TooLarge(f"A record may hold at most {MAX_RECORD:,} characters of JSON.")
+    if len(json.dumps(merged, ensure_ascii=False, separators=(",", ":")).encode()) > MAX_RECORD:
+        raise TooLarge(f"A record may hold at most {MAX_RECORD:,} bytes of JSON.")
     _check(get_app(session, place.workspace_id, place.app), merged)
     record.fields = merged
     record.version += 1

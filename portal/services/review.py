@@ -30,7 +30,7 @@ from sqlalchemy.orm import Mapped, aliased
 
 from portal.rules import text
 from portal.rules.access import AccessLevel, Action, Environment, Role, level_of, may_grant
-from portal.rules.credentials import KEY_SHAPED, Keyring
+from portal.rules.credentials import Keyring
 from portal.rules.errors import Conflict, Invalid
 from portal.services import audit, key_views, keys, members, policy
 from portal.services.activity import hour_of
@@ -319,11 +319,10 @@ def mark_fine(session: Session, actor: Actor, key_id: str, finding: Finding, not
     Conflict where nothing of the kind is found now: nobody silences beforehand what is yet to come.
     """
     seat, key = keys.hold(session, actor, key_id, Event.KEY_REVIEWED)
-    clean = text.clean_line(note)
-    if not clean:
-        raise Invalid({"note": "Say in a few words why this is fine."})
-    if len(clean) > 140 or KEY_SHAPED.search(clean):
-        raise Invalid({"note": "Say it in at most 140 characters, without any key."})
+    problems: dict[str, str] = {}
+    clean = text.read_line(problems, "note", note, 1, 140, "that tells why this is fine")
+    if problems:
+        raise Invalid(problems)
     judged = _judged(key_views.visible_to(seat).where(ApiKey.id == key.id), seat, actor.at)
     if not any(finding in _findings(row.risk) for row in session.execute(judged)):
         raise Conflict(f"That is not found of “{key.name}” now, or was marked already. Nothing was changed.")

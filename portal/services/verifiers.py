@@ -9,7 +9,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import aliased
 
 from portal.rules import text
-from portal.rules.credentials import KEY_SHAPED, VERIFIER_WORD, Keyring, PlainVerifier, new_id
+from portal.rules.credentials import VERIFIER_WORD, Keyring, PlainVerifier, new_id
 from portal.rules.errors import AlreadyShown, Attempt, Conflict, Forbidden, Invalid, NotFound, Unavailable
 from portal.services import audit, members
 from portal.services.actor import Actor
@@ -89,16 +89,15 @@ def create(session: Session, actor: Actor, keyring: Keyring, name: str, form_id:
     Raises Invalid for its name, AlreadyShown when this form made one before, Conflict at the limit.
     """
     seat = members.seat_of(session, actor, lock=True)
-    clean = text.clean_line(name)
-    label = (clean or "")[:60]
+    problems: dict[str, str] = {}
+    clean = text.read_line(problems, "name", name, 3, 60, "that tells which product will ask")
+    label = clean[:60]
     if not seat.is_admin:
         raise Forbidden(ADMINS_ONLY, attempt=Attempt(Event.VERIFIER_MADE, target_label=label))
     if made_before := _made_by_form(session, seat, form_id):
         raise AlreadyShown(made_before)
-    if clean is None or not 3 <= len(clean) <= 60:
-        raise Invalid({"name": "Enter a name of 3 to 60 characters."})
-    if KEY_SHAPED.search(clean):
-        raise Invalid({"name": "This looks like a key. Never write one down here: name the product that will ask."})
+    if problems:
+        raise Invalid(problems)
     # One at a time: nobody else counts meanwhile.
     session.execute(select(Workspace.id).where(Workspace.id == seat.workspace.id).with_for_update(key_share=True))
     here = (Verifier.workspace_id == seat.workspace.id, Verifier.revoked_at.is_(None))

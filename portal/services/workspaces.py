@@ -40,7 +40,7 @@ def list_all(session: Session) -> list[Workspace]:
 
 def create(session: Session, actor: Actor, slug: str, name: str) -> Workspace:
     """Make an empty workspace; Conflict when the slug is taken."""
-    workspace = Workspace(public_id=new_id("ws"), slug=_slug(slug), name=_name(name), created_at=actor.at)
+    workspace = Workspace(public_id=new_id("ws"), slug=_slug(slug), name=_checked(name)[0], created_at=actor.at)
     _add(session, workspace, f"There is a workspace {slug} already.")
     audit.record(
         session,
@@ -67,12 +67,13 @@ def add_solution(
 
     The apps of an external one are for scopes only: their data lives in somebody's own product, which asks about keys.
     """
+    name, description = _checked(name, description)
     solution = Solution(
         public_id=new_id("sol"),
         workspace_id=workspace.id,
         slug=_slug(slug),
-        name=_name(name),
-        description=_description(description),
+        name=name,
+        description=description,
         is_external=is_external,
         created_at=actor.at,
     )
@@ -125,13 +126,14 @@ def add_app(
 
     An external solution's needs none; should its records ever be kept here, they may then be any objects.
     """
+    name, description = _checked(name, description)
     app = App(
         public_id=new_id("app"),
         workspace_id=solution.workspace_id,
         solution_id=solution.id,
         slug=_slug(slug),
-        name=_name(name),
-        description=_description(description),
+        name=name,
+        description=description,
         schema=_given(schema, _ANY_OBJECT if solution.is_external else None),
         created_at=actor.at,
     )
@@ -157,7 +159,7 @@ def edit_solution(
     seat = admin_seat(session, actor, Event.SOLUTION_CHANGED)
     solution = get_solution(session, seat.workspace, slug)
     before = {"name": solution.name, "description": solution.description, "is_external": solution.is_external}
-    solution.name, solution.description = _name(name), _description(description)
+    solution.name, solution.description = _checked(name, description)
     if is_external and not solution.is_external:
         _check_empty(session, solution)
     solution.is_external = is_external
@@ -183,7 +185,7 @@ def edit_app(session: Session, actor: Actor, slug: str, name: str, description: 
     if app is None:
         raise NotFound("There is no such app.")
     before = {"name": app.name, "description": app.description}
-    app.name, app.description = _name(name), _description(description)
+    app.name, app.description = _checked(name, description)
     given = _given(schema, app.schema if solution_of(session, app).is_external else None)
     is_new = given != app.schema
     if is_new and schema is not None:
@@ -265,15 +267,10 @@ def _slug(slug: str) -> str:
     return slug
 
 
-def _name(name: str) -> str:
-    clean = text.clean_line(name)
-    if not clean or len(clean) > 60:
-        raise Invalid({"name": "Enter a name of 1 to 60 characters."})
-    return clean
-
-
-def _description(description: str) -> str:
-    clean = text.clean_line(description)
-    if clean is None or len(clean) > 140:
-        raise Invalid({"description": "Enter a description of at most 140 characters."})
-    return clean
+def _checked(name: str, description: str = "") -> tuple[str, str]:
+    problems: dict[str, str] = {}
+    clean_name = text.read_line(problems, "name", name, 1, 60, "by which people know it")
+    clean_description = text.read_line(problems, "description", description, 0, 140, "that tells what it holds")
+    if problems:
+        raise Invalid(problems)
+    return clean_name, clean_description

@@ -203,7 +203,10 @@ def _new_form(
         carried = [each for each in given if each[0] == "leaving" or each[0].startswith(_KEY)]
     context = {
         "matrix": rows,
-        "answers": {"name": answer("name") if name is None else name, "purpose": answer("purpose")},
+        "answers": {
+            "name": without_keys(answer("name") if name is None else name),
+            "purpose": without_keys(answer("purpose")),
+        },
         "carried": [(field, without_keys(value)) for field, value in carried],
         "for_key": any(field.startswith(_KEY) for field, _ in carried),
         "errors": errors,
@@ -287,7 +290,7 @@ def edit(mid: str) -> Response:
 
 
 def _edit_form(found: Member, name: str, purpose: str, errors: Mapping[str, str] | None = None) -> Response:
-    answers = {"name": name, "purpose": purpose}
+    answers = {"name": without_keys(name), "purpose": without_keys(purpose)}
     status = 422 if errors else 200
     return page("api_members/edit.html", status, one=found, answers=answers, errors=errors or {})
 

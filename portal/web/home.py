@@ -41,6 +41,9 @@ def index() -> Response:
         if chosen and not chosen.shelf.solution.is_external:
             place = records.Place(here.workspace.id, chosen.app.slug, env)
             found, total = records.list_for(session, place, limit=PAGE_SIZE, offset=(number - 1) * PAGE_SIZE)
+            if not found and number > 1:  # beyond the last page: that one is shown
+                number = max(1, -(-total // PAGE_SIZE))
+                found, total = records.list_for(session, place, limit=PAGE_SIZE, offset=(number - 1) * PAGE_SIZE)
     return page_or_fragment(
         "home/index.html",
         "home/_records.html",

@@ -10,7 +10,7 @@ from portal.services.review import Advice, Finding, Reviewed
 from portal.store.database import Session
 from portal.web.display import relative, thousands
 from portal.web.guards import actor, in_workspace, seat
-from portal.web.http import answer, page_number, public_id, reading, reading_much, transaction
+from portal.web.http import answer, page_number, public_id, reading, reading_much, transaction, without_keys
 from portal.web.keys import keyring
 
 pages = Blueprint("review", __name__, url_prefix="/w/<slug:ws>/review")
@@ -143,7 +143,7 @@ def reviewed(key_id: str) -> Response:
 def _fine_page(key_id: str, finding: Finding, note: str = "", errors: dict[str, str] | None = None) -> Response:
     with reading() as session:
         key = key_views.get(session, actor(), seat(), keyring(), key_id)
-    context = {"key": key, "finding": str(finding), "label": FINDINGS[finding], "note": note[:400]}
+    context = {"key": key, "finding": str(finding), "label": FINDINGS[finding], "note": without_keys(note)[:400]}
     status = 422 if errors else 200
     return make_response(render_template("review/fine.html", **context, errors=errors or {}), status)
 

@@ -15,7 +15,7 @@ from portal.store.database import TROUBLE
 from portal.web.display import absolute
 from portal.web.door import client_label
 from portal.web.guards import anybody, prompt, prove_again, signed_in, start_browser_session, visitor
-from portal.web.http import answer, page_or_fragment, reading, transaction
+from portal.web.http import answer, page_or_fragment, reading, transaction, without_keys
 
 pages = Blueprint("sign_in", __name__)
 
@@ -191,7 +191,7 @@ def _invitation_page(
         "email": found.invitation.email,
         "role_text": role,
         "has_account": found.account is not None,
-        "name": name[:60],
+        "name": without_keys(name)[:60],
         "errors": errors or {},
     }
     return page_or_fragment("sign_in/invitation.html", "sign_in/invitation.html", status, **context)

@@ -12,7 +12,7 @@ from portal.services.audit import Event
 from portal.services.policy import Policy
 from portal.store.models import App, Solution
 from portal.web.guards import actor, in_workspace, recently_proved, seat
-from portal.web.http import answer, page_or_fragment, reading, transaction
+from portal.web.http import answer, page_or_fragment, reading, transaction, without_keys
 
 pages = Blueprint("workspace", __name__, url_prefix="/w/<slug:ws>")
 
@@ -156,7 +156,9 @@ def _app_form(solution: Solution, found: App | None, errors: dict[str, str]) -> 
 
 def _form(template: str, names: tuple[str, ...], kept: dict[str, str], errors: dict[str, str], **more: Any) -> Response:
     """Show a form with what was sent, or with what stands."""
-    sent = {name: answer(name) for name in names} if request.method == "POST" else {}
+    sent = {}
+    if request.method == "POST":
+        sent = {name: answer(name) if name == "schema" else without_keys(answer(name)) for name in names}
     answers = dict.fromkeys(names, "") | kept | {name: value for name, value in sent.items() if value or errors}
     if kept.get("slug"):
         answers["slug"] = kept["slug"]  # it stands in scopes and addresses, so it stays

@@ -27,7 +27,7 @@ from tests.browser.backstage import Backstage
 from tests.browser.conftest import NewPage
 
 SUMMARY = "Check these answers"
-NO_NAME = "Enter a name so that you can recognise this key later: 3 characters or more."
+NO_NAME = "Enter a name so that you can recognise this key later: 3 to 60 characters."
 NO_SCOPE = "Choose at least one scope. Scopes cannot be added later."
 TROUBLE = ("offline", "our server broken", "a broken server before ours")
 LOST = "That did not go through. Nothing was changed as far as we know. Try again."

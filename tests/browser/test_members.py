@@ -107,7 +107,7 @@ def test_forms_say_what_is_wrong_and_nothing_is_dead_without_scripts(new_page: N
     page.get_by_role("button", name="Save API member").click()
     expect(page).to_have_title("Error: New API member – Acme – Latchkey")
     expect(page.locator(".error-summary")).to_be_visible()
-    page.get_by_role("link", name="Enter a name of 3 to 60 characters.").click()
+    page.get_by_role("link", name="Enter a name that tells what it is for: 3 to 60 characters.").click()
     expect(page.get_by_label("Name")).to_have_attribute("aria-invalid", "true")
 
 

@@ -1,5 +1,6 @@
 """Schemas that somebody wrote to keep the portal busy: refused when read, or given up on in a moment."""
 
+from math import inf, nan
 from time import thread_time
 from typing import Any
 
@@ -69,6 +70,16 @@ def test_a_schema_that_is_nested_without_end_is_refused(depth: int) -> None:
         Schema.read(schema)
 
 
+@pytest.mark.parametrize(
+    "part",
+    [{"\ud800": {}}, {"a": {"title": "\udfff"}}, *({"a": {"multipleOf": n}} for n in (nan, inf, -inf, 10**400))],
+)
+def test_a_schema_holds_only_what_can_be_stored_shown_and_counted_with(part: dict[str, Any]) -> None:
+    with pytest.raises(Invalid) as refused:
+        Schema.read({**OBJECT, "properties": part})
+    assert "lone surrogates" in refused.value.problems["schema"]
+
+
 LONG = "a" * 100_000 + "b"
 
 
@@ -112,6 +123,7 @@ def test_a_record_that_would_take_long_does_not_fit(schema: dict[str, Any], reco
         ({**OBJECT, "$id": "https://acme.test/part", "properties": {"a": {"$ref": "#"}}}, {"a": {"a": {}}}, {"a": 1}),
         ({**OBJECT, "properties": {"$schema": {"type": "string"}, "$id": {}}}, {"$schema": ""}, {"$schema": 1}),
         ({**OBJECT, "properties": {"a": {"format": "regex"}}}, {"a": "("}, None),  # would be compiled, at any length
+        ({**OBJECT, "properties": {"鍵🔑": {"maximum": 10**300}}}, {"鍵🔑": 1}, {"鍵🔑": 10**301}),
         ({**OBJECT, "properties": {"a": {"uniqueItems": True}}}, {"a": [1, True, {}]}, {"a": [{"b": 1}, {"b": 1}]}),
     ],
 )

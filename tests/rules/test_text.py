@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portal.rules.text import clean_email, clean_line, fold, local_path
+from portal.rules.text import clean_email, clean_line, fold, local_path, read_line
 
 BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 ZERO_WIDTH = "\u200b\u200c\u200d\u2060\u00ad\u180e"
@@ -86,6 +86,24 @@ def test_controls_surrogates_and_direction_marks_are_refused_within_a_line(odd: 
 @pytest.mark.parametrize("hidden", [*ZERO_WIDTH, ZERO_WIDTH, "\u200b \u200b", "\u0301", "\ue000"])
 def test_a_line_in_which_nothing_is_seen_is_refused(hidden: str) -> None:
     assert clean_line(hidden) is None
+
+
+@pytest.mark.parametrize(
+    ("written", "least", "advice"),
+    [
+        ("a\x00b", 0, "Enter a note without control characters or hidden text direction marks."),
+        ("x sk_live_abcdefgh", 0, "This looks like a key. Never write one down here: enter a note that tells why."),
+        (" ", 1, "Enter a note that tells why: 1 to 10 characters."),
+        ("e\u0301" * 2, 3, "Enter a note that tells why: 3 to 10 characters."),  # two once composed
+        ("x" * 11, 0, "Enter at most 10 characters; this note has 11."),
+        ("x" * 10, 0, None),
+        ("", 0, None),
+    ],
+)
+def test_a_line_that_cannot_be_taken_says_what_to_do(written: str, least: int, advice: str | None) -> None:
+    problems: dict[str, str] = {}
+    assert read_line(problems, "note", written, least, 10, "that tells why") == (clean_line(written) or "")
+    assert problems.get("note") == advice
 
 
 def test_a_line_of_a_million_characters_is_read_whole() -> None:

@@ -114,6 +114,7 @@ def test_only_an_address_is_invited(shared_office: Office, email: str) -> None:
         ("I", LONG_ENOUGH, ["name"]),
         ("x" * 61, LONG_ENOUGH, ["name"]),
         ("Ida\x00Berg", LONG_ENOUGH, ["name"]),
+        ("sk_live_" + "a" * 43, LONG_ENOUGH, ["name"]),
         ("Ida Berg", "", ["password"]),
         ("Ida Berg", "eleven char", ["password"]),
         ("Ida Berg", "x" * 257, ["password"]),

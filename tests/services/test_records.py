@@ -274,6 +274,9 @@ def test_a_record_cannot_grow_past_what_one_request_may_send(office: Office) -> 
         change(office, where, made.public_id, {"b": "x" * 600_000})
     assert get(office, where, made.public_id).version == 1
     change(office, where, made.public_id, {"a": "", "b": "x" * 600_000})
+    change(office, where, made.public_id, {"a": "", "b": "鍵" * 300_000})  # 900,000 bytes, as a request sends them
+    with pytest.raises(TooLarge):
+        change(office, where, made.public_id, {"a": "鍵" * 50_000})
 
 
 def test_a_change_in_the_filled_sandbox_does_not_reach_the_live_record(office: Office) -> None:

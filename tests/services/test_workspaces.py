@@ -15,6 +15,7 @@ from portal.store.models import App
 from tests.services.office import Office
 
 OBJECT: dict[str, Any] = {"type": "object"}
+PASTED = "sk_live_" + "a" * 43
 
 
 def add_app(office: Office, slug: str = "stock", schema: Any = None, name: str = "Stock", description: str = "") -> App:
@@ -72,6 +73,8 @@ def test_a_slug_that_would_not_stand_in_an_address_is_refused(shared_office: Off
         ({"name": "a\x00b"}, "name"),
         ({"description": "x" * 141}, "description"),
         ({"description": "a\x00b"}, "description"),
+        ({"name": PASTED}, "name"),
+        ({"description": f"x {PASTED}"}, "description"),
     ],
 )
 def test_a_name_or_description_that_cannot_be_is_refused(

@@ -73,6 +73,9 @@ def test_records_come_a_page_at_a_time(shared_cast: Cast) -> None:
     ids = [set(re.findall(r"rec_[0-9A-Za-z]+", page)) for page in (first, second)]
     assert (len(ids[0]), len(ids[1])) == (20, 4)
     assert not ids[0] & ids[1]
+    beyond = shared_cast.max.get("/w/acme?app=leads&page=99").text  # the last one is shown
+    assert set(re.findall(r"rec_[0-9A-Za-z]+", beyond)) == ids[1]
+    assert "Page 2 of 2" in beyond
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,8 @@ def test_a_pattern_that_never_ends_holds_up_nobody(cast: Cast) -> None:
         ({"slug": "No Slug"}, "A slug is"),
         ({"schema": "{"}, "This is not JSON"),
         ({"schema": '{"type": "string"}'}, "must be an object"),
+        ({"schema": '{"type": "object", "properties": {"a\\ud800": {}}}'}, "lone surrogates"),
+        ({"schema": '{"type": "object", "properties": {"a": {"multipleOf": NaN}}}'}, "must be finite"),
         ({"schema": json.dumps(DOUBLING)}, "refer to each other too often"),
         ({"description": "x" * 141}, "at most 140"),
     ],

@@ -25,7 +25,7 @@ from portal.rules.errors import Refusal
 from portal.services import audit, verifiers
 from portal.settings import Settings
 from portal.store.database import Database
-from portal.store.models import Account, ApiKey, App, Member, Solution, UserSession, Workspace
+from portal.store.models import Access, Account, ApiKey, App, Member, Solution, UserSession, Workspace
 from portal.web.declared import declared_calls
 from portal.web.fields import fields_of
 from portal.web.openapi import CODES
@@ -241,6 +241,17 @@ def test_it_speaks_of_an_app_that_ones_keys_reach_or_could(cast: Cast, database:
     assert chosen() == "Leads"  # of the others there are no records here
     page = words_of(cast.lea.get(f"{DOCS}?app=tasks").text)
     assert "Its records are kept by another product" in page
+
+
+def test_of_a_solution_without_an_app_it_says_nothing(cast: Cast, database: Database) -> None:
+    cast.ana.post("/w/acme/solutions/new", {"name": "People", "slug": "people"})
+    with database.transaction() as session:  # all that rio may see
+        rio = select(Member.id).where(Member.name == "Rio Tanaka").scalar_subquery()
+        people = select(Solution.id).where(Solution.slug == "people").scalar_subquery()
+        session.execute(update(Access).where(Access.member_id == rio).values(solution_id=people))
+    page = cast.rio.get(DOCS)
+    assert page.status_code == 200
+    assert "samples below speak of" not in words_of(page.text)
 
 
 def test_nobody_elses_keys_apps_or_workspace_are_on_it(cast: Cast, key: MadeKey) -> None:

@@ -22,6 +22,7 @@ from tests.web.looking import kept, token_on
 
 KEYS = "/w/acme/api/keys"
 SECOND = 1.0
+OBJECT = '{"type": "object"}'
 FORM, SIGN_IN = 16 * 1024, 4 * 1024  # bytes
 
 
@@ -149,10 +150,37 @@ def test_nothing_unfit_proves_who_one_is(cast: Cast, unchanged: None, what: str)
 
 
 @pytest.mark.both
-def test_nobody_joins_with_an_unfit_name(cast: Cast, invitation: str, unchanged: None) -> None:
+def test_nobody_joins_with_an_unfit_name(cast: Cast, key: MadeKey, invitation: str, unchanged: None) -> None:
     stranger, fields = cast.stranger(), dict.fromkeys(("password", "password_again"), "a long enough one")
     answered = {what: send(stranger, invitation, fields | {"name": text}).status_code for what, text in UNFIT.items()}
     assert answered == refused(FORM)
+    pasted = send(stranger, invitation, fields | {"name": key.text})
+    assert pasted.status_code == 422
+    assert key.text not in pasted.text
+
+
+@pytest.mark.parametrize(
+    ("who", "path", "form"),
+    [
+        ("rio", f"{KEYS}/{{key}}/edit", {"name": "<pasted>", "note": "<pasted>"}),
+        ("ana", "/w/acme/solutions/new", {"name": "<pasted>", "slug": "new", "description": "<pasted>"}),
+        ("ana", "/w/acme/solutions/sales/edit", {"name": "<pasted>", "description": "<pasted>"}),
+        ("ana", "/w/acme/apps/leads/edit", {"name": "<pasted>", "description": "<pasted>", "schema": OBJECT}),
+        ("ana", "/w/acme/solutions/sales/apps/new", {"name": "Fine", "slug": "new", "description": "<pasted>"}),
+        ("ana", "/w/acme/api-members/new", {"name": "<pasted>", "purpose": "<pasted>"}),
+        ("ana", "/w/acme/workspace/verifiers/new", {"name": "<pasted>"}),
+        ("ana", "/w/acme/review/{key}/reviewed", {"finding": "never_expires", "note": "<pasted>"}),
+    ],
+)
+def test_a_key_that_is_pasted_for_words_is_neither_kept_nor_shown_again(
+    cast: Cast, key: MadeKey, unchanged: None, who: str, path: str, form: dict[str, str]
+) -> None:
+    person: Person = getattr(cast, who)
+    sent = {name: text.replace("<pasted>", key.text) for name, text in form.items()}
+    reply = person.post(path.format(key=key.id), sent)
+    assert reply.status_code == 422
+    assert reply.text.count("This looks like a key.") >= [*form.values()].count("<pasted>")
+    assert key.text not in reply.text
 
 
 @pytest.mark.both
