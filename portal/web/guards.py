@@ -11,7 +11,7 @@ from flask import Flask, Response, current_app, g, make_response, redirect, rend
 from flask_login import LoginManager, UserMixin, current_user, login_user
 
 from portal.rules.access import Action, Scope
-from portal.rules.errors import KeyRefused, NotFound, Refusal
+from portal.rules.errors import Forbidden, KeyRefused, NotFound, Refusal
 from portal.services import accounts, members, verifiers
 from portal.services.accounts import AnySession, Viewer
 from portal.services.actor import Actor, Means
@@ -155,6 +155,24 @@ def in_workspace(view: View) -> View:
         return view(**values)
 
     return _declare(guarded, Audience.MEMBER)
+
+
+def only(may: Callable[[Seat], bool], message: str) -> Callable[[View], View]:
+    """Keep a view to those whose seat `may` use it; the others are told `message`.
+
+    Stands below `in_workspace`, and above `recently_proved`: who may never do a thing is not asked for a password.
+    """
+
+    def decorate(view: View) -> View:
+        @wraps(view)
+        def guarded(**values: Any) -> Any:
+            if not may(seat()):
+                raise Forbidden(message)
+            return view(**values)
+
+        return guarded
+
+    return decorate
 
 
 def _sit_down(user_session: AnySession, found: Seat | None) -> None:

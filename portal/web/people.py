@@ -1,6 +1,7 @@
 """People: their list, one person, roles and access, invitations, leaving and coming back."""
 
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 from flask import Response, flash, make_response, redirect, request
@@ -12,7 +13,7 @@ from portal.services import invitations, members, offboarding, people
 from portal.services.offboarding import KeyAtRisk
 from portal.services.people import Filters, Listed, Preview
 from portal.store.models import Member, Solution
-from portal.web.guards import actor, in_workspace, recently_proved, seat
+from portal.web.guards import actor, in_workspace, only, recently_proved, seat
 from portal.web.http import afterwards, answer, page_number, portal, public_id, reading, send_mails, transaction
 from portal.web.keys import keyring
 from portal.web.members import (
@@ -31,6 +32,7 @@ from portal.web.members import (
     span,
 )
 
+_for_admins = only(attrgetter("is_admin"), members.ADMINS_ONLY)
 _LEVELS = tuple(AccessLevel)
 _ROLES = [(Role.MEMBER, "Member"), (Role.ADMIN, "Administrator")]
 
@@ -127,9 +129,9 @@ def _about(member: Member, every: Sequence[Solution], levels: Mapping[str, Acces
 
 @pages.route("/members/<public_id:mid>/access", methods=["GET", "POST"], endpoint="person_access")
 @in_workspace
+@_for_admins
 def access(mid: str) -> Response:
     """Change a person's role and access. More of it asks for the password, less never does."""
-    members.check_admin(seat())
     if request.method != "POST":
         return _access_form(mid)
     try:
@@ -200,9 +202,9 @@ def _access_form(
 
 @pages.route("/members/<public_id:mid>/leave", methods=["GET", "POST"], endpoint="leave")
 @in_workspace
+@_for_admins
 def leave(mid: str) -> Response:
     """Show what stops before somebody is demoted, deactivated or removed (`then`); then do it."""
-    members.check_admin(seat())
     if request.method != "POST":
         return _leave_page(mid, request.args.get("then", ""))
     try:
@@ -274,10 +276,10 @@ def _at_risk(each: KeyAtRisk, found: Preview, then: str, heir: Mapping[str, Acce
 
 @pages.route("/members/<public_id:mid>/reactivate", methods=["GET", "POST"], endpoint="reactivate_person")
 @in_workspace
+@_for_admins
 @recently_proved("to let somebody back in")
 def reactivate(mid: str) -> Response:
     """Let somebody back in; their keys are started one by one."""
-    members.check_admin(seat())
     if request.method != "POST":
         with reading() as session:
             found = people.get(session, seat(), mid)
@@ -297,10 +299,10 @@ def reactivate(mid: str) -> Response:
 
 @pages.route("/members/invite", methods=["GET", "POST"], endpoint="invite")
 @in_workspace
+@_for_admins
 @recently_proved("to invite somebody")
 def invite() -> Response:
     """Invite a person with a role and access; the answer shows the one-time link, once."""
-    members.check_admin(seat())
     if request.method != "POST":
         return _invite_form({}, {})
     chosen: dict[str, AccessLevel] = {}

@@ -393,6 +393,38 @@ def test_what_hands_out_access_asks_and_what_stops_a_key_never_does(cast: Cast) 
         assert cast.rio.post(f"keys/{key.id}/delete", {"name": "Nightly export"}).status_code == 303
 
 
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("policy", "ana"),
+        ("workspace/verifiers/new", "ana"),
+        ("members/invite", "ana"),
+        ("members/mem_1/reactivate", "ana"),
+        ("api-members/mem_1/manager", "ana"),
+        ("api-members/mem_1/reactivate", "lea"),
+        ("api-members/new", "lea"),
+        ("audit.csv", "ana"),
+    ],
+)
+def test_who_may_never_do_a_thing_is_told_so_without_being_asked_for_the_password(
+    shared_cast: Cast, path: str, asked: str
+) -> None:
+    someone = Person(shared_cast.app, asked)
+    someone.sign_in()
+    rio = Person(shared_cast.app, "rio")
+    rio.sign_in()
+    with later(minutes=11):
+        assert rio.get(f"/w/acme/{path}").status_code == 403
+        assert someone.get(f"/w/acme/{path}").location.startswith("/reauth?next=")
+
+
+def test_who_may_not_set_a_keys_rate_is_told_so_without_being_asked_for_the_password(cast: Cast) -> None:
+    rate = f"keys/{cast.rio.generate().id}/rate"
+    people = {"rio": cast.rio, "lea": cast.lea, "ana": cast.ana}
+    with later(minutes=11):
+        assert {name: who.get(rate).status_code for name, who in people.items()} == {"rio": 403, "lea": 404, "ana": 303}
+
+
 def test_in_the_dialog_the_question_and_the_answer_are_fragments(cast: Cast) -> None:
     answers = cast.rio.form()
     with later(minutes=11):
