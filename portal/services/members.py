@@ -14,6 +14,7 @@ from portal.rules.errors import Conflict, Forbidden, Invalid, NotFound
 from portal.services import audit
 from portal.services.actor import Actor
 from portal.services.audit import Event
+from portal.services.passwords import NewPassword
 from portal.store.database import IntegrityError, read
 from portal.store.models import Access, Account, ApiKey, App, Invitation, Member, Solution, Workspace
 
@@ -428,39 +429,41 @@ def open_invitation(session: Session, token: str, actor: Actor, *, lock: bool = 
     return OpenInvitation(invitation, session.scalar(select(Account).where(Account.email == invitation.email)))
 
 
-def accept_invitation(
-    session: Session, actor: Actor, token: str, *, name: str, password: str, known: Account | None
-) -> Member:
-    """Let a person join: with a new account, or with the `known` one whose password the caller has checked.
+@dataclass(frozen=True, slots=True)
+class NewAccount:
+    """What a person without an account answered, checked; the password is hashed before anybody waits for a writer."""
 
-    Raises Invalid for answers to mend, Conflict when the address got its account only just now.
-    """
-    _hold_for(session, open_invitation(session, token, actor))
-    found = open_invitation(session, token, actor, lock=True)
-    invitation, account = found.invitation, found.account
-    if (account.id if account else None) != (known.id if known else None):
-        raise Conflict(_MEANWHILE)
-    if account is None:
+    name: str
+    password_hash: str
+
+    @classmethod
+    def choose(cls, name: str, password: str, again: str) -> "NewAccount":
+        """Take a name and a password, typed twice; raise Invalid with all that is to mend."""
         clean = text.clean_line(name)
         problems = {}
         if clean is None or not 2 <= len(clean) <= 60:
             problems["name"] = "Enter your name, 2 to 60 characters."
-        if not credentials.PASSWORD_MIN <= len(password) <= credentials.PASSWORD_MAX:
-            problems["password"] = f"Choose a password of at least {credentials.PASSWORD_MIN} characters."
+        try:
+            chosen = NewPassword.choose(password, again, stop_keys=False)
+        except Invalid as error:
+            raise Invalid(problems | error.problems) from None
         if problems or clean is None:
             raise Invalid(problems)
-        account = Account(
-            public_id=credentials.new_id("acc"),
-            email=invitation.email,
-            name=clean,
-            password_hash=credentials.hash_password(password),
-            created_at=actor.at,
-        )
-        try:
-            with session.begin_nested():
-                session.add(account)
-        except IntegrityError:
-            raise Conflict(_MEANWHILE) from None
+        return cls(clean, chosen.password_hash)
+
+
+def accept_invitation(session: Session, actor: Actor, token: str, who: Account | NewAccount) -> Member:
+    """Let a person join: with a new account, or with the one whose password the caller has checked.
+
+    Raises Conflict when the address got its account, or lost it, only just now.
+    """
+    _hold_for(session, open_invitation(session, token, actor))
+    found = open_invitation(session, token, actor, lock=True)
+    invitation, account = found.invitation, found.account
+    if account is None and isinstance(who, NewAccount):
+        account = _make_account(session, actor, invitation.email, who)
+    elif account is None or isinstance(who, NewAccount) or account.id != who.id:
+        raise Conflict(_MEANWHILE)
     member = session.scalar(
         select(Member).where(Member.account_id == account.id, Member.workspace_id == invitation.workspace_id)
     )
@@ -481,6 +484,22 @@ def accept_invitation(
     invitation.accepted_at = actor.at
     tell(session, actor, Event.MEMBER_JOINED, member, {"role": member.role, "invitation": invitation.public_id})
     return member
+
+
+def _make_account(session: Session, actor: Actor, email: str, chosen: NewAccount) -> Account:
+    made = Account(
+        public_id=credentials.new_id("acc"),
+        email=email,
+        name=chosen.name,
+        password_hash=chosen.password_hash,
+        created_at=actor.at,
+    )
+    try:
+        with session.begin_nested():
+            session.add(made)
+    except IntegrityError:
+        raise Conflict(_MEANWHILE) from None
+    return made
 
 
 def _hold_for(session: Session, found: OpenInvitation) -> None:

@@ -11,7 +11,9 @@ from portal.rules.access import Role
 from portal.rules.errors import Invalid, NotFound, PortalError, TooManyAttempts
 from portal.rules.text import local_path
 from portal.services import accounts, members, sessions
+from portal.services.members import NewAccount
 from portal.store.database import TROUBLE
+from portal.store.models import Account
 from portal.web.display import absolute
 from portal.web.door import client_label
 from portal.web.guards import anybody, prompt, prove_again, signed_in, start_browser_session, visitor
@@ -163,6 +165,7 @@ def invitation(token: str) -> Response:
 def _join(found: members.OpenInvitation, token: str, name: str, password: str) -> None:
     actor = visitor()
     email = found.invitation.email
+    who: Account | NewAccount
     if found.account:
         with transaction() as session:
             attempt = accounts.begin_attempt(session, actor, email)
@@ -173,10 +176,11 @@ def _join(found: members.OpenInvitation, token: str, name: str, password: str) -
             raise Invalid({"password": "That password is not right. Use the one you sign in with."})
         with transaction() as session:
             accounts.take_back(session, attempt, actor.at)
-    elif password != answer("password_again"):
-        raise Invalid({"password_again": "Type the same password twice."})
+        who = found.account
+    else:
+        who = NewAccount.choose(name, password, answer("password_again"))
     with transaction() as session:
-        members.accept_invitation(session, actor, token, name=name, password=password, known=found.account)
+        members.accept_invitation(session, actor, token, who)
     with suppress(PortalError, *TROUBLE):  # joined is joined; else the next page asks to sign in
         _sign_in(email, password)
 

@@ -15,6 +15,7 @@ from portal.rules.errors import Conflict, Forbidden, Invalid, KeyRefused, NotFou
 from portal.services import api_members, audit, invitations, keys, members, people, rotation
 from portal.services.actor import Actor, Means
 from portal.services.key_views import KeyView
+from portal.services.members import NewAccount
 from portal.store.models import ApiKey, Member, Workspace
 from tests.services.office import API_MEMBER, NOON, Office, at_once
 
@@ -456,11 +457,11 @@ def test_an_invitation_is_accepted_while_its_sender_is_demoted(office: Office, n
         given = {"sales": FULL}
         token = members.invite(session, who, acme, "ida@acme.test", Role.ADMIN, given)
     visitor = Actor(NOON, Means.SESSION, "visitor")
+    ida = NewAccount.choose("Ida Berg", "twelve chars", "twelve chars")
 
     def accept() -> Member:
         with office.database.transaction() as session:
-            found = {"name": "Ida Berg", "password": "twelve chars", "known": None}
-            return members.accept_invitation(session, visitor, token, **found)  # type: ignore[arg-type]
+            return members.accept_invitation(session, visitor, token, ida)
 
     ends = at_once({"demote": lower(office, "max"), "accept": accept})
     saved = ends["demote"]

@@ -12,7 +12,7 @@ from portal.rules.credentials import token_digest, verify_password
 from portal.rules.errors import Conflict, Forbidden, Invalid, KeyRefused, NotFound, PortalError
 from portal.services import api_members, keys, members
 from portal.services.actor import Actor, Means, operator
-from portal.services.members import INVITATION_LIFE, OpenInvitation
+from portal.services.members import INVITATION_LIFE, NewAccount, OpenInvitation
 from portal.store.models import Access, Account, Invitation, Member, Workspace
 from tests.services.office import API_MEMBER, NOON, Office, at_once
 
@@ -40,7 +40,8 @@ def accept(
 ) -> Member:
     with office.database.transaction() as session:
         known = members.open_invitation(session, token, visitor(at)).account
-        return members.accept_invitation(session, visitor(at), token, name=name, password=password, known=known)
+        who = known or NewAccount.choose(name, password, password)
+        return members.accept_invitation(session, visitor(at), token, who)
 
 
 # --- Invitations ----------------------------------------------------------------------------------------------------
@@ -149,19 +150,21 @@ def test_somebody_with_an_account_joins_with_it_and_keeps_name_and_password(offi
 
 def test_of_two_invitations_to_a_new_address_the_second_needs_the_account_that_the_first_made(office: Office) -> None:
     first, second = invite(office), invite(office, workspace="globex")
-    known = look(office, second).account  # nobody, when the second page was opened
+    assert look(office, second).account is None  # when the second page was opened
     accept(office, first)
+    eve = NewAccount.choose("Eve", LONG_ENOUGH, LONG_ENOUGH)
     with pytest.raises(Conflict), office.database.transaction() as session:
-        members.accept_invitation(session, visitor(), second, name="Eve", password=LONG_ENOUGH, known=known)
+        members.accept_invitation(session, visitor(), second, eve)
     assert accept(office, second).name == "Ida Berg"
 
 
 def test_two_invitations_to_a_new_address_accepted_at_once_do_not_share_an_account(office: Office) -> None:
     tokens = [invite(office), invite(office, workspace="globex")]
+    who = NewAccount.choose("Ida", LONG_ENOUGH, LONG_ENOUGH)
 
     def join(token: str) -> Member:
         with office.database.transaction() as session:
-            return members.accept_invitation(session, visitor(), token, name="Ida", password=LONG_ENOUGH, known=None)
+            return members.accept_invitation(session, visitor(), token, who)
 
     ends = at_once({token: partial(join, token) for token in tokens})
     assert {type(end) for end in ends.values()} == {Member, Conflict}

@@ -20,6 +20,7 @@ from portal.rules.errors import (
 )
 from portal.services import audit, invitations, keys, members, people
 from portal.services.actor import Actor, Means
+from portal.services.members import NewAccount
 from portal.services.people import Filters
 from portal.store.models import Invitation, Member, OutgoingMail, Workspace
 from tests.services.office import API_MEMBER, NOON, Office
@@ -259,11 +260,12 @@ def invite(office: Office, who: str = "ana", **answers: Any) -> str:
     return link
 
 
-def accept(office: Office, link: str, name: str = "Ida Berg", **more: Any) -> Member:
+def accept(office: Office, link: str, name: str = "Ida Berg") -> Member:
     token, visitor = link.rpartition("/")[2], Actor(NOON, Means.SESSION, "visitor")
     with office.database.transaction() as session:
         known = members.open_invitation(session, token, visitor).account
-        return members.accept_invitation(session, visitor, token, name=name, password="twelve chars", known=known)
+        who = known or NewAccount.choose(name, "twelve chars", "twelve chars")
+        return members.accept_invitation(session, visitor, token, who)
 
 
 def test_who_is_invited_has_the_access_that_they_were_invited_with(office: Office) -> None:

@@ -17,7 +17,7 @@ from portal.rules.errors import PortalError
 from portal.services import api_members, audit, audit_views, keys, members, people, rotation
 from portal.services.actor import Actor, Means
 from portal.services.audit_views import Filters
-from portal.services.members import Seat, SeatMember, SeatWorkspace
+from portal.services.members import NewAccount, Seat, SeatMember, SeatWorkspace
 from portal.store.models import Access, Account, ApiKey, App, KeyScope, Member, Solution, Workspace
 from portal.web.oversight import exported
 from tests.services.office import NOON, Office
@@ -163,8 +163,8 @@ class Bustle:
         token = self.run(who, members.invite, acme, email, Role.MEMBER, levels)
         visitor = Actor(self.now, Means.SESSION, "visitor")
         with self.office.database.transaction() as session:
-            given = {"name": "Somebody New", "password": "a long enough password"}
-            members.accept_invitation(session, visitor, token, known=None if is_new else account, **given)
+            new = NewAccount.choose("Somebody New", "a long enough password", "a long enough password")
+            members.accept_invitation(session, visitor, token, new if is_new else account)
 
 
 def stored(office: Office) -> State:

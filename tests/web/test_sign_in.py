@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 import time_machine
+from argon2 import PasswordHasher
 from flask import Flask
 from flask.testing import FlaskClient
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from werkzeug.test import TestResponse
 
 from portal.demo import PASSWORD
 from portal.logs import JsonLines
+from portal.rules import credentials
 from portal.rules.access import Role
 from portal.rules.credentials import new_id
 from portal.services import accounts, members, passwords, workspaces
@@ -522,6 +524,42 @@ def test_an_invitation_makes_an_account_once(cast: Cast, database: Database) -> 
     assert kim.get(path).status_code == 404
     assert cast.stranger().get(path).status_code == 404
     assert cast.stranger("kim").sign_in(good["password"]).status_code == 303
+
+
+def test_what_is_wrong_with_the_answers_to_an_invitation_is_told_at_once_and_truly(
+    cast: Cast, database: Database
+) -> None:
+    with database.transaction() as session:
+        token = members.invite(session, operator(), workspaces.get(session, "acme"), "kim@acme.test", Role.MEMBER)
+    kim, path = cast.stranger("kim"), f"/invite/{token}"
+    kim.get(path)
+    reply = kim.post(path, {"name": "K", "password": "x" * 257, "password_again": "y" * 257})
+    assert re.findall(r'href="#join-\w+" hx-ignore>([^<]+)', reply.text) == [
+        "Enter your name, 2 to 60 characters.",
+        "Choose a password of at most 256 characters.",
+        "Type the same password twice.",
+    ]
+
+
+def test_a_new_persons_password_is_hashed_while_others_can_write(
+    cast: Cast, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with database.transaction() as session:
+        token = members.invite(session, operator(), workspaces.get(session, "acme"), "kim@acme.test", Role.MEMBER)
+
+    class Watched(PasswordHasher):
+        def hash(self, password: str | bytes, *, salt: bytes | None = None) -> str:
+            with database.transaction(patience=50) as session:
+                session.query(Account).update({"theme": "dark"})
+            return super().hash(password, salt=salt)
+
+    monkeypatch.setattr(credentials, "_hasher", Watched(time_cost=1, memory_cost=64, parallelism=1))
+    kim, path = cast.stranger("kim"), f"/invite/{token}"
+    kim.get(path)
+    good = {"name": "Kim Novak", "password": "a long enough one", "password_again": "a long enough one"}
+    assert kim.post(path, good).location == "/w/acme"
+    with database.reading() as session:
+        assert session.query(Account).filter_by(theme="dark").count() > 0
 
 
 def test_an_invitation_to_somebody_with_an_account_takes_that_accounts_password(cast: Cast, database: Database) -> None:
