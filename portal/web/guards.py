@@ -11,7 +11,7 @@ from flask import Flask, Response, current_app, g, make_response, redirect, rend
 from flask_login import LoginManager, UserMixin, current_user, login_user
 
 from portal.rules.access import Action, Scope
-from portal.rules.errors import Forbidden, KeyRefused, NotFound, Refusal
+from portal.rules.errors import Forbidden, KeyRefused, NotFound, Refusal, TooManyAttempts
 from portal.services import accounts, members, verifiers
 from portal.services.accounts import AnySession, Viewer
 from portal.services.actor import Actor, Means
@@ -24,11 +24,13 @@ from portal.web.http import (
     answer,
     carried_answers,
     go_to,
+    in_words,
     is_api,
     is_fragment,
     page_or_fragment,
     portal,
     reading,
+    too_many,
     transaction,
 )
 from portal.web.templates import address
@@ -258,36 +260,37 @@ def recently_proved(why: str) -> Callable[[View], View]:
                 return view(**values)
             if request.method != "POST":
                 return _prove_first(why)
-            error = None
-            if "password" in request.form:
-                error = prove_again(answer("password"))
-                if error is None:
-                    return view(**values)
-            return prompt(why, request.path, carried_answers(), error)
+            form = (why, request.path, carried_answers())
+            if "password" not in request.form:
+                return prompt(*form)
+            return prove_again(*form) or view(**values)
 
         return guarded
 
     return decorate
 
 
-def prove_again(password: str) -> str | None:
-    """Check the password of whoever is signed in; give None, or what to tell them."""
-    user_session = current_user.user_session
+def prove_again(why: str, action: str, carried: list[tuple[str, str]]) -> Response | None:
+    """Check the password that `prompt` asked for; give None when it is right, else the form again."""
+    user_session, password = current_user.user_session, answer("password")
     who = g.actor
-    with transaction() as session:
-        attempt = accounts.begin_attempt(session, who, user_session.account.email)
+    try:
+        with transaction() as session:
+            attempt = accounts.begin_attempt(session, who, user_session.account.email)
+    except TooManyAttempts as limit:
+        return too_many(prompt(why, action, carried, in_words(limit)), limit)
     if not attempt.verify(password):
         with transaction() as session:
             accounts.fail(session, who, attempt)
         tries = f"{attempt.tries_left} {'try' if attempt.tries_left == 1 else 'tries'} left"
-        return f"That password is not right. {tries}."
+        return prompt(why, action, carried, f"That password is not right. {tries}.")
     with transaction() as session:
         token = accounts.prove(session, who, attempt, password, user_session)
     start_browser_session(user_session, token)
     return None
 
 
-def prompt(why: str, action: str, carried: list[tuple[str, str]], error: str | None) -> Response:
+def prompt(why: str, action: str, carried: list[tuple[str, str]], error: str | None = None) -> Response:
     """Ask for the password, with a form that then goes on to `action` with everything it carries."""
     cancel = url_for("keys.index", ws=seat().workspace.slug) if "seat" in g else url_for("sign_in.start")
     response = page_or_fragment(

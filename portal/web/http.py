@@ -193,6 +193,18 @@ def fragment_or_redirect(
     return response
 
 
+def in_words(limit: TooManyAttempts) -> str:
+    """Tell of a limit on tries, and when the next one counts."""
+    return f"{limit.message} Try again at {display.absolute(limit.retry_at)} ({display.relative(limit.retry_at)})."
+
+
+def too_many(response: Response, limit: TooManyAttempts) -> Response:
+    """Make an answer one that tells of a limit on tries."""
+    response.status_code = _TABLE[TooManyAttempts].status
+    response.headers["Retry-After"] = str(limit.retry_after(g.now))
+    return response
+
+
 def go_to(url: str) -> Response:
     """Send the browser to another page of ours, whether HTMX asked or the browser itself."""
     if not is_fragment():
@@ -299,14 +311,12 @@ def _on_portal_error(error: PortalError) -> Response:
         extra["details"] = error.details
     elif isinstance(error, Invalid):
         extra["details"] = [{"path": path, "message": message} for path, message in error.problems.items()]
-    message = error.message
-    if isinstance(error, TooManyAttempts):
-        message += f" Try again at {display.absolute(error.retry_at)} ({display.relative(error.retry_at)})."
+    message = in_words(error) if isinstance(error, TooManyAttempts) else error.message
     if message == NotFound.words and not is_api(request) and not is_fragment():
         message = _WORDS[404]  # a page's heading says the other words
     response = _error(row, error.code, message, **extra)
     if isinstance(error, TooManyAttempts):
-        response.headers["Retry-After"] = str(max(1, round((error.retry_at - g.now).total_seconds())))
+        return too_many(response, error)
     if isinstance(error, Unavailable):
         response.headers["Retry-After"] = "5"
     return response

@@ -3,7 +3,7 @@
 from contextlib import suppress
 from typing import Any
 
-from flask import Blueprint, Response, flash, g, make_response, redirect, render_template, request, url_for
+from flask import Blueprint, Response, flash, make_response, redirect, render_template, request, url_for
 from flask import session as browser_session
 from flask_login import current_user, logout_user
 
@@ -14,10 +14,9 @@ from portal.services import accounts, members, sessions
 from portal.services.members import NewAccount
 from portal.store.database import TROUBLE
 from portal.store.models import Account
-from portal.web.display import absolute
 from portal.web.door import client_label
 from portal.web.guards import anybody, prompt, prove_again, signed_in, start_browser_session, visitor
-from portal.web.http import answer, page_or_fragment, reading, transaction
+from portal.web.http import answer, in_words, page_or_fragment, reading, too_many, transaction
 
 pages = Blueprint("sign_in", __name__)
 
@@ -47,9 +46,7 @@ def login() -> Response:
     try:
         found = _sign_in(email, answer("password"))
     except TooManyAttempts as error:
-        response = _login_page(target, email, f"Too many attempts. Try again at {absolute(error.retry_at)}.", 429)
-        response.headers["Retry-After"] = str(max(1, round((error.retry_at - g.now).total_seconds())))
-        return response
+        return too_many(_login_page(target, email, in_words(error)), error)
     if not found:
         return _login_page(target, email, _NO_MATCH, 422)
     return make_response(redirect(target or url_for("sign_in.start"), 303))
@@ -101,17 +98,11 @@ def reauth() -> Response:
     """Ask for the password again, then go on to `next`."""
     sent = request.args.get("next") if request.method != "POST" else answer("next")
     target = local_path(sent) or url_for("sign_in.start")
-    error = None
+    form = ("to go on", url_for("sign_in.reauth"), [("next", target)])
     if request.method == "POST":
-        try:
-            error = prove_again(answer("password"))
-        except TooManyAttempts as limit:
-            error = f"Too many attempts. Try again at {absolute(limit.retry_at)}."
-        if error is None:
-            return make_response(redirect(target, 303))
-    response = prompt("to go on", url_for("sign_in.reauth"), [("next", target)], error)
-    if error is None:
-        response.status_code = 200
+        return prove_again(*form) or make_response(redirect(target, 303))
+    response = prompt(*form)
+    response.status_code = 200
     return response
 
 
