@@ -25,8 +25,10 @@ from portal.web.http import (
     carried_answers,
     go_to,
     in_words,
+    into_dialog,
     is_api,
     is_fragment,
+    page_of_fragment,
     page_or_fragment,
     portal,
     reading,
@@ -293,20 +295,8 @@ def prove_again(why: str, action: str, carried: list[tuple[str, str]]) -> Respon
 def prompt(why: str, action: str, carried: list[tuple[str, str]], error: str | None = None) -> Response:
     """Ask for the password, with a form that then goes on to `action` with everything it carries."""
     cancel = url_for("keys.index", ws=seat().workspace.slug) if "seat" in g else url_for("sign_in.start")
-    response = page_or_fragment(
-        "sign_in/reauth.html",
-        "sign_in/_reauth.html",
-        403,
-        why=why,
-        action=action,
-        carried=carried,
-        error=error,
-        cancel=cancel,
-    )
-    if is_fragment():
-        response.headers["HX-Retarget"] = "#dlg-body"
-        response.headers["HX-Reswap"] = "innerHTML"
-    return response
+    context = {"why": why, "action": action, "carried": carried, "error": error, "cancel": cancel}
+    return into_dialog(page_or_fragment("sign_in/reauth.html", "sign_in/_reauth.html", 403, **context))
 
 
 def _prove_first(why: str) -> Response:
@@ -318,20 +308,13 @@ def _prove_first(why: str) -> Response:
 
 
 def _ask_to_sign_in() -> Response:
-    """Send a page to /login and back; tell HTMX with 401 and HX-Redirect, never with a page inside a fragment."""
+    """Send a page to /login and back; tell HTMX with 401 where to go, never with a page inside a fragment."""
     if not is_fragment():
         target = request.full_path.rstrip("?") if request.method == "GET" else None
         return make_response(redirect(url_for("sign_in.login", next=target), 303))
-    response = go_to(url_for("sign_in.login", next=_page_of_fragment()))
+    response = go_to(url_for("sign_in.login", next=page_of_fragment()))
     response.status_code = 401
     return response
-
-
-def _page_of_fragment() -> str | None:
-    """Name the page that a fragment was asked for on: its path, on this site."""
-    current = request.headers.get("HX-Current-URL", "")
-    start = f"{request.scheme}://{request.host}/"
-    return current[len(start) - 1 :] if current.startswith(start) else None
 
 
 def _declare(view: View, audience: Audience) -> View:

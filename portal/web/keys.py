@@ -28,6 +28,7 @@ from portal.web.http import (
     is_fragment,
     is_from_dialog,
     page_number,
+    page_of_fragment,
     page_or_fragment,
     portal,
     public_id,
@@ -247,7 +248,7 @@ def row_changed(key: KeyView, message: str, *, focus: str, receipt: dict[str, An
     in_dialog = is_from_dialog()
     cards = None
     if not in_dialog and is_fragment():
-        shown = parse_qs(urlsplit(request.headers.get("HX-Current-URL", "")).query)
+        shown = parse_qs(urlsplit(page_of_fragment() or "").query)
         owner = _whose(shown.get("owner", ["me"])[-1])
         with reading() as session:
             cards = _cards(key_lists.count_for(session, actor(), seat(), owner), owner)
