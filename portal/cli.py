@@ -26,7 +26,6 @@ from portal.services import (
     invitations,
     key_lists,
     keys,
-    members,
     notices,
     outbox,
     passwords,
@@ -90,7 +89,7 @@ def register(app: Flask, settings: Settings, database: Database) -> None:
         try:
             with database.transaction() as session:
                 workspace = workspaces.create(session, actor, slug, name)
-                token = members.invite(session, actor, workspace, admin, Role.ADMIN)
+                token = invitations.issue(session, actor, workspace, admin, Role.ADMIN)
         except Conflict as error:
             advice = f"For a new link: flask invite-admin {slug} {admin}"
             raise click.ClickException(f"{error.message} {advice}") from None
@@ -264,7 +263,7 @@ def register(app: Flask, settings: Settings, database: Database) -> None:
 
 
 def _tell_invitation(settings: Settings, email: str, token: str) -> None:
-    click.echo(f"Send this link to {email}; it works once, for {members.INVITATION_LIFE.days} days:")
+    click.echo(f"Send this link to {email}; it works once, for {invitations.INVITATION_LIFE.days} days:")
     click.echo(f"{settings.base_url}/invite/{token}")
 
 

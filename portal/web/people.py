@@ -45,7 +45,7 @@ def index() -> Response:
     with reading() as session:
         found = people.list_for(session, seat(), filters, number=page_number(), size=page_size(), now=actor().at)
         every = solutions(session)
-        waiting = len(invitations.open_invitations(session, actor(), seat())) if seat().is_admin else 0
+        waiting = len(invitations.list_open(session, actor(), seat())) if seat().is_admin else 0
     first, last = span(found.number, found.size, len(found.rows))
     given = {name: getattr(filters, name) or None for name in ("q", "role", "solution", "state")}
     return page(
@@ -316,14 +316,14 @@ def invite() -> Response:
     except Conflict as error:
         return _invite_form(chosen, {"email": error.message}, 409)
     afterwards(send_mails, actor().at)
-    return page("people/invited.html", link=link, email=email.strip(), days=members.INVITATION_LIFE.days)
+    return page("people/invited.html", link=link, email=email.strip(), days=invitations.INVITATION_LIFE.days)
 
 
 def _invite_form(chosen: Mapping[str, AccessLevel], errors: Mapping[str, str], status: int = 422) -> Response:
     with reading() as session:
         every = solutions(session)
         rows = matrix(session, every, _LEVELS, {}, chosen)
-        waiting = invitations.open_invitations(session, actor(), seat())
+        waiting = invitations.list_open(session, actor(), seat())
     names = {solution.slug: solution.name for solution in every}
     answers = {"email": answer("email"), "role": answer("role") or Role.MEMBER}
     listed = [
@@ -347,7 +347,7 @@ def withdraw(iid: str) -> Response:
     """End an invitation that was not accepted yet."""
     if request.method != "POST":
         with reading() as session:
-            found = invitations.get_invitation(session, actor(), seat(), iid)
+            found = invitations.get(session, actor(), seat(), iid)
         return page("people/withdraw.html", invitation=found)
     with transaction() as session:
         found = invitations.withdraw(session, actor(), iid)

@@ -10,8 +10,8 @@ from flask_login import current_user, logout_user
 from portal.rules.access import Role
 from portal.rules.errors import Invalid, NotFound, PortalError, TooManyAttempts
 from portal.rules.text import local_path
-from portal.services import accounts, members, sessions
-from portal.services.members import NewAccount
+from portal.services import accounts, invitations, members, sessions
+from portal.services.invitations import NewAccount, OpenInvitation
 from portal.store.database import TROUBLE
 from portal.store.models import Account
 from portal.web.door import client_label
@@ -138,7 +138,7 @@ def invitation(token: str) -> Response:
     actor = visitor()
     try:
         with reading() as session:
-            found = members.open_invitation(session, token, actor)
+            found = invitations.get_by_token(session, token, actor)
     except NotFound:
         return make_response(render_template("sign_in/invitation_gone.html"), 404)
     if request.method != "POST":  # HEAD is a GET
@@ -153,7 +153,7 @@ def invitation(token: str) -> Response:
     return make_response(redirect(url_for("home.index", ws=slug), 303))
 
 
-def _join(found: members.OpenInvitation, token: str, name: str, password: str) -> None:
+def _join(found: OpenInvitation, token: str, name: str, password: str) -> None:
     actor = visitor()
     email = found.invitation.email
     who: Account | NewAccount
@@ -171,13 +171,13 @@ def _join(found: members.OpenInvitation, token: str, name: str, password: str) -
     else:
         who = NewAccount.choose(name, password, answer("password_again"))
     with transaction() as session:
-        members.accept_invitation(session, actor, token, who)
+        invitations.accept(session, actor, token, who)
     with suppress(PortalError, *TROUBLE):  # joined is joined; else the next page asks to sign in
         _sign_in(email, password)
 
 
 def _invitation_page(
-    found: members.OpenInvitation, token: str, name: str = "", errors: dict[str, str] | None = None, status: int = 200
+    found: OpenInvitation, token: str, name: str = "", errors: dict[str, str] | None = None, status: int = 200
 ) -> Response:
     role = "an administrator" if found.invitation.role == "admin" else "a member"
     context: dict[str, Any] = {

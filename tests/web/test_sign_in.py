@@ -18,7 +18,7 @@ from portal.logs import JsonLines
 from portal.rules import credentials
 from portal.rules.access import Role
 from portal.rules.credentials import new_id
-from portal.services import accounts, members, passwords, workspaces
+from portal.services import accounts, invitations, passwords, workspaces
 from portal.services.actor import operator
 from portal.store.database import Database
 from portal.store.models import Account, Member, Workspace
@@ -528,7 +528,7 @@ def test_what_one_is_in_one_workspace_one_is_not_in_the_other(cast: Cast, databa
 
 def test_an_invitation_makes_an_account_once(cast: Cast, database: Database) -> None:
     with database.transaction() as session:
-        token = members.invite(session, operator(), workspaces.get(session, "acme"), "kim@acme.test", Role.MEMBER)
+        token = invitations.issue(session, operator(), workspaces.get(session, "acme"), "kim@acme.test", Role.MEMBER)
     kim = cast.stranger("kim")
     path = f"/invite/{token}"
     assert f'action="{path}"' in kim.get(path).text
@@ -555,7 +555,7 @@ def test_what_is_wrong_with_the_answers_to_an_invitation_is_told_at_once_and_tru
     cast: Cast, database: Database
 ) -> None:
     with database.transaction() as session:
-        token = members.invite(session, operator(), workspaces.get(session, "acme"), "kim@acme.test", Role.MEMBER)
+        token = invitations.issue(session, operator(), workspaces.get(session, "acme"), "kim@acme.test", Role.MEMBER)
     kim, path = cast.stranger("kim"), f"/invite/{token}"
     kim.get(path)
     reply = kim.post(path, {"name": "K", "password": "x" * 257, "password_again": "y" * 257})
@@ -570,7 +570,7 @@ def test_a_new_persons_password_is_hashed_while_others_can_write(
     cast: Cast, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with database.transaction() as session:
-        token = members.invite(session, operator(), workspaces.get(session, "acme"), "kim@acme.test", Role.MEMBER)
+        token = invitations.issue(session, operator(), workspaces.get(session, "acme"), "kim@acme.test", Role.MEMBER)
 
     class Watched(PasswordHasher):
         def hash(self, password: str | bytes, *, salt: bytes | None = None) -> str:
@@ -589,7 +589,7 @@ def test_a_new_persons_password_is_hashed_while_others_can_write(
 
 def test_an_invitation_to_somebody_with_an_account_takes_that_accounts_password(cast: Cast, database: Database) -> None:
     with database.transaction() as session:
-        token = members.invite(session, operator(), workspaces.get(session, "globex"), "rio@acme.test", Role.MEMBER)
+        token = invitations.issue(session, operator(), workspaces.get(session, "globex"), "rio@acme.test", Role.MEMBER)
     path = f"/invite/{token}"
     stranger = cast.stranger()
     stranger.get(path)
@@ -614,7 +614,7 @@ def test_who_has_joined_is_told_so_though_signing_in_is_held_up(
 ) -> None:
     """Others behind the same address may have used up its tries."""
     with database.transaction() as session:
-        token = members.invite(session, operator(), workspaces.get(session, "acme"), "kim@acme.test", Role.MEMBER)
+        token = invitations.issue(session, operator(), workspaces.get(session, "acme"), "kim@acme.test", Role.MEMBER)
     kim, path = cast.stranger("kim"), f"/invite/{token}"
     kim.get(path)
     cast.stranger().sign_in("wrong password here")
@@ -633,7 +633,7 @@ def test_a_one_time_link_is_in_no_log_whatever_breaks(
     def break_down(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(members, "open_invitation", break_down)
+    monkeypatch.setattr(invitations, "get_by_token", break_down)
     monkeypatch.setattr(passwords, "open_reset", break_down)
     token = "t0ken" * 8 + "end"
     assert cast.stranger().get(f"/{what}/{token}").status_code == 500
