@@ -26,7 +26,6 @@ from portal.services import (
     invitations,
     key_lists,
     keys,
-    members,
     notices,
     outbox,
     passwords,
@@ -119,7 +118,7 @@ def create_workspace(slug: str, name: str, admin: str) -> None:
     try:
         with portal().database.transaction() as session:
             workspace = workspaces.create(session, actor, slug, name)
-            token = members.invite(session, actor, workspace, admin, Role.ADMIN)
+            token = invitations.issue(session, actor, workspace, admin, Role.ADMIN)
     except Conflict as error:
         advice = f"For a new link: flask invite-admin {slug} {admin}"
         raise click.ClickException(f"{error.message} {advice}") from None
@@ -304,7 +303,7 @@ def notify() -> None:
 
 
 def _tell_invitation(email: str, token: str) -> None:
-    click.echo(f"Send this link to {email}; it works once, for {members.INVITATION_LIFE.days} days:")
+    click.echo(f"Send this link to {email}; it works once, for {invitations.INVITATION_LIFE.days} days:")
     click.echo(f"{portal().settings.base_url}/invite/{token}")
 
 

@@ -1,4 +1,4 @@
-"""Holds portal/ to its plan: imports point down, never in a circle, never hidden inside a function.
+"""Holds portal/ to its plan: imports point down, never in a circle, never hidden inside a function; HTMX in one place.
 
 The plan is docs/architecture.md; a new room or module at the top of portal/ gets its floor here.
 """
@@ -55,6 +55,12 @@ class Import:
 
 def test_imports_point_down() -> None:
     assert faults(ROOT) == []
+
+
+def test_only_one_module_looks_at_htmx_headers() -> None:
+    """Which says `Vary`, so that no cache takes a part of a page for the page."""
+    modules = (ROOT / "portal").rglob("*.py")
+    assert [path.stem for path in modules if "HX-" in path.read_text(encoding="utf-8")] == ["http"]
 
 
 def faults(root: Path) -> list[str]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from math import ceil
 from typing import Any
 
 
@@ -129,6 +130,10 @@ class TooManyAttempts(PortalError):
     def __init__(self, retry_at: datetime, message: str = "Too many attempts.") -> None:
         super().__init__(message)
         self.retry_at = retry_at
+
+    def retry_after(self, now: datetime) -> int:
+        """Say in how many whole seconds the next try counts, never too few (RFC 9110, section 10.2.3)."""
+        return max(1, ceil((self.retry_at - now).total_seconds()))
 
 
 class Unavailable(PortalError):

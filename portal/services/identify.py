@@ -45,4 +45,4 @@ def _check_limit(session: Session, actor: Actor) -> None:
     )
     count, first = session.execute(select(func.count(), func.min(AuditEvent.at)).where(*asked)).one()
     if count >= LIMIT:
-        raise TooManyAttempts(first + WINDOW)
+        raise TooManyAttempts(first + WINDOW, "Too many look-ups.")

@@ -1,25 +1,34 @@
-"""Inviting people into a workspace: one-time links that administrators send and withdraw. Accepting one: `members`."""
+"""Invitations into a workspace: one-time links that administrators send and withdraw, and what accepting one does."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, func, select
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import Session, aliased, joinedload
 
-from portal.rules import text
+from portal.rules import credentials, text
 from portal.rules.access import AccessLevel, Role
 from portal.rules.errors import Attempt, Conflict, Forbidden, Invalid, NotFound, TooManyAttempts
 from portal.services import audit, members, outbox
 from portal.services.actor import Actor
 from portal.services.audit import Event
-from portal.services.members import Seat
+from portal.services.members import Seat, SeatWorkspace
+from portal.services.passwords import NewPassword
+from portal.store.database import IntegrityError
 from portal.store.models import Account, Invitation, Member, Workspace
 
+INVITATION_LIFE = timedelta(days=7)
 MAX_OPEN = 100  # of a workspace: all of them stand on one page, each with its end
 MAX_AN_HOUR = 60  # by one administrator: each mails somebody who may never have heard of us
 
 Levels = Mapping[str, AccessLevel]  # by solution slug
+
+_MEANWHILE = "An account was made for this address a moment ago. Open the link again and sign in with it."
+
+
+# --- Sending and withdrawing ----------------------------------------------------------------------------------------
 
 
 def invite(session: Session, actor: Actor, *, email: str, role: str, levels: Levels, base_url: str) -> str:
@@ -49,9 +58,9 @@ def invite(session: Session, actor: Actor, *, email: str, role: str, levels: Lev
     for earlier in session.scalars(open_ones.with_for_update()):
         _withdraw(session, actor, earlier)
     _check_limits(session, actor, seat)
-    token = members.invite(session, actor, seat.workspace, email, Role(role), levels)
+    token = issue(session, actor, seat.workspace, email, Role(role), levels)
     link = f"{base_url}/invite/{token}"
-    ends = (actor.at + members.INVITATION_LIFE).astimezone(UTC)
+    ends = (actor.at + INVITATION_LIFE).astimezone(UTC)
     body = (
         f"Hello,\n\n{seat.member.name} invites you to {seat.workspace.name} in Latchkey.\n\n"
         f"Join over this link. It works once, until {ends:%Y-%m-%dT%H:%M:%SZ}:\n{link}\n\n"
@@ -78,7 +87,48 @@ def _check_limits(session: Session, actor: Actor, seat: Seat) -> None:
         raise TooManyAttempts(newest[-1] + hour, message)
 
 
-def open_invitations(session: Session, actor: Actor, seat: Seat) -> list[tuple[Invitation, str]]:
+def issue(
+    session: Session,
+    actor: Actor,
+    workspace: Workspace | SeatWorkspace,
+    email: str,
+    role: Role,
+    access: Levels | None = None,
+) -> str:
+    """Make a one-time link's token for a person; Invalid for what is no e-mail address. The token is kept nowhere.
+
+    `access` is what they are to have, by solution slug; the caller has asked whether the actor may give it.
+    """
+    address = text.clean_email(email)
+    if not address:
+        raise Invalid({"email": "Enter an email address like ana@example.org."})
+    token = credentials.new_token()
+    given = {slug: level.value for slug, level in (access or {}).items() if level is not AccessLevel.NONE}
+    invitation = Invitation(
+        public_id=credentials.new_id("inv"),
+        token_hash=credentials.token_digest(token),
+        workspace_id=workspace.id,
+        email=address,
+        role=role,
+        access=given,
+        invited_by_id=actor.member_id,
+        created_at=actor.at,
+        expires_at=actor.at + INVITATION_LIFE,
+    )
+    session.add(invitation)
+    audit.record(
+        session,
+        actor,
+        Event.MEMBER_INVITED,
+        workspace_id=workspace.id,
+        target_id=invitation.public_id,
+        target_name=address,
+        details={"role": role, "access": given},
+    )
+    return token
+
+
+def list_open(session: Session, actor: Actor, seat: Seat) -> list[tuple[Invitation, str]]:
     """List the invitations that can still be accepted, newest first, each with the name of whoever sent it."""
     members.check_admin(seat)
     by = aliased(Member)
@@ -92,7 +142,7 @@ def open_invitations(session: Session, actor: Actor, seat: Seat) -> list[tuple[I
     return [(invitation, name or "") for invitation, name in session.execute(statement)]
 
 
-def get_invitation(session: Session, actor: Actor, seat: Seat, public_id: str) -> Invitation:
+def get(session: Session, actor: Actor, seat: Seat, public_id: str) -> Invitation:
     """Find an open invitation; NotFound for any other."""
     members.check_admin(seat)
     found = session.scalar(select(Invitation).where(*_open(seat, actor.at), Invitation.public_id == public_id))
@@ -136,7 +186,7 @@ def invite_admin(session: Session, actor: Actor, workspace: Workspace, email: st
         advice = "For a new password: flask reset-password." if role == Role.ADMIN else "Administrators change roles."
         raise Conflict(f"{address} is in {workspace.slug} already, as {role}. {advice}")
     _withdraw_all(session, actor, (Invitation.workspace_id == workspace.id) & (Invitation.email == address))
-    return members.invite(session, actor, workspace, email, Role.ADMIN)
+    return issue(session, actor, workspace, email, Role.ADMIN)
 
 
 def _withdraw_all(session: Session, actor: Actor, which: ColumnElement[bool]) -> int:
@@ -177,3 +227,128 @@ def _active_member(session: Session, seat: Seat, email: str) -> str | None:
 def _active_role(session: Session, workspace: Workspace, email: str) -> str | None:
     here = (Member.workspace_id == workspace.id, Account.email == email, *members.ACTIVE)
     return session.scalar(select(Member.role).join(Member.account).where(*here))
+
+
+# --- Accepting ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class OpenInvitation:
+    """An invitation that can still be accepted, and the account that its address has already, if any."""
+
+    invitation: Invitation
+    account: Account | None
+
+
+def get_by_token(session: Session, token: str, actor: Actor, *, lock: bool = False) -> OpenInvitation:
+    """Find an invitation by its token; NotFound once it is used, withdrawn, expired or unknown."""
+    statement = (
+        select(Invitation)
+        .options(joinedload(Invitation.workspace, innerjoin=True))
+        .where(
+            Invitation.token_hash == credentials.token_digest(token),
+            Invitation.accepted_at.is_(None),
+            Invitation.withdrawn_at.is_(None),
+            Invitation.expires_at > actor.at,
+        )
+        .execution_options(populate_existing=True)
+    )
+    invitation = session.scalar(statement.with_for_update(of=Invitation) if lock else statement)
+    if invitation is None:
+        raise NotFound("This invitation was used or has expired. Ask for a new one.")
+    return OpenInvitation(invitation, session.scalar(select(Account).where(Account.email == invitation.email)))
+
+
+@dataclass(frozen=True, slots=True)
+class NewAccount:
+    """What a person without an account answered, checked; the password is hashed before anybody waits for a writer."""
+
+    name: str
+    password_hash: str
+
+    @classmethod
+    def choose(cls, name: str, password: str, again: str) -> "NewAccount":
+        """Take a name and a password, typed twice; raise Invalid with all that is to mend."""
+        problems: dict[str, str] = {}
+        clean = text.read_line(problems, "name", name, 2, 60, "by which others know you")
+        try:
+            chosen = NewPassword.choose(password, again, stop_keys=False)
+        except Invalid as error:
+            raise Invalid(problems | error.problems) from None
+        if problems:
+            raise Invalid(problems)
+        return cls(clean, chosen.password_hash)
+
+
+def accept(session: Session, actor: Actor, token: str, who: Account | NewAccount) -> Member:
+    """Let a person join: with a new account, or with the one whose password the caller has checked.
+
+    Raises Conflict when the address got its account, or lost it, only just now.
+    """
+    _hold_for(session, get_by_token(session, token, actor))
+    found = get_by_token(session, token, actor, lock=True)
+    invitation, account = found.invitation, found.account
+    if account is None and isinstance(who, NewAccount):
+        account = _make_account(session, actor, invitation.email, who)
+    elif account is None or isinstance(who, NewAccount) or account.id != who.id:
+        raise Conflict(_MEANWHILE)
+    member = session.scalar(
+        select(Member).where(Member.account_id == account.id, Member.workspace_id == invitation.workspace_id)
+    )
+    if member is None:
+        member = Member(
+            public_id=credentials.new_id("mem"),
+            workspace_id=invitation.workspace_id,
+            account_id=account.id,
+            name=account.name,
+            role=invitation.role,
+            created_at=actor.at,
+        )
+        session.add(member)
+        session.flush()
+        _give_invited(session, actor, member, invitation)
+    elif not member.is_active:  # somebody who had left is asked back
+        _take_back(session, actor, member, invitation)
+    invitation.accepted_at = actor.at
+    members.tell(session, actor, Event.MEMBER_JOINED, member, {"role": member.role, "invitation": invitation.public_id})
+    return member
+
+
+def _make_account(session: Session, actor: Actor, email: str, chosen: NewAccount) -> Account:
+    made = Account(
+        public_id=credentials.new_id("acc"),
+        email=email,
+        name=chosen.name,
+        password_hash=chosen.password_hash,
+        created_at=actor.at,
+    )
+    try:
+        with session.begin_nested():
+            session.add(made)
+    except IntegrityError:
+        raise Conflict(_MEANWHILE) from None
+    return made
+
+
+def _hold_for(session: Session, found: OpenInvitation) -> None:
+    """Lock whoever invited and whoever comes back, before the invitation: in the order in which every change locks."""
+    invitation, account = found.invitation, found.account
+    whom = Member.id == invitation.invited_by_id
+    if account:
+        whom |= (Member.workspace_id == invitation.workspace_id) & (Member.account_id == account.id)
+    statement = select(Member).where(whom).order_by(Member.id).with_for_update(key_share=True)
+    session.scalars(statement.execution_options(populate_existing=True)).all()
+
+
+def _give_invited(session: Session, actor: Actor, member: Member, invitation: Invitation) -> None:
+    invited = {slug: AccessLevel(level) for slug, level in invitation.access.items()}
+    wanted = dict.fromkeys(members.levels_of(session, member), AccessLevel.NONE) | invited
+    members.set_levels(session, actor, member, wanted, by_id=invitation.invited_by_id)
+
+
+def _take_back(session: Session, actor: Actor, member: Member, invitation: Invitation) -> None:
+    """Make a member active again with what the invitation says: old access and old keys do not come back by it."""
+    member.deactivated_at = member.removed_at = None
+    member.role = Role(invitation.role)
+    _give_invited(session, actor, member, invitation)
+    members.stop_keys(session, actor, member, "its owner had left and came back")

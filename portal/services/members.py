@@ -1,26 +1,22 @@
-"""Members and what they may reach: seats, access by solution, invitations. Who changes it: `people`, `api_members`."""
+"""Members and what they may reach: seats, access by solution. Who changes it: `people`, `api_members`."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, NamedTuple
 
 from sqlalchemy import BindParameter, ColumnElement, Row, bindparam, delete, exists, insert, or_, select, update
-from sqlalchemy.orm import Session, aliased, contains_eager, joinedload
+from sqlalchemy.orm import Session, aliased, contains_eager
 
-from portal.rules import credentials, text
 from portal.rules.access import AccessLevel, Role, level_of
-from portal.rules.errors import Conflict, Forbidden, Invalid, NotFound
+from portal.rules.errors import Forbidden
 from portal.services import audit
 from portal.services.actor import Actor
 from portal.services.audit import Event
-from portal.store.database import IntegrityError, read
-from portal.store.models import Access, Account, ApiKey, App, Invitation, Member, Solution, Workspace
+from portal.store.database import read
+from portal.store.models import Access, ApiKey, App, Member, Solution, Workspace
 
 ADMINS_ONLY = "Only administrators change people’s roles and access."
 ACTIVE = (Member.deactivated_at.is_(None), Member.removed_at.is_(None))
-INVITATION_LIFE = timedelta(days=7)
-_MEANWHILE = "An account was made for this address a moment ago. Open the link again and sign in with it."
 
 
 class SeatMember(NamedTuple):
@@ -355,151 +351,3 @@ def tell(session: Session, actor: Actor, event: Event, member: Member, details: 
         target_name=member.name,
         details=details,
     )
-
-
-# --- Invitations ----------------------------------------------------------------------------------------------------
-
-
-def invite(
-    session: Session,
-    actor: Actor,
-    workspace: Workspace | SeatWorkspace,
-    email: str,
-    role: Role,
-    access: Mapping[str, AccessLevel] | None = None,
-) -> str:
-    """Make a one-time link's token for a person; Invalid for what is no e-mail address. The token is kept nowhere.
-
-    `access` is what they are to have, by solution slug; whether the actor may give it, `invitations` has asked.
-    """
-    address = text.clean_email(email)
-    if not address:
-        raise Invalid({"email": "Enter an email address like ana@example.org."})
-    token = credentials.new_token()
-    given = {slug: level.value for slug, level in (access or {}).items() if level is not AccessLevel.NONE}
-    invitation = Invitation(
-        public_id=credentials.new_id("inv"),
-        token_hash=credentials.token_digest(token),
-        workspace_id=workspace.id,
-        email=address,
-        role=role,
-        access=given,
-        invited_by_id=actor.member_id,
-        created_at=actor.at,
-        expires_at=actor.at + INVITATION_LIFE,
-    )
-    session.add(invitation)
-    audit.record(
-        session,
-        actor,
-        Event.MEMBER_INVITED,
-        workspace_id=workspace.id,
-        target_id=invitation.public_id,
-        target_name=address,
-        details={"role": role, "access": given},
-    )
-    return token
-
-
-@dataclass(frozen=True, slots=True)
-class OpenInvitation:
-    """An invitation that can still be accepted, and the account that its address has already, if any."""
-
-    invitation: Invitation
-    account: Account | None
-
-
-def open_invitation(session: Session, token: str, actor: Actor, *, lock: bool = False) -> OpenInvitation:
-    """Find an invitation by its token; NotFound once it is used, withdrawn, expired or unknown."""
-    statement = (
-        select(Invitation)
-        .options(joinedload(Invitation.workspace, innerjoin=True))
-        .where(
-            Invitation.token_hash == credentials.token_digest(token),
-            Invitation.accepted_at.is_(None),
-            Invitation.withdrawn_at.is_(None),
-            Invitation.expires_at > actor.at,
-        )
-        .execution_options(populate_existing=True)
-    )
-    invitation = session.scalar(statement.with_for_update(of=Invitation) if lock else statement)
-    if invitation is None:
-        raise NotFound("This invitation was used or has expired. Ask for a new one.")
-    return OpenInvitation(invitation, session.scalar(select(Account).where(Account.email == invitation.email)))
-
-
-def accept_invitation(
-    session: Session, actor: Actor, token: str, *, name: str, password: str, known: Account | None
-) -> Member:
-    """Let a person join: with a new account, or with the `known` one whose password the caller has checked.
-
-    Raises Invalid for answers to mend, Conflict when the address got its account only just now.
-    """
-    _hold_for(session, open_invitation(session, token, actor))
-    found = open_invitation(session, token, actor, lock=True)
-    invitation, account = found.invitation, found.account
-    if (account.id if account else None) != (known.id if known else None):
-        raise Conflict(_MEANWHILE)
-    if account is None:
-        problems: dict[str, str] = {}
-        clean = text.read_line(problems, "name", name, 2, 60, "by which others know you")
-        if not credentials.PASSWORD_MIN <= len(password) <= credentials.PASSWORD_MAX:
-            problems["password"] = f"Choose a password of at least {credentials.PASSWORD_MIN} characters."
-        if problems:
-            raise Invalid(problems)
-        account = Account(
-            public_id=credentials.new_id("acc"),
-            email=invitation.email,
-            name=clean,
-            password_hash=credentials.hash_password(password),
-            created_at=actor.at,
-        )
-        try:
-            with session.begin_nested():
-                session.add(account)
-        except IntegrityError:
-            raise Conflict(_MEANWHILE) from None
-    member = session.scalar(
-        select(Member).where(Member.account_id == account.id, Member.workspace_id == invitation.workspace_id)
-    )
-    if member is None:
-        member = Member(
-            public_id=credentials.new_id("mem"),
-            workspace_id=invitation.workspace_id,
-            account_id=account.id,
-            name=account.name,
-            role=invitation.role,
-            created_at=actor.at,
-        )
-        session.add(member)
-        session.flush()
-        _give_invited(session, actor, member, invitation)
-    elif not member.is_active:  # somebody who had left is asked back
-        _take_back(session, actor, member, invitation)
-    invitation.accepted_at = actor.at
-    tell(session, actor, Event.MEMBER_JOINED, member, {"role": member.role, "invitation": invitation.public_id})
-    return member
-
-
-def _hold_for(session: Session, found: OpenInvitation) -> None:
-    """Lock whoever invited and whoever comes back, before the invitation: in the order in which every change locks."""
-    invitation, account = found.invitation, found.account
-    whom = Member.id == invitation.invited_by_id
-    if account:
-        whom |= (Member.workspace_id == invitation.workspace_id) & (Member.account_id == account.id)
-    statement = select(Member).where(whom).order_by(Member.id).with_for_update(key_share=True)
-    session.scalars(statement.execution_options(populate_existing=True)).all()
-
-
-def _give_invited(session: Session, actor: Actor, member: Member, invitation: Invitation) -> None:
-    invited = {slug: AccessLevel(level) for slug, level in invitation.access.items()}
-    had = levels_of(session, member)
-    set_levels(session, actor, member, dict.fromkeys(had, AccessLevel.NONE) | invited, by_id=invitation.invited_by_id)
-
-
-def _take_back(session: Session, actor: Actor, member: Member, invitation: Invitation) -> None:
-    """Make a member active again with what the invitation says: old access and old keys do not come back by it."""
-    member.deactivated_at = member.removed_at = None
-    member.role = Role(invitation.role)
-    _give_invited(session, actor, member, invitation)
-    stop_keys(session, actor, member, "its owner had left and came back")

@@ -13,9 +13,8 @@ from portal.services import accounts, members, passwords, sessions
 from portal.services.accounts import Preferences
 from portal.services.actor import Actor
 from portal.services.passwords import NewPassword
-from portal.web.display import absolute
 from portal.web.guards import actor, anybody, signed_in, start_browser_session, visitor
-from portal.web.http import afterwards, answer, page_or_fragment, reading, send_mails, transaction
+from portal.web.http import afterwards, answer, in_words, page_or_fragment, reading, send_mails, too_many, transaction
 from portal.web.parts import Portal
 from portal.web.sign_in import ROLES
 
@@ -142,10 +141,8 @@ def ask_reset() -> Response:
         with transaction() as session:
             accounts.count_request(session, who, email)
     except TooManyAttempts as limit:
-        error = f"Too many attempts. Try again at {absolute(limit.retry_at)}."
-        response = make_response(render_template("account/reset_ask.html", email=email, error=error), 429)
-        response.headers["Retry-After"] = str(max(1, round((limit.retry_at - who.at).total_seconds())))
-        return response
+        page = make_response(render_template("account/reset_ask.html", email=email, error=in_words(limit)))
+        return too_many(page, limit)
     afterwards(_send_link, who, email)
     return make_response(render_template("account/reset_sent.html", email=email))
 

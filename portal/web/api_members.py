@@ -1,18 +1,19 @@
 """API members: their list, the matrix of their access, stopping and deleting them, and who manages them."""
 
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 from flask import Response, flash, make_response, redirect, request, url_for
 
 from portal.rules.access import AccessLevel, Action, Scope
-from portal.rules.errors import Conflict, Forbidden, Invalid, NeedsProof
+from portal.rules.errors import Conflict, Invalid, NeedsProof
 from portal.services import api_members, key_views, members, offboarding
 from portal.services.api_members import Listed
 from portal.store.database import Session
 from portal.store.models import Member, Solution
 from portal.web import generate
-from portal.web.guards import actor, in_workspace, recently_proved, seat
+from portal.web.guards import actor, in_workspace, only, recently_proved, seat
 from portal.web.http import answer, page_number, public_id, reading, transaction, without_keys
 from portal.web.keys import keyring
 from portal.web.members import (
@@ -31,14 +32,12 @@ from portal.web.members import (
     span,
 )
 
+_for_admins = only(attrgetter("is_admin"), members.ADMINS_ONLY)
+_for_leads = only(attrgetter("is_lead"), api_members.LEADS_ONLY)
+
 # What the form of an API member carries along when it is opened from the form of a key, each behind `_KEY`.
 _KEY = "key-"
 _CARRIED = ("name", "note", "environment", "scopes", "expires", "from")
-
-
-def _check_lead() -> None:
-    if not seat().is_lead:
-        raise Forbidden(api_members.LEADS_ONLY)
 
 
 @pages.get("/api-members", endpoint="api_members")
@@ -123,10 +122,10 @@ def _about(
 
 @pages.route("/api-members/new", methods=["GET", "POST"], endpoint="new_api_member")
 @in_workspace
+@_for_leads
 @recently_proved("to make an API member")
 def new() -> Response:
     """Make an API member with access where the viewer manages a solution."""
-    _check_lead()
     if request.method != "POST":  # HEAD is a GET
         return _first_form()
     chosen: dict[str, AccessLevel] = {}
@@ -153,9 +152,9 @@ def _first_form() -> Response:
 
 @pages.post("/api-members/new/for-key", endpoint="new_api_member_for_key")
 @in_workspace
+@_for_leads
 def new_for_key() -> Response:
     """Show the form in between: it carries the answers of a key’s form along, and offers the access that these need."""
-    _check_lead()
     carried = [(f"{_KEY}{name}", value) for name in _CARRIED for value in request.form.getlist(name)]
     with reading() as session:
         needed = _needed(session, request.form.getlist("scopes"))
@@ -297,10 +296,10 @@ def _edit_form(found: Member, name: str, purpose: str, errors: Mapping[str, str]
 
 @pages.route("/api-members/<public_id:mid>/manager", methods=["GET", "POST"], endpoint="api_member_manager")
 @in_workspace
+@_for_admins
 @recently_proved("to change who manages an API member")
 def manager(mid: str) -> Response:
     """Make somebody else answer for an API member; administrators only."""
-    members.check_admin(seat())
     errors: Mapping[str, str] = {}
     if request.method == "POST":
         try:
@@ -336,6 +335,7 @@ def deactivate(mid: str) -> Response:
 
 @pages.route("/api-members/<public_id:mid>/reactivate", methods=["GET", "POST"], endpoint="reactivate_api_member")
 @in_workspace
+@_for_leads
 @recently_proved("to reactivate an API member")
 def reactivate(mid: str) -> Response:
     """Let an API member act again; its keys are started one by one."""

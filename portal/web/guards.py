@@ -11,7 +11,7 @@ from flask import Flask, Response, current_app, g, make_response, redirect, rend
 from flask_login import LoginManager, UserMixin, current_user, login_user
 
 from portal.rules.access import Action, Scope
-from portal.rules.errors import KeyRefused, NotFound, Refusal
+from portal.rules.errors import Forbidden, KeyRefused, NotFound, Refusal, TooManyAttempts
 from portal.services import accounts, members, verifiers
 from portal.services.accounts import AnySession, Viewer
 from portal.services.actor import Actor, Means
@@ -24,11 +24,15 @@ from portal.web.http import (
     answer,
     carried_answers,
     go_to,
+    in_words,
+    into_dialog,
     is_api,
     is_fragment,
+    page_of_fragment,
     page_or_fragment,
     portal,
     reading,
+    too_many,
     transaction,
 )
 from portal.web.templates import address
@@ -157,6 +161,24 @@ def in_workspace(view: View) -> View:
     return _declare(guarded, Audience.MEMBER)
 
 
+def only(may: Callable[[Seat], bool], message: str) -> Callable[[View], View]:
+    """Keep a view to those whose seat `may` use it; the others are told `message`.
+
+    Stands below `in_workspace`, and above `recently_proved`: who may never do a thing is not asked for a password.
+    """
+
+    def decorate(view: View) -> View:
+        @wraps(view)
+        def guarded(**values: Any) -> Any:
+            if not may(seat()):
+                raise Forbidden(message)
+            return view(**values)
+
+        return guarded
+
+    return decorate
+
+
 def _sit_down(user_session: AnySession, found: Seat | None) -> None:
     """Note who asks: an account, and the member that it is in one workspace, if any."""
     g.account, g.user_session = user_session.account, user_session
@@ -240,52 +262,41 @@ def recently_proved(why: str) -> Callable[[View], View]:
                 return view(**values)
             if request.method != "POST":
                 return _prove_first(why)
-            error = None
-            if "password" in request.form:
-                error = prove_again(answer("password"))
-                if error is None:
-                    return view(**values)
-            return prompt(why, request.path, carried_answers(), error)
+            form = (why, request.path, carried_answers())
+            if "password" not in request.form:
+                return prompt(*form)
+            return prove_again(*form) or view(**values)
 
         return guarded
 
     return decorate
 
 
-def prove_again(password: str) -> str | None:
-    """Check the password of whoever is signed in; give None, or what to tell them."""
-    user_session = current_user.user_session
+def prove_again(why: str, action: str, carried: list[tuple[str, str]]) -> Response | None:
+    """Check the password that `prompt` asked for; give None when it is right, else the form again."""
+    user_session, password = current_user.user_session, answer("password")
     who = g.actor
-    with transaction() as session:
-        attempt = accounts.begin_attempt(session, who, user_session.account.email)
+    try:
+        with transaction() as session:
+            attempt = accounts.begin_attempt(session, who, user_session.account.email)
+    except TooManyAttempts as limit:
+        return too_many(prompt(why, action, carried, in_words(limit)), limit)
     if not attempt.verify(password):
         with transaction() as session:
             accounts.fail(session, who, attempt)
         tries = f"{attempt.tries_left} {'try' if attempt.tries_left == 1 else 'tries'} left"
-        return f"That password is not right. {tries}."
+        return prompt(why, action, carried, f"That password is not right. {tries}.")
     with transaction() as session:
         token = accounts.prove(session, who, attempt, password, user_session)
     start_browser_session(user_session, token)
     return None
 
 
-def prompt(why: str, action: str, carried: list[tuple[str, str]], error: str | None) -> Response:
+def prompt(why: str, action: str, carried: list[tuple[str, str]], error: str | None = None) -> Response:
     """Ask for the password, with a form that then goes on to `action` with everything it carries."""
     cancel = url_for("keys.index", ws=seat().workspace.slug) if "seat" in g else url_for("sign_in.start")
-    response = page_or_fragment(
-        "sign_in/reauth.html",
-        "sign_in/_reauth.html",
-        403,
-        why=why,
-        action=action,
-        carried=carried,
-        error=error,
-        cancel=cancel,
-    )
-    if is_fragment():
-        response.headers["HX-Retarget"] = "#dlg-body"
-        response.headers["HX-Reswap"] = "innerHTML"
-    return response
+    context = {"why": why, "action": action, "carried": carried, "error": error, "cancel": cancel}
+    return into_dialog(page_or_fragment("sign_in/reauth.html", "sign_in/_reauth.html", 403, **context))
 
 
 def _prove_first(why: str) -> Response:
@@ -297,20 +308,13 @@ def _prove_first(why: str) -> Response:
 
 
 def _ask_to_sign_in() -> Response:
-    """Send a page to /login and back; tell HTMX with 401 and HX-Redirect, never with a page inside a fragment."""
+    """Send a page to /login and back; tell HTMX with 401 where to go, never with a page inside a fragment."""
     if not is_fragment():
         target = request.full_path.rstrip("?") if request.method == "GET" else None
         return make_response(redirect(url_for("sign_in.login", next=target), 303))
-    response = go_to(url_for("sign_in.login", next=_page_of_fragment()))
+    response = go_to(url_for("sign_in.login", next=page_of_fragment()))
     response.status_code = 401
     return response
-
-
-def _page_of_fragment() -> str | None:
-    """Name the page that a fragment was asked for on: its path, on this site."""
-    current = request.headers.get("HX-Current-URL", "")
-    start = f"{request.scheme}://{request.host}/"
-    return current[len(start) - 1 :] if current.startswith(start) else None
 
 
 def _declare(view: View, audience: Audience) -> View:

@@ -139,6 +139,13 @@ def is_from_dialog() -> bool:
     return request.headers.get("HX-Target", "").endswith("#dlg-body")
 
 
+def page_of_fragment() -> str | None:
+    """Name the page that a fragment was asked for on: its path with its query, on this site."""
+    current = request.headers.get("HX-Current-URL", "")
+    own = _own_origin()
+    return current.removeprefix(own) if current.startswith(f"{own}/") else None
+
+
 def answer(name: str, default: str = "") -> str:
     """Read a form field that is due once; Unreadable when it is sent twice, for neither is the one meant."""
     values = request.form.getlist(name)
@@ -161,6 +168,12 @@ def page_number() -> int:
     """Read `?page=`; anything that is no page is the first one."""
     text = request.args.get("page", "")
     return int(text) if text.isascii() and text.isdigit() and 0 < len(text) < 7 and int(text) else 1
+
+
+def _own_origin() -> str:
+    """Give the origin that browsers know this site by, whatever a proxy makes of it."""
+    settings = portal().settings
+    return f"http://{request.host}" if settings.is_local else settings.base_url
 
 
 # --- Answers --------------------------------------------------------------------------------------------------------
@@ -190,6 +203,26 @@ def fragment_or_redirect(
         response.headers["HX-Reswap"] = "none"
     done = {"message": message, "focus": list(focus), "close": close, "reload": reload}
     response.headers["HX-Trigger"] = json.dumps({"portal:done": done})
+    return response
+
+
+def into_dialog(response: Response) -> Response:
+    """Put a fragment into the dialog, whatever the request would have swapped."""
+    if is_fragment():
+        response.headers["HX-Retarget"] = "#dlg-body"
+        response.headers["HX-Reswap"] = "innerHTML"
+    return response
+
+
+def in_words(limit: TooManyAttempts) -> str:
+    """Tell of a limit on tries, and when the next one counts."""
+    return f"{limit.message} Try again at {display.absolute(limit.retry_at)} ({display.relative(limit.retry_at)})."
+
+
+def too_many(response: Response, limit: TooManyAttempts) -> Response:
+    """Make an answer one that tells of a limit on tries."""
+    response.status_code = _TABLE[TooManyAttempts].status
+    response.headers["Retry-After"] = str(limit.retry_after(g.now))
     return response
 
 
@@ -229,9 +262,7 @@ def _begin() -> None:
 def _check_origin() -> None:
     """Refuse a form that another site sends (Fetch metadata, RFC 6454); without both headers the token decides."""
     origin = request.headers.get("Origin")
-    settings = portal().settings
-    own = f"http://{request.host}" if settings.is_local else settings.base_url
-    foreign = origin is not None and origin.lower() != own.lower()
+    foreign = origin is not None and origin.lower() != _own_origin().lower()
     if foreign or request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
         raise Forbidden("This form was sent from another site. Open the page here and try again.")
 
@@ -299,14 +330,12 @@ def _on_portal_error(error: PortalError) -> Response:
         extra["details"] = error.details
     elif isinstance(error, Invalid):
         extra["details"] = [{"path": path, "message": message} for path, message in error.problems.items()]
-    message = error.message
-    if isinstance(error, TooManyAttempts):
-        message += f" Try again at {display.absolute(error.retry_at)} ({display.relative(error.retry_at)})."
+    message = in_words(error) if isinstance(error, TooManyAttempts) else error.message
     if message == NotFound.words and not is_api(request) and not is_fragment():
         message = _WORDS[404]  # a page's heading says the other words
     response = _error(row, error.code, message, **extra)
     if isinstance(error, TooManyAttempts):
-        response.headers["Retry-After"] = str(max(1, round((error.retry_at - g.now).total_seconds())))
+        return too_many(response, error)
     if isinstance(error, Unavailable):
         response.headers["Retry-After"] = "5"
     return response

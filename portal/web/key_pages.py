@@ -262,12 +262,16 @@ def edit(key_id: str) -> Response:
 
 @pages.route("/keys/<public_id:key_id>/rate", methods=["GET", "POST"])
 @in_workspace
-@recently_proved("to change how many requests a key may send")
 def rate(key_id: str) -> Response:
     """Set how many requests a key may send, or let it have the usual rates again; administrators only."""
     key = look(key_id)
     if not key.may_set_rate:
         raise Forbidden(keys.ADMINS_SET_RATES)
+    return _set_rate(key=key)  # type: ignore[no-any-return]
+
+
+@recently_proved("to change how many requests a key may send")
+def _set_rate(key: KeyView) -> Response:
     stands = tuple("" if each is None else str(each) for each in (key.rate_per_minute, key.rate_per_second))
     if request.method != "POST":  # HEAD is a GET
         return _rate_form(key, stands, stands)
@@ -275,7 +279,7 @@ def rate(key_id: str) -> Response:
     was = answer("was_minute", stands[0]), answer("was_second", stands[1])
     try:
         with transaction() as session:
-            key = keys.set_rate(session, actor(), keyring(), key_id, *wanted, was=was)
+            key = keys.set_rate(session, actor(), keyring(), key.id, *wanted, was=was)
     except Invalid as error:
         return _rate_form(key, wanted, was, error.problems)
     flash(f"“{key.name}” may send as many requests as you set, from the next one on.")

@@ -20,19 +20,21 @@ from portal.services.key_views import KeyView
 from portal.store.database import TROUBLE
 from portal.store.models import KeyState
 from portal.web import refusals
-from portal.web.display import absolute
 from portal.web.guards import actor, in_workspace, recently_proved, seat
 from portal.web.http import (
     answer,
     fragment_or_redirect,
+    in_words,
     is_fragment,
     is_from_dialog,
     page_number,
+    page_of_fragment,
     page_or_fragment,
     portal,
     public_id,
     reading,
     reading_much,
+    too_many,
     transaction,
     without_keys,
 )
@@ -174,7 +176,6 @@ def find_out() -> Response:
     context: dict[str, Any] = {"result": None, "key": None, "errors": {}}
     if request.method != "POST":  # HEAD is a GET
         return page_or_fragment("keys/identify.html", "keys/_identify.html", **context)
-    status = 200
     try:
         with transaction() as session:
             key = identify.identify(session, actor(), seat(), keyring(), answer("text"))
@@ -185,9 +186,9 @@ def find_out() -> Response:
         context |= {"result": "part" if last_four else "malformed", "last_four": last_four}
         context |= {"is_like_an_end": is_like_an_end(text)}
     except TooManyAttempts as limit:
-        context["errors"] = {"text": f"Too many look-ups. Try again at {absolute(limit.retry_at)}."}
-        status = 429
-    return page_or_fragment("keys/identify.html", "keys/_identify.html", status, **context)
+        context["errors"] = {"text": in_words(limit)}
+        return too_many(page_or_fragment("keys/identify.html", "keys/_identify.html", **context), limit)
+    return page_or_fragment("keys/identify.html", "keys/_identify.html", **context)
 
 
 # --- Stopping and starting ------------------------------------------------------------------------------------------
@@ -247,7 +248,7 @@ def row_changed(key: KeyView, message: str, *, focus: str, receipt: dict[str, An
     in_dialog = is_from_dialog()
     cards = None
     if not in_dialog and is_fragment():
-        shown = parse_qs(urlsplit(request.headers.get("HX-Current-URL", "")).query)
+        shown = parse_qs(urlsplit(page_of_fragment() or "").query)
         owner = _whose(shown.get("owner", ["me"])[-1])
         with reading() as session:
             cards = _cards(key_lists.count_for(session, actor(), seat(), owner), owner)

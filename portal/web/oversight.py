@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from functools import wraps
+from operator import attrgetter
 from typing import Any
 
 from flask import Blueprint, Response, g, request, stream_template, url_for
@@ -24,12 +24,13 @@ from portal.store.models import AuditEvent, KeyState
 from portal.web import refusals, sentences
 from portal.web.display import zone_of
 from portal.web.door import VERIFY
-from portal.web.guards import View, actor, in_workspace, recently_proved, seat
+from portal.web.guards import actor, in_workspace, only, recently_proved, seat
 from portal.web.http import answer, page_or_fragment, portal, public_id, reading, reading_much, transaction
 from portal.web.introspection import INTROSPECT
 from portal.web.keys import keyring
 
 pages = Blueprint("oversight", __name__, url_prefix="/w/<slug:ws>")
+_for_admins = only(attrgetter("is_admin"), "Only administrators export and check the audit log.")
 
 _REQUEST_ID = re.compile(r"req_[0-9A-Za-z]{1,36}")
 _CALLED = re.compile(r"key_[0-9A-Za-z]{1,31}|(?:sk_(?:live|test)_)?(?:…|\.\.\.)?[0-9A-Za-z]{4}")
@@ -73,18 +74,6 @@ def audit() -> Response:
         may_export=seat().is_admin,
         **_links(page),
     )
-
-
-def _for_admins(view: View) -> View:
-    """Open a view to administrators alone, before anybody is asked for a password."""
-
-    @wraps(view)
-    def guarded(**values: Any) -> Any:
-        if not seat().is_admin:
-            raise Forbidden("Only administrators export and check the audit log.")
-        return view(**values)
-
-    return guarded
 
 
 _NAMES = ("person", "what", "key", "env", "outcome", "from", "to", "of")

@@ -1,6 +1,7 @@
 """People: their list, one person, roles and access, invitations, leaving and coming back."""
 
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 from flask import Response, flash, make_response, redirect, request
@@ -12,8 +13,18 @@ from portal.services import invitations, members, offboarding, people
 from portal.services.offboarding import KeyAtRisk
 from portal.services.people import Filters, Listed, Preview
 from portal.store.models import Member, Solution
-from portal.web.guards import actor, in_workspace, recently_proved, seat
-from portal.web.http import afterwards, answer, page_number, portal, public_id, reading, send_mails, transaction
+from portal.web.guards import actor, in_workspace, only, recently_proved, seat
+from portal.web.http import (
+    afterwards,
+    answer,
+    page_number,
+    portal,
+    public_id,
+    reading,
+    send_mails,
+    transaction,
+    without_keys,
+)
 from portal.web.keys import keyring
 from portal.web.members import (
     LEVEL_WORDS,
@@ -31,6 +42,7 @@ from portal.web.members import (
     span,
 )
 
+_for_admins = only(attrgetter("is_admin"), members.ADMINS_ONLY)
 _LEVELS = tuple(AccessLevel)
 _ROLES = [(Role.MEMBER, "Member"), (Role.ADMIN, "Administrator")]
 
@@ -43,7 +55,7 @@ def index() -> Response:
     with reading() as session:
         found = people.list_for(session, seat(), filters, number=page_number(), size=page_size(), now=actor().at)
         every = solutions(session)
-        waiting = len(invitations.open_invitations(session, actor(), seat())) if seat().is_admin else 0
+        waiting = len(invitations.list_open(session, actor(), seat())) if seat().is_admin else 0
     first, last = span(found.number, found.size, len(found.rows))
     given = {name: getattr(filters, name) or None for name in ("q", "role", "solution", "state")}
     return page(
@@ -67,7 +79,7 @@ def _filters() -> Filters:
     given = request.args
     role, solution, state = given.get("role", ""), given.get("solution", ""), given.get("state", "")
     return Filters(
-        q=clean_line(given.get("q", "")[:100]) or "",
+        q=clean_line(without_keys(given.get("q", ""))[:100]) or "",
         role=role if role in people.ROLES else "",
         solution=solution if SLUG.fullmatch(solution) else "",
         state=state if state in people.STATES else "",
@@ -127,9 +139,9 @@ def _about(member: Member, every: Sequence[Solution], levels: Mapping[str, Acces
 
 @pages.route("/members/<public_id:mid>/access", methods=["GET", "POST"], endpoint="person_access")
 @in_workspace
+@_for_admins
 def access(mid: str) -> Response:
     """Change a person's role and access. More of it asks for the password, less never does."""
-    members.check_admin(seat())
     if request.method != "POST":
         return _access_form(mid)
     try:
@@ -200,9 +212,9 @@ def _access_form(
 
 @pages.route("/members/<public_id:mid>/leave", methods=["GET", "POST"], endpoint="leave")
 @in_workspace
+@_for_admins
 def leave(mid: str) -> Response:
     """Show what stops before somebody is demoted, deactivated or removed (`then`); then do it."""
-    members.check_admin(seat())
     if request.method != "POST":
         return _leave_page(mid, request.args.get("then", ""))
     try:
@@ -274,10 +286,10 @@ def _at_risk(each: KeyAtRisk, found: Preview, then: str, heir: Mapping[str, Acce
 
 @pages.route("/members/<public_id:mid>/reactivate", methods=["GET", "POST"], endpoint="reactivate_person")
 @in_workspace
+@_for_admins
 @recently_proved("to let somebody back in")
 def reactivate(mid: str) -> Response:
     """Let somebody back in; their keys are started one by one."""
-    members.check_admin(seat())
     if request.method != "POST":
         with reading() as session:
             found = people.get(session, seat(), mid)
@@ -297,10 +309,10 @@ def reactivate(mid: str) -> Response:
 
 @pages.route("/members/invite", methods=["GET", "POST"], endpoint="invite")
 @in_workspace
+@_for_admins
 @recently_proved("to invite somebody")
 def invite() -> Response:
     """Invite a person with a role and access; the answer shows the one-time link, once."""
-    members.check_admin(seat())
     if request.method != "POST":
         return _invite_form({}, {})
     chosen: dict[str, AccessLevel] = {}
@@ -314,14 +326,14 @@ def invite() -> Response:
     except Conflict as error:
         return _invite_form(chosen, {"email": error.message}, 409)
     afterwards(send_mails, actor().at)
-    return page("people/invited.html", link=link, email=email.strip(), days=members.INVITATION_LIFE.days)
+    return page("people/invited.html", link=link, email=email.strip(), days=invitations.INVITATION_LIFE.days)
 
 
 def _invite_form(chosen: Mapping[str, AccessLevel], errors: Mapping[str, str], status: int = 422) -> Response:
     with reading() as session:
         every = solutions(session)
         rows = matrix(session, every, _LEVELS, {}, chosen)
-        waiting = invitations.open_invitations(session, actor(), seat())
+        waiting = invitations.list_open(session, actor(), seat())
     names = {solution.slug: solution.name for solution in every}
     answers = {"email": answer("email"), "role": answer("role") or Role.MEMBER}
     listed = [
@@ -345,7 +357,7 @@ def withdraw(iid: str) -> Response:
     """End an invitation that was not accepted yet."""
     if request.method != "POST":
         with reading() as session:
-            found = invitations.get_invitation(session, actor(), seat(), iid)
+            found = invitations.get(session, actor(), seat(), iid)
         return page("people/withdraw.html", invitation=found)
     with transaction() as session:
         found = invitations.withdraw(session, actor(), iid)

@@ -3,19 +3,20 @@
 from contextlib import suppress
 from typing import Any
 
-from flask import Blueprint, Response, flash, g, make_response, redirect, render_template, request, url_for
+from flask import Blueprint, Response, flash, make_response, redirect, render_template, request, url_for
 from flask import session as browser_session
 from flask_login import current_user, logout_user
 
 from portal.rules.access import Role
 from portal.rules.errors import Invalid, NotFound, PortalError, TooManyAttempts
 from portal.rules.text import local_path
-from portal.services import accounts, members, sessions
+from portal.services import accounts, invitations, members, sessions
+from portal.services.invitations import NewAccount, OpenInvitation
 from portal.store.database import TROUBLE
-from portal.web.display import absolute
+from portal.store.models import Account
 from portal.web.door import client_label
 from portal.web.guards import anybody, prompt, prove_again, signed_in, start_browser_session, visitor
-from portal.web.http import answer, page_or_fragment, reading, transaction, without_keys
+from portal.web.http import answer, in_words, page_or_fragment, reading, too_many, transaction, without_keys
 
 pages = Blueprint("sign_in", __name__)
 
@@ -45,9 +46,7 @@ def login() -> Response:
     try:
         found = _sign_in(email, answer("password"))
     except TooManyAttempts as error:
-        response = _login_page(target, email, f"Too many attempts. Try again at {absolute(error.retry_at)}.", 429)
-        response.headers["Retry-After"] = str(max(1, round((error.retry_at - g.now).total_seconds())))
-        return response
+        return too_many(_login_page(target, email, in_words(error)), error)
     if not found:
         return _login_page(target, email, _NO_MATCH, 422)
     return make_response(redirect(target or url_for("sign_in.start"), 303))
@@ -99,17 +98,11 @@ def reauth() -> Response:
     """Ask for the password again, then go on to `next`."""
     sent = request.args.get("next") if request.method != "POST" else answer("next")
     target = local_path(sent) or url_for("sign_in.start")
-    error = None
+    form = ("to go on", url_for("sign_in.reauth"), [("next", target)])
     if request.method == "POST":
-        try:
-            error = prove_again(answer("password"))
-        except TooManyAttempts as limit:
-            error = f"Too many attempts. Try again at {absolute(limit.retry_at)}."
-        if error is None:
-            return make_response(redirect(target, 303))
-    response = prompt("to go on", url_for("sign_in.reauth"), [("next", target)], error)
-    if error is None:
-        response.status_code = 200
+        return prove_again(*form) or make_response(redirect(target, 303))
+    response = prompt(*form)
+    response.status_code = 200
     return response
 
 
@@ -145,7 +138,7 @@ def invitation(token: str) -> Response:
     actor = visitor()
     try:
         with reading() as session:
-            found = members.open_invitation(session, token, actor)
+            found = invitations.get_by_token(session, token, actor)
     except NotFound:
         return make_response(render_template("sign_in/invitation_gone.html"), 404)
     if request.method != "POST":  # HEAD is a GET
@@ -160,9 +153,10 @@ def invitation(token: str) -> Response:
     return make_response(redirect(url_for("home.index", ws=slug), 303))
 
 
-def _join(found: members.OpenInvitation, token: str, name: str, password: str) -> None:
+def _join(found: OpenInvitation, token: str, name: str, password: str) -> None:
     actor = visitor()
     email = found.invitation.email
+    who: Account | NewAccount
     if found.account:
         with transaction() as session:
             attempt = accounts.begin_attempt(session, actor, email)
@@ -173,16 +167,17 @@ def _join(found: members.OpenInvitation, token: str, name: str, password: str) -
             raise Invalid({"password": "That password is not right. Use the one you sign in with."})
         with transaction() as session:
             accounts.take_back(session, attempt, actor.at)
-    elif password != answer("password_again"):
-        raise Invalid({"password_again": "Type the same password twice."})
+        who = found.account
+    else:
+        who = NewAccount.choose(name, password, answer("password_again"))
     with transaction() as session:
-        members.accept_invitation(session, actor, token, name=name, password=password, known=found.account)
+        invitations.accept(session, actor, token, who)
     with suppress(PortalError, *TROUBLE):  # joined is joined; else the next page asks to sign in
         _sign_in(email, password)
 
 
 def _invitation_page(
-    found: members.OpenInvitation, token: str, name: str = "", errors: dict[str, str] | None = None, status: int = 200
+    found: OpenInvitation, token: str, name: str = "", errors: dict[str, str] | None = None, status: int = 200
 ) -> Response:
     role = "an administrator" if found.invitation.role == "admin" else "a member"
     context: dict[str, Any] = {

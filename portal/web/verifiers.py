@@ -1,18 +1,17 @@
 """Verifiers as administrators see them: the list, making one, revoking one."""
 
+from operator import attrgetter
+
 from flask import Response, flash, make_response, redirect, render_template, request, url_for
 
-from portal.rules.errors import AlreadyShown, Forbidden, Invalid
+from portal.rules.errors import AlreadyShown, Invalid
 from portal.services import keys, verifiers
 from portal.web.display import clock
-from portal.web.guards import actor, in_workspace, recently_proved, seat
+from portal.web.guards import actor, in_workspace, only, recently_proved, seat
 from portal.web.http import answer, portal, reading, transaction, without_keys
 from portal.web.workspace import pages
 
-
-def _admins_only() -> None:
-    if not seat().is_admin:
-        raise Forbidden(verifiers.ADMINS_ONLY)
+_for_admins = only(attrgetter("is_admin"), verifiers.ADMINS_ONLY)
 
 
 @pages.get("/workspace/verifiers")
@@ -27,10 +26,10 @@ def list_verifiers() -> Response:
 
 @pages.route("/workspace/verifiers/new", methods=["GET", "POST"])
 @in_workspace
+@_for_admins
 @recently_proved("to make a verifier")
 def new_verifier() -> Response:
     """Make a verifier and show its text, once."""
-    _admins_only()
     form_id = keys.check_form_id(answer("form_id")) or keys.new_form_id()
     if request.method != "POST":  # HEAD is a GET
         return _form("", form_id, {})
@@ -56,9 +55,9 @@ def _form(name: str, form_id: str, errors: dict[str, str]) -> Response:
 
 @pages.route("/workspace/verifiers/<public_id:vid>/revoke", methods=["GET", "POST"])
 @in_workspace
+@_for_admins
 def revoke_verifier(vid: str) -> Response:
     """Stop a verifier for ever. Stopping one never asks for the password."""
-    _admins_only()
     if request.method != "POST":  # HEAD is a GET
         with reading() as session:
             found = verifiers.get(session, seat(), vid)

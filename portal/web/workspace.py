@@ -1,30 +1,27 @@
 """What administrators set up in a workspace: solutions, apps and policy."""
 
 import json
+from operator import attrgetter
 from typing import Any
 
 from flask import Blueprint, Response, flash, make_response, redirect, render_template, request, url_for
 
-from portal.rules.errors import Forbidden, Invalid
+from portal.rules.errors import Invalid
 from portal.rules.schemas import Schema
 from portal.services import members, policy, records, workspaces
 from portal.services.audit import Event
 from portal.services.policy import Policy
 from portal.store.models import App, Solution
-from portal.web.guards import actor, in_workspace, recently_proved, seat
+from portal.web.guards import actor, in_workspace, only, recently_proved, seat
 from portal.web.http import answer, page_or_fragment, reading, transaction, without_keys
 
 pages = Blueprint("workspace", __name__, url_prefix="/w/<slug:ws>")
+_for_admins = only(attrgetter("is_admin"), "Only administrators set up the workspace. Ask one of them.")
 
 _LIMITS = {"": "No limit", "30": "30 days", "90": "90 days", "365": "1 year"}
 _EMPTY_SCHEMA = (
     '{\n  "type": "object",\n  "properties": {\n    "name": {"type": "string"}\n  },\n  "required": ["name"]\n}'
 )
-
-
-def _admins_only() -> None:
-    if not seat().is_admin:
-        raise Forbidden("Only administrators set up the workspace. Ask one of them.")
 
 
 def _done(message: str) -> Response:
@@ -37,9 +34,9 @@ def _done(message: str) -> Response:
 
 @pages.get("/workspace")
 @in_workspace
+@_for_admins
 def index() -> Response:
     """Show the workspace's solutions with their apps, and its policy."""
-    _admins_only()
     with reading() as session:
         shelves = members.shelves_for(session, seat())
         counts = records.counts(session, seat().workspace.id)
@@ -49,9 +46,9 @@ def index() -> Response:
 
 @pages.route("/solutions/new", methods=["GET", "POST"])
 @in_workspace
+@_for_admins
 def new_solution() -> Response:
     """Add a solution."""
-    _admins_only()
     if request.method != "POST":  # HEAD is a GET
         return _solution_form(None, {})
     try:
@@ -68,9 +65,9 @@ def new_solution() -> Response:
 
 @pages.route("/solutions/<slug:solution>/edit", methods=["GET", "POST"])
 @in_workspace
+@_for_admins
 def edit_solution(solution: str) -> Response:
     """Rename and describe a solution."""
-    _admins_only()
     with reading() as session:
         found = workspaces.get_solution(session, seat().workspace, solution)
     if request.method != "POST":  # HEAD is a GET
@@ -95,9 +92,9 @@ def _solution_form(found: Solution | None, errors: dict[str, str]) -> Response:
 
 @pages.route("/solutions/<slug:solution>/apps/new", methods=["GET", "POST"])
 @in_workspace
+@_for_admins
 def new_app(solution: str) -> Response:
     """Add an app with the JSON Schema of its records."""
-    _admins_only()
     with reading() as session:
         found = workspaces.get_solution(session, seat().workspace, solution)
     if request.method != "POST":  # HEAD is a GET
@@ -117,9 +114,9 @@ def new_app(solution: str) -> Response:
 
 @pages.route("/apps/<slug:app>/edit", methods=["GET", "POST"])
 @in_workspace
+@_for_admins
 def edit_app(app: str) -> Response:
     """Rename and describe an app, and change the schema of its records where those that stand fit it."""
-    _admins_only()
     with reading() as session:
         found = records.get_app(session, seat().workspace.id, app)
         place = workspaces.solution_of(session, found)
@@ -170,10 +167,10 @@ def _form(template: str, names: tuple[str, ...], kept: dict[str, str], errors: d
 
 @pages.route("/policy", methods=["GET", "POST"])
 @in_workspace
+@_for_admins
 @recently_proved("to change the policy")
 def set_policy() -> Response:
     """Set how long keys may live and whether administrators own live ones; tell which standing keys would break it."""
-    _admins_only()
     standing = policy.of(seat().workspace)
     if request.method != "POST":  # HEAD is a GET
         return _policy_page(standing, standing)
@@ -189,9 +186,9 @@ def set_policy() -> Response:
 
 @pages.post("/policy/preview")
 @in_workspace
+@_for_admins
 def preview_policy() -> Response:
     """Tell which standing keys a policy would break, and change nothing."""
-    _admins_only()
     standing = policy.of(seat().workspace)
     try:
         wanted = policy.read(answer("max_key_days"), answer("admins_own_live") == "yes")

@@ -10,7 +10,7 @@ from playwright.sync_api import Page, expect
 from sqlalchemy import select
 
 from portal.rules.access import AccessLevel, Role
-from portal.services import keys, members
+from portal.services import invitations, keys
 from portal.services.actor import operator
 from portal.store.models import Account, Member, Workspace
 from tests.browser import looking
@@ -69,8 +69,8 @@ class Scene:
             zoe = session.scalars(select(Account).where(Account.email == "zoe@globex.test")).one()
             visitor = {"public_id": "mem_visitor", "name": zoe.name, "role": Role.MEMBER, "created_at": now}
             session.add(Member(workspace_id=acme.id, account_id=zoe.id, **visitor))
-            self.for_somebody_new = members.invite(session, operator(), acme, "new@acme.test", Role.MEMBER)
-            self.for_max = members.invite(session, operator(), globex, "max@acme.test", Role.ADMIN)
+            self.for_somebody_new = invitations.issue(session, operator(), acme, "new@acme.test", Role.MEMBER)
+            self.for_max = invitations.issue(session, operator(), globex, "max@acme.test", Role.ADMIN)
 
 
 @pytest.fixture(scope="module")
@@ -252,8 +252,8 @@ def without_help(page: Page, scene: Scene) -> Iterator[str]:
     for _ in range(6):
         page.get_by_role("textbox", name="Password").fill("wrong")
         page.get_by_role("button", name="Confirm").click()
-    expect(page.get_by_role("heading", name="Too many tries")).to_be_visible()
-    yield "error 429"
+    expect(page.locator("#reauth-password-error")).to_contain_text("Too many attempts")
+    yield "proof throttled"
     page.goto("/w/acme/nowhere")
     yield "error 404"
 

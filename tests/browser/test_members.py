@@ -8,7 +8,7 @@ from playwright.sync_api import Page, expect
 from sqlalchemy import select
 
 from portal.rules.access import AccessLevel, Role
-from portal.services import api_members, members
+from portal.services import api_members, invitations
 from portal.store.models import Workspace
 from tests.browser import looking
 from tests.browser.acting import call
@@ -51,7 +51,7 @@ def scene(backstage: Backstage) -> Scene:
     with backstage.database.transaction() as session:
         acme = session.scalars(select(Workspace).where(Workspace.slug == "acme")).one()
         who = backstage.actor("ana", at)
-        members.invite(session, who, acme, "ida@acme.test", Role.MEMBER, {"sales": AccessLevel.READ})
+        invitations.issue(session, who, acme, "ida@acme.test", Role.MEMBER, {"sales": AccessLevel.READ})
     waiting = backstage.told(action="member_invited")[-1].target_id or ""
 
     def member(name: str) -> str:

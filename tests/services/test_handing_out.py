@@ -14,6 +14,7 @@ from portal.rules.credentials import PlainKey, new_id
 from portal.rules.errors import Conflict, Forbidden, Invalid, KeyRefused, NotFound, PortalError
 from portal.services import api_members, audit, invitations, keys, members, people, rotation
 from portal.services.actor import Actor, Means
+from portal.services.invitations import NewAccount
 from portal.services.key_views import KeyView
 from portal.store.models import ApiKey, Member, Workspace
 from tests.services.office import API_MEMBER, NOON, Office, at_once
@@ -454,13 +455,13 @@ def test_an_invitation_is_accepted_while_its_sender_is_demoted(office: Office, n
         acme = session.scalars(select(Workspace).where(Workspace.slug == "acme")).one()
         who = office.actor("max")
         given = {"sales": FULL}
-        token = members.invite(session, who, acme, "ida@acme.test", Role.ADMIN, given)
+        token = invitations.issue(session, who, acme, "ida@acme.test", Role.ADMIN, given)
     visitor = Actor(NOON, Means.SESSION, "visitor")
+    ida = NewAccount.choose("Ida Berg", "twelve chars", "twelve chars")
 
     def accept() -> Member:
         with office.database.transaction() as session:
-            found = {"name": "Ida Berg", "password": "twelve chars", "known": None}
-            return members.accept_invitation(session, visitor, token, **found)  # type: ignore[arg-type]
+            return invitations.accept(session, visitor, token, ida)
 
     ends = at_once({"demote": lower(office, "max"), "accept": accept})
     saved = ends["demote"]
@@ -474,4 +475,4 @@ def test_invitations_beside_each_other_leave_one_open(office: Office) -> None:
     assert not [end for end in at_once(calls).values() if isinstance(end, Exception)]
     with office.database.reading() as session:
         seat = members.seat_of(session, office.actor("ana"))
-        assert len(invitations.open_invitations(session, office.actor("ana"), seat)) == 1
+        assert len(invitations.list_open(session, office.actor("ana"), seat)) == 1

@@ -14,9 +14,10 @@ from bench.replay import State, moment, rebuild
 from portal.rules.access import AccessLevel, Role
 from portal.rules.credentials import new_id
 from portal.rules.errors import PortalError
-from portal.services import api_members, audit, audit_views, keys, members, people, rotation
+from portal.services import api_members, audit, audit_views, invitations, keys, people, rotation
 from portal.services.actor import Actor, Means
 from portal.services.audit_views import Filters
+from portal.services.invitations import NewAccount
 from portal.services.members import Seat, SeatMember, SeatWorkspace
 from portal.store.models import Access, Account, ApiKey, App, KeyScope, Member, Solution, Workspace
 from portal.web.oversight import exported
@@ -160,11 +161,11 @@ class Bustle:
         is_new = person.is_active
         email = f"new{self.dice.randrange(10**6)}@acme.test" if is_new else account.email
         levels = {"sales": self.dice.choice(list(AccessLevel))}
-        token = self.run(who, members.invite, acme, email, Role.MEMBER, levels)
+        token = self.run(who, invitations.issue, acme, email, Role.MEMBER, levels)
         visitor = Actor(self.now, Means.SESSION, "visitor")
         with self.office.database.transaction() as session:
-            given = {"name": "Somebody New", "password": "a long enough password"}
-            members.accept_invitation(session, visitor, token, known=None if is_new else account, **given)
+            new = NewAccount.choose("Somebody New", "a long enough password", "a long enough password")
+            invitations.accept(session, visitor, token, new if is_new else account)
 
 
 def stored(office: Office) -> State:

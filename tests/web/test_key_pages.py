@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from html import unescape
-from typing import Any
 
 import pytest
 import time_machine
@@ -727,5 +726,7 @@ def test_a_found_key_is_named_to_those_who_may_see_it_and_never_shown_again(cast
 
 def test_questions_about_found_keys_are_limited(cast: Cast) -> None:
     key = cast.rio.generate()
-    asked: list[Any] = [cast.rio.post("keys/identify", {"text": key.text}).status_code for _ in range(21)]
-    assert asked == [200] * 20 + [429]
+    asked = [cast.rio.post("keys/identify", {"text": key.text}) for _ in range(21)]
+    assert [reply.status_code for reply in asked] == [200] * 20 + [429]
+    assert int(asked[-1].headers["Retry-After"]) > 0
+    assert "Too many look-ups. Try again at" in asked[-1].text

@@ -14,7 +14,7 @@ from sqlalchemy import event, func, insert, select, update
 
 from portal.mail import Folder
 from portal.rules.access import Role
-from portal.services import members, workspaces
+from portal.services import invitations, workspaces
 from portal.services.actor import operator
 from portal.store.database import Database
 from portal.store.models import Access, Account, ApiKey, AuditEvent, Member, Solution, UserSession
@@ -385,7 +385,7 @@ def test_with_too_many_open_invitations_the_form_keeps_its_answers_beside_all_of
     with database.transaction() as session:
         acme = workspaces.get(session, "acme")
         for n in range(100):
-            members.invite(session, operator(), acme, f"p{n}@acme.test", Role.MEMBER)
+            invitations.issue(session, operator(), acme, f"p{n}@acme.test", Role.MEMBER)
     reply = cast.ana.post(f"{PEOPLE}/invite", {"email": "ida@acme.test", "role": "member"})
     assert reply.status_code == 409
     assert "Withdraw one first" in reply.text

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 import time_machine
+from argon2 import PasswordHasher
 from flask import Flask
 from flask.testing import FlaskClient
 from hypothesis import given, settings
@@ -14,9 +15,10 @@ from werkzeug.test import TestResponse
 
 from portal.demo import PASSWORD
 from portal.logs import JsonLines
+from portal.rules import credentials
 from portal.rules.access import Role
 from portal.rules.credentials import new_id
-from portal.services import accounts, members, passwords, workspaces
+from portal.services import accounts, invitations, passwords, workspaces
 from portal.services.actor import operator
 from portal.store.database import Database
 from portal.store.models import Account, Member, Workspace
@@ -393,6 +395,38 @@ def test_what_hands_out_access_asks_and_what_stops_a_key_never_does(cast: Cast) 
         assert cast.rio.post(f"keys/{key.id}/delete", {"name": "Nightly export"}).status_code == 303
 
 
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("policy", "ana"),
+        ("workspace/verifiers/new", "ana"),
+        ("members/invite", "ana"),
+        ("members/mem_1/reactivate", "ana"),
+        ("api-members/mem_1/manager", "ana"),
+        ("api-members/mem_1/reactivate", "lea"),
+        ("api-members/new", "lea"),
+        ("audit.csv", "ana"),
+    ],
+)
+def test_who_may_never_do_a_thing_is_told_so_without_being_asked_for_the_password(
+    shared_cast: Cast, path: str, asked: str
+) -> None:
+    someone = Person(shared_cast.app, asked)
+    someone.sign_in()
+    rio = Person(shared_cast.app, "rio")
+    rio.sign_in()
+    with later(minutes=11):
+        assert rio.get(f"/w/acme/{path}").status_code == 403
+        assert someone.get(f"/w/acme/{path}").location.startswith("/reauth?next=")
+
+
+def test_who_may_not_set_a_keys_rate_is_told_so_without_being_asked_for_the_password(cast: Cast) -> None:
+    rate = f"keys/{cast.rio.generate().id}/rate"
+    people = {"rio": cast.rio, "lea": cast.lea, "ana": cast.ana}
+    with later(minutes=11):
+        assert {name: who.get(rate).status_code for name, who in people.items()} == {"rio": 403, "lea": 404, "ana": 303}
+
+
 def test_in_the_dialog_the_question_and_the_answer_are_fragments(cast: Cast) -> None:
     answers = cast.rio.form()
     with later(minutes=11):
@@ -415,12 +449,37 @@ def test_guessing_at_the_proof_is_limited_like_signing_in(cast: Cast) -> None:
         assert [reply.status_code for reply in tries[:5]] == [403] * 5
         assert "4 tries left" in tries[0].text
         assert "0 tries left" in tries[4].text
-        assert "Too many attempts" in tries[5].text
-        assert "Too many attempts" in cast.rio.post("/reauth", {"password": PASSWORD}).text
         assert cast.stranger("rio").sign_in().status_code == 429
-        limited = cast.rio.post("keys", {**answers, "password": PASSWORD})
-        assert limited.status_code == 429
-        assert int(limited.headers["Retry-After"]) > 0
+        for limited in (
+            tries[5],
+            cast.rio.post("/reauth", {"password": PASSWORD}),
+            cast.rio.post("keys", {**answers, "password": PASSWORD}),
+            cast.rio.post("keys", {**answers, "password": PASSWORD}, headers=HTMX),
+        ):
+            assert limited.status_code == 429
+            assert int(limited.headers["Retry-After"]) > 0
+            assert "Too many attempts. Try again at" in limited.text
+        assert limited.headers["HX-Retarget"] == "#dlg-body"
+
+
+def test_at_the_limit_of_guesses_a_form_keeps_all_its_answers(cast: Cast) -> None:
+    answers = cast.rio.form(name="CRM sync", note="On the server")
+    with later(minutes=11):
+        for _ in range(6):
+            asked = cast.rio.post("keys", {**answers, "password": "wrong"})
+        assert asked.status_code == 429
+        sent = {name: value[0] if isinstance(value, list) else value for name, value in answers.items()}
+        assert dict(hidden(asked.text)) == sent
+
+
+def test_who_waits_as_long_as_told_is_not_refused_again(cast: Cast) -> None:
+    with time_machine.travel(datetime.now(UTC), tick=False) as clock:
+        for _ in range(5):
+            cast.stranger("rio").sign_in("wrong")
+        clock.shift(0.7)
+        limited = cast.stranger("rio").sign_in()
+        clock.shift(int(limited.headers["Retry-After"]))
+        assert (limited.status_code, cast.stranger("rio").sign_in().status_code) == (429, 303)
 
 
 # --- Several workspaces, invitations --------------------------------------------------------------------------------
@@ -469,7 +528,7 @@ def test_what_one_is_in_one_workspace_one_is_not_in_the_other(cast: Cast, databa
 
 def test_an_invitation_makes_an_account_once(cast: Cast, database: Database) -> None:
     with database.transaction() as session:
-        token = members.invite(session, operator(), workspaces.get(session, "acme"), "kim@acme.test", Role.MEMBER)
+        token = invitations.issue(session, operator(), workspaces.get(session, "acme"), "kim@acme.test", Role.MEMBER)
     kim = cast.stranger("kim")
     path = f"/invite/{token}"
     assert f'action="{path}"' in kim.get(path).text
@@ -492,9 +551,45 @@ def test_an_invitation_makes_an_account_once(cast: Cast, database: Database) -> 
     assert cast.stranger("kim").sign_in(good["password"]).status_code == 303
 
 
+def test_what_is_wrong_with_the_answers_to_an_invitation_is_told_at_once_and_truly(
+    cast: Cast, database: Database
+) -> None:
+    with database.transaction() as session:
+        token = invitations.issue(session, operator(), workspaces.get(session, "acme"), "kim@acme.test", Role.MEMBER)
+    kim, path = cast.stranger("kim"), f"/invite/{token}"
+    kim.get(path)
+    reply = kim.post(path, {"name": "K", "password": "x" * 257, "password_again": "y" * 257})
+    assert re.findall(r'href="#join-\w+" hx-ignore>([^<]+)', reply.text) == [
+        "Enter your name, 2 to 60 characters.",
+        "Choose a password of at most 256 characters.",
+        "Type the same password twice.",
+    ]
+
+
+def test_a_new_persons_password_is_hashed_while_others_can_write(
+    cast: Cast, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with database.transaction() as session:
+        token = invitations.issue(session, operator(), workspaces.get(session, "acme"), "kim@acme.test", Role.MEMBER)
+
+    class Watched(PasswordHasher):
+        def hash(self, password: str | bytes, *, salt: bytes | None = None) -> str:
+            with database.transaction(patience=50) as session:
+                session.query(Account).update({"theme": "dark"})
+            return super().hash(password, salt=salt)
+
+    monkeypatch.setattr(credentials, "_hasher", Watched(time_cost=1, memory_cost=64, parallelism=1))
+    kim, path = cast.stranger("kim"), f"/invite/{token}"
+    kim.get(path)
+    good = {"name": "Kim Novak", "password": "a long enough one", "password_again": "a long enough one"}
+    assert kim.post(path, good).location == "/w/acme"
+    with database.reading() as session:
+        assert session.query(Account).filter_by(theme="dark").count() > 0
+
+
 def test_an_invitation_to_somebody_with_an_account_takes_that_accounts_password(cast: Cast, database: Database) -> None:
     with database.transaction() as session:
-        token = members.invite(session, operator(), workspaces.get(session, "globex"), "rio@acme.test", Role.MEMBER)
+        token = invitations.issue(session, operator(), workspaces.get(session, "globex"), "rio@acme.test", Role.MEMBER)
     path = f"/invite/{token}"
     stranger = cast.stranger()
     stranger.get(path)
@@ -519,7 +614,7 @@ def test_who_has_joined_is_told_so_though_signing_in_is_held_up(
 ) -> None:
     """Others behind the same address may have used up its tries."""
     with database.transaction() as session:
-        token = members.invite(session, operator(), workspaces.get(session, "acme"), "kim@acme.test", Role.MEMBER)
+        token = invitations.issue(session, operator(), workspaces.get(session, "acme"), "kim@acme.test", Role.MEMBER)
     kim, path = cast.stranger("kim"), f"/invite/{token}"
     kim.get(path)
     cast.stranger().sign_in("wrong password here")
@@ -538,7 +633,7 @@ def test_a_one_time_link_is_in_no_log_whatever_breaks(
     def break_down(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(members, "open_invitation", break_down)
+    monkeypatch.setattr(invitations, "get_by_token", break_down)
     monkeypatch.setattr(passwords, "open_reset", break_down)
     token = "t0ken" * 8 + "end"
     assert cast.stranger().get(f"/{what}/{token}").status_code == 500

@@ -358,6 +358,13 @@ def test_over_https_only_this_origin_and_this_host_count(secure: FlaskClient) ->
         assert secure.get("/login", base_url=SITE, environ_overrides={"HTTP_HOST": host}).status_code == 400
 
 
+def test_over_https_a_fragment_knows_its_page_though_the_proxy_does_not_speak_of_tls(secure: FlaskClient) -> None:
+    del secure.environ_base["HTTP_X_FORWARDED_PROTO"]
+    on_page = HTMX | {"HX-Current-URL": f"{SITE}{KEYS}?owner=all"}
+    reply = secure.get(KEYS, base_url="http://keys.example.org", headers=on_page)
+    assert reply.headers["HX-Redirect"] == f"/login?next={KEYS}?owner%3Dall"
+
+
 # --- Repeated fields ------------------------------------------------------------------------------------------------
 
 

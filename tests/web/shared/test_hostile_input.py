@@ -14,7 +14,7 @@ from werkzeug.test import TestResponse
 
 from portal.demo import PASSWORD
 from portal.rules.access import Role
-from portal.services import members, workspaces
+from portal.services import invitations, workspaces
 from portal.services.actor import operator
 from portal.store.database import Database
 from tests.cast import HTMX, Cast, MadeKey, Person
@@ -39,7 +39,7 @@ def key(cast: Cast) -> MadeKey:
 def invitation(database: Database) -> str:
     with database.transaction() as session:
         acme = workspaces.get(session, "acme")
-        return "/invite/" + members.invite(session, operator(), acme, "kim@acme.test", Role.MEMBER)
+        return "/invite/" + invitations.issue(session, operator(), acme, "kim@acme.test", Role.MEMBER)
 
 
 @pytest.fixture(scope="module")
