@@ -7,7 +7,7 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, Select, SelectBase, or_, select, union_all
 
 from portal.rules.errors import Forbidden, NotFound
-from portal.services import audit
+from portal.services import audit, key_views
 from portal.services.actor import Actor
 from portal.services.audit import Event, Verdict
 from portal.services.members import Seat
@@ -190,8 +190,8 @@ def _sign_ins(seat: Seat) -> ColumnElement[bool]:
 
 def _keys_called(session: Session, seat: Seat, called: str) -> list[str]:
     """Find keys of the workspace by id or by the end of their hint; what a seat may not see, its events leave out."""
-    is_it = ApiKey.public_id == called if called.startswith("key_") else ApiKey.last_four == called[-4:]
-    return list(session.scalars(select(ApiKey.public_id).where(ApiKey.workspace_id == seat.workspace.id, is_it)))
+    those = (ApiKey.workspace_id == seat.workspace.id, key_views.is_called(called))
+    return list(session.scalars(select(ApiKey.public_id).where(*those)))
 
 
 def people_of(session: Session, seat: Seat) -> list[Member]:

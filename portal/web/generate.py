@@ -241,6 +241,7 @@ def _choices(planned: Plan, add: str = "") -> dict[str, Any]:
         "matrix": [_matrix_row(planned, shelf) for shelf in listed],
         "hidden_solutions": len(planned.shelves) - len(listed),
         "admins": admins,
+        "key_prefix": keyring().format.prefix,
         "expiries": expiries(),
         "max_days": seat().workspace.max_key_days,
         "added": {add} & kept,
