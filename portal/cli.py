@@ -255,7 +255,7 @@ def register(app: Flask, settings: Settings, database: Database) -> None:
             audit.sum_up(session, now)
             letters, count = notices.write_due(session, now, settings.keyring, settings.base_url)
         click.echo(f"{_counted(letters, 'mail')} written about {_counted(count, 'key')}.")
-        sent, failed = outbox.send_waiting(database, mail.mailer(settings), now)
+        sent, failed = outbox.send_waiting(database, mail.mailer(settings))
         where = "" if settings.smtp_url else f" to the folder {settings.mail_folder}"
         click.echo(f"{_counted(sent, 'mail')} sent{where}.")
         if failed:
