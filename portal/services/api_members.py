@@ -90,7 +90,7 @@ def list_for(session: Session, actor: Actor, seat: Seat, *, state: str, number: 
 def _key_facts(now: datetime) -> tuple[Any, Any]:
     active = (
         select(ApiKey.member_id, func.count().label("count"))
-        .where(*offboarding.active_at(now))
+        .where(*ApiKey.active_at(now))
         .group_by(ApiKey.member_id)
         .subquery()
     )
@@ -276,12 +276,12 @@ def delete(session: Session, actor: Actor, public_id: str, *, typed: str) -> Mem
     seat, member = _hold(session, actor, public_id, Event.MEMBER_REMOVED)
     standing = select(ApiKey).where(ApiKey.member_id == member.id, ApiKey.revoked_at.is_(None)).order_by(ApiKey.id)
     keys = list(session.scalars(standing.with_for_update()))
-    active = session.scalar(select(func.count()).where(ApiKey.member_id == member.id, *offboarding.active_at(actor.at)))
+    active = session.scalar(select(func.count()).where(ApiKey.member_id == member.id, *ApiKey.active_at(actor.at)))
     if active and member.is_active and text.fold(text.clean_line(typed) or "") != text.fold(member.name):
         raise Invalid({"name": f"Type {member.name} exactly to delete it."})
     for key in keys:
         key.revoked_at, key.revoked_by_id = actor.at, seat.member.id
-        offboarding.tell_of_key(session, actor, Event.KEY_DELETED, key, member, "its API member was deleted")
+        members.tell_of_key(session, actor, Event.KEY_DELETED, key, member, {"reason": "its API member was deleted"})
     member.removed_at = actor.at
     members.tell(session, actor, Event.MEMBER_REMOVED, member, {"kind": "api", "keys": len(keys)})
     return member

@@ -332,16 +332,23 @@ def stop_keys(session: Session, actor: Actor, member: Member, reason: str) -> li
     for key in found:
         key.deactivated_at = actor.at
         key.deactivated_by_id = by_id
-        audit.record(
-            session,
-            actor,
-            Event.KEY_DEACTIVATED,
-            workspace_id=member.workspace_id,
-            target_id=key.public_id,
-            target_name=f"{key.name} (…{key.last_four})",
-            details={"reason": reason, "environment": key.environment, "owner": member.public_id},
-        )
+        tell_of_key(session, actor, Event.KEY_DEACTIVATED, key, member, {"reason": reason})
     return found
+
+
+def tell_of_key(
+    session: Session, actor: Actor, event: Event, key: ApiKey, owner: Member, details: dict[str, Any]
+) -> None:
+    """Write what happened to a member's key into the audit log."""
+    audit.record(
+        session,
+        actor,
+        event,
+        workspace_id=key.workspace_id,
+        target_id=key.public_id,
+        target_name=key.label,
+        details={"environment": key.environment, "owner": owner.public_id, **details},
+    )
 
 
 def tell(session: Session, actor: Actor, event: Event, member: Member, details: dict[str, Any]) -> None:

@@ -4,13 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, func, or_, select
+from sqlalchemy import func, or_, select
 
 from portal.rules.access import AccessLevel, Role, Scope, level_of
 from portal.rules.credentials import Keyring
-from portal.services import activity, audit, key_views, members
+from portal.services import activity, key_views, members
 from portal.services.actor import Actor
-from portal.services.audit import Event
 from portal.services.key_views import KeyView
 from portal.services.members import Seat
 from portal.services.usage import ACCEPTED
@@ -63,7 +62,7 @@ def keys_at_risk(session: Session, actor: Actor, seat: Seat, keyring: Keyring, m
     """List a member's active keys, those in use first, with what each is used for."""
     rows = session.scalars(
         key_views.visible_to(seat)
-        .where(ApiKey.member_id == member.id, *active_at(actor.at))
+        .where(ApiKey.member_id == member.id, *ApiKey.active_at(actor.at))
         .order_by(ApiKey.last_used_at.desc().nulls_last(), ApiKey.id)
         .limit(_MOST)
     ).all()
@@ -97,16 +96,6 @@ def losses(at_risk: Sequence[KeyAtRisk], levels: Mapping[str, AccessLevel]) -> l
     return [Loss(each.key, lost, len(lost) == len(each.scopes)) for each, lost in found if lost]
 
 
-def active_at(now: datetime) -> tuple[ColumnElement[bool], ...]:
-    """Give the conditions under which a key is active, its owner's state aside."""
-    return (
-        ApiKey.revoked_at.is_(None),
-        ApiKey.deactivated_at.is_(None),
-        or_(ApiKey.retires_at.is_(None), ApiKey.retires_at > now),
-        or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now),
-    )
-
-
 def access_of(session: Session, found: Sequence[Member]) -> dict[int, dict[str, AccessLevel]]:
     """Read what several members may do, by solution name; solutions without access are left out."""
     access: dict[int, dict[str, AccessLevel]] = {member.id: {} for member in found}
@@ -120,19 +109,6 @@ def access_of(session: Session, found: Sequence[Member]) -> dict[int, dict[str, 
     for member_id, role, name, level in rows:
         access[member_id][name] = level_of(Role(role), AccessLevel(level) if level else None)
     return access
-
-
-def tell_of_key(session: Session, actor: Actor, event: Event, key: ApiKey, member: Member, reason: str) -> None:
-    """Write into the audit log what happened to a key because of its member."""
-    audit.record(
-        session,
-        actor,
-        event,
-        workspace_id=key.workspace_id,
-        target_id=key.public_id,
-        target_name=f"{key.name} (…{key.last_four})",
-        details={"reason": reason, "environment": key.environment, "owner": member.public_id},
-    )
 
 
 def api_members_led_by(session: Session, member: Member) -> list[Member]:

@@ -335,7 +335,7 @@ def mark_fine(session: Session, actor: Actor, key_id: str, finding: Finding, not
         actor,
         Event.KEY_REVIEWED,
         target_id=key.public_id,
-        target_name=f"{key.name} (…{key.last_four})",
+        target_name=key.label,
         details={"finding": str(finding), "note": clean, "until": (actor.at + QUIET).isoformat()},
     )
     return key.name

@@ -114,7 +114,7 @@ def rotate_itself(
     """
     actor, old = keys.hold_itself(session, actor, key_pk)
     if not old.self_rotate:
-        attempt = Attempt(Event.KEY_ROTATED, old.public_id, f"{old.name} (…{old.last_four})")
+        attempt = Attempt(Event.KEY_ROTATED, old.public_id, old.label)
         raise Forbidden(NOT_ITSELF, code="rotation_not_allowed", attempt=attempt)
     scopes = key_views.scopes_of(session, [old]).get(old.id, [])
     if lost := [scope.text for scope in scopes if not scope.effective]:
