@@ -201,8 +201,8 @@ def successor_of(session: Session, key: ApiKey) -> ApiKey | None:
 def verdict_on(session: Session, old: ApiKey, new: ApiKey | None, now: datetime) -> Verdict:
     """Say whether the old key of a rotation may go, and who still uses it."""
     begun = old.rotated_at or (new.created_at if new else now)
-    last_at = activity.impact_of(session, old, now).last_at
-    new_count = activity.accepted_since(session, new, begun) if new else 0
+    last_at = activity.last_use_of(session, old)
+    new_count = activity.accepted_after(session, new, begun)[0] if new else 0
     seen = activity.callers_of(session, old, now, since=begun, limit=_CALLERS)
     with_new = activity.callers_of(session, new, now, since=begun, limit=_CALLERS) if new and seen else []
     after = {(each.address, each.client): each for each in with_new}
