@@ -17,7 +17,6 @@ from portal.services.actor import Actor
 from portal.services.audit import Event
 from portal.services.key_lists import UNUSED
 from portal.services.members import Seat
-from portal.services.offboarding import KeyAtRisk
 from portal.store.models import Access, ApiKey, Member, Workspace
 
 LIMIT = 200  # in a workspace
@@ -285,11 +284,6 @@ def delete(session: Session, actor: Actor, public_id: str, *, typed: str) -> Mem
     member.removed_at = actor.at
     members.tell(session, actor, Event.MEMBER_REMOVED, member, {"kind": "api", "keys": len(keys)})
     return member
-
-
-def keys_of(session: Session, actor: Actor, seat: Seat, keyring: Keyring, member: Member) -> list[KeyAtRisk]:
-    """List what stops when an API member does: its active keys and what they were used for."""
-    return offboarding.keys_at_risk(session, actor, seat, keyring, member)
 
 
 def _hold(session: Session, actor: Actor, public_id: str, event: Event) -> tuple[Seat, Member]:

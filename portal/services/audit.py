@@ -298,13 +298,14 @@ _HEAD = select(AuditHead.seq, AuditHead.hash).where(AuditHead.chain == bindparam
 _ADD = insert(AuditEvent)
 _MOVE_HEAD = update(AuditHead).where(AuditHead.chain == bindparam("of"))
 _CHUNK = 500  # rows that the check reads at once
+_HISTORY = 100  # events of one thing that are listed
 _BEGIN = text("INSERT INTO audit_head (chain, seq, hash) VALUES (:chain, 0, :hash) ON CONFLICT DO NOTHING")
 
 
-def history_of(session: Session, workspace_id: int, target_id: str, limit: int = 100) -> list[AuditEvent]:
+def history_of(session: Session, workspace_id: int, target_id: str) -> list[AuditEvent]:
     """List what was done or refused with one thing, newest first."""
     here = (AuditEvent.workspace_id == workspace_id, AuditEvent.target_id == target_id)
-    return list(session.scalars(select(AuditEvent).where(*here).order_by(AuditEvent.id.desc()).limit(limit)))
+    return list(session.scalars(select(AuditEvent).where(*here).order_by(AuditEvent.id.desc()).limit(_HISTORY)))
 
 
 def done_with_key(session: Session, target_id: str) -> set[str]:

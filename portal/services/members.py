@@ -20,6 +20,7 @@ from portal.store.models import Access, Account, ApiKey, App, Invitation, Member
 ADMINS_ONLY = "Only administrators change people’s roles and access."
 ACTIVE = (Member.deactivated_at.is_(None), Member.removed_at.is_(None))
 INVITATION_LIFE = timedelta(days=7)
+_ADMINS_NAMED, _GRANTERS_NAMED = 2, 3  # in "ask …"
 _MEANWHILE = "An account was made for this address a moment ago. Open the link again and sign in with it."
 
 
@@ -182,14 +183,14 @@ def apps_of(session: Session, seat: Seat) -> Sequence[Row[tuple[int, str, int]]]
 _APPS = select(App.id, App.slug, App.solution_id).where(App.workspace_id == _HERE).order_by(App.slug)
 
 
-def admin_names(session: Session, workspace_id: int, limit: int = 2) -> list[str]:
+def admin_names(session: Session, workspace_id: int) -> list[str]:
     """Name a few administrators, for "ask …"."""
     statement = select(Member.name).where(Member.workspace_id == workspace_id, Member.role == Role.ADMIN, *ACTIVE)
-    return list(session.scalars(statement.order_by(Member.id).limit(limit)))
+    return list(session.scalars(statement.order_by(Member.id).limit(_ADMINS_NAMED)))
 
 
 def granters(
-    session: Session, seat: Seat, solution_ids: Collection[int], *, for_api_member: bool, limit: int = 3
+    session: Session, seat: Seat, solution_ids: Collection[int], *, for_api_member: bool
 ) -> dict[int, list[str]]:
     """Name a few people who can hand out access, by solution: to humans administrators, to API members leads too."""
     manages = (
@@ -206,7 +207,7 @@ def granters(
         .order_by(Member.role.desc(), Member.id)  # leads before administrators, who are asked by everybody
     )
     found = session.execute(statement).all()
-    return {each: [name for name, where in found if where in (each, None)][:limit] for each in solution_ids}
+    return {each: [name for name, where in found if where in (each, None)][:_GRANTERS_NAMED] for each in solution_ids}
 
 
 def is_lead_now() -> ColumnElement[bool]:

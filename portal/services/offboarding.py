@@ -55,7 +55,6 @@ class Loss:
 
     key: KeyView
     scopes: list[UsedScope]
-    is_all: bool
 
 
 def keys_at_risk(session: Session, actor: Actor, seat: Seat, keyring: Keyring, member: Member) -> list[KeyAtRisk]:
@@ -92,8 +91,7 @@ def keys_at_risk(session: Session, actor: Actor, seat: Seat, keyring: Keyring, m
 
 def losses(at_risk: Sequence[KeyAtRisk], levels: Mapping[str, AccessLevel]) -> list[Loss]:
     """Say which keys lose what at these levels by solution slug."""
-    found = [(each, each.lost_at(levels)) for each in at_risk]
-    return [Loss(each.key, lost, len(lost) == len(each.scopes)) for each, lost in found if lost]
+    return [Loss(each.key, lost) for each in at_risk if (lost := each.lost_at(levels))]
 
 
 def access_of(session: Session, found: Sequence[Member]) -> dict[int, dict[str, AccessLevel]]:
