@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Select, Subquery, bindparam, case, func, s
 from portal.rules.errors import Refusal
 from portal.services.usage import ACCEPTED
 from portal.store.database import Session, read
-from portal.store.models import ApiKey, App, FirstRequest, KeyCaller, RefusedRequest, Usage
+from portal.store.models import ApiKey, App, FirstRequest, KeyCaller, RefusedRequest, Usage, hour_of
 
 RECENT_DAYS = 14
 _HOUR = timedelta(hours=1)
@@ -159,11 +159,6 @@ def is_busy(session: Session, key: ApiKey, now: datetime) -> bool:
         Usage.last_at > since,
     )
     return session.scalar(select(Usage.key_id).where(*recent).limit(1)) is not None
-
-
-def hour_of(moment: datetime) -> int:
-    """Number a moment's hour, counted from 1970 in UTC."""
-    return int(moment.timestamp()) // 3600
 
 
 def callers_of(

@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, Select, and_, exists, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from portal.rules import credentials, text
-from portal.rules.access import AccessLevel, Role, may_grant
+from portal.rules.access import AccessLevel, Levels, Role, may_grant
 from portal.rules.credentials import KEY_SHAPED, Keyring
 from portal.rules.errors import Attempt, Conflict, Forbidden, Invalid, NeedsProof, NotFound
 from portal.services import members, offboarding
@@ -23,8 +23,6 @@ LIMIT = 200  # in a workspace
 FILTERS = ("", "no-keys", "unused", "deactivated", "unmanaged")
 LEADS_ONLY = "Only team leads and administrators manage API members."
 STALE = "Somebody changed “{}” a moment ago. Nothing was saved. Look at it again."
-
-Levels = Mapping[str, AccessLevel]  # by solution slug
 
 
 # --- Looking --------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from portal.rules.credentials import KEY_SHAPED, new_id
 from portal.rules.errors import PortalError
 from portal.services.actor import Actor, Means
 from portal.store.database import Database
-from portal.store.models import AuditEvent, AuditHead, RefusalCount
+from portal.store.models import AuditEvent, AuditHead, RefusalCount, hour_of
 
 
 class Event(StrEnum):
@@ -133,7 +133,7 @@ def refuse(
     So a flood of refusals, from one or from many, cannot fill the disk, nor push what matters out of sight. `apart`
     tells attempts of one actor apart that are counted by themselves.
     """
-    chain, hour = actor.workspace_id or 0, _hour(actor.at)
+    chain, hour = actor.workspace_id or 0, hour_of(actor.at)
     who = (actor.public_id or actor.address or "?")[: 24 if apart else 45] + (f"|{apart}"[:20] if apart else "")
     this_hour = (RefusalCount.chain == chain, RefusalCount.action == action, RefusalCount.hour == hour)
     told_to_all, known, is_known = session.execute(
@@ -155,7 +155,7 @@ def refuse(
 
 def sum_up(session: Session, now: datetime) -> None:
     """Tell in one row each of the refusals of past hours that were only counted."""
-    past = select(RefusalCount).where(RefusalCount.hour < _hour(now))
+    past = select(RefusalCount).where(RefusalCount.hour < hour_of(now))
     in_order = past.order_by(RefusalCount.chain, RefusalCount.who, RefusalCount.action, RefusalCount.hour)
     for counted in session.scalars(in_order.with_for_update()).all():
         if counted.count > counted.told:
@@ -168,10 +168,6 @@ def sum_up(session: Session, now: datetime) -> None:
             target = who if who.startswith("key_") else None
             _write(session, actor, counted.action, "refused", None, target, f"{more:,} more attempts", details)
         session.delete(counted)
-
-
-def _hour(moment: datetime) -> int:
-    return int(moment.timestamp()) // 3600
 
 
 _COUNT = text("""

@@ -141,7 +141,7 @@ def first_draft(
     """
     draft = Draft(
         owner=owner or seat.member.public_id,
-        form_id=new_id("form"),
+        form_id=new_form_id(),
         scopes=[add] if Scope.parse(add) else [],
         expires=policy.nearest(seat.workspace, Lifetime.DAYS_90),
     )

@@ -8,13 +8,13 @@ from sqlalchemy import func, or_, select
 
 from portal.rules.access import AccessLevel, Role, Scope, level_of
 from portal.rules.credentials import Keyring
-from portal.services import activity, key_views, members
+from portal.services import key_views, members
 from portal.services.actor import Actor
 from portal.services.key_views import KeyView
 from portal.services.members import Seat
 from portal.services.usage import ACCEPTED
 from portal.store.database import Session
-from portal.store.models import Access, ApiKey, App, Member, Solution, Usage
+from portal.store.models import Access, ApiKey, App, Member, Solution, Usage, hour_of
 
 _MOST = 100  # keys that are shown: a member has twenty, and those that are being replaced
 _COUNTED = timedelta(days=30)
@@ -137,7 +137,7 @@ def _used_today(session: Session, key_ids: Sequence[int], now: datetime) -> dict
         .where(
             Usage.key_id.in_(key_ids),
             Usage.outcome == ACCEPTED,
-            Usage.hour >= activity.hour_of(since),
+            Usage.hour >= hour_of(since),
             Usage.last_at > since,
         )
         .group_by(Usage.key_id)
@@ -152,7 +152,7 @@ def _used(session: Session, key_ids: Sequence[int], now: datetime) -> dict[tuple
             Usage.key_id.in_(key_ids),
             Usage.outcome == ACCEPTED,
             Usage.scope != "",
-            Usage.hour >= activity.hour_of(now - _COUNTED),
+            Usage.hour >= hour_of(now - _COUNTED),
         )
         .group_by(Usage.key_id, Usage.scope)
     )

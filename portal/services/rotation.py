@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import or_, select
 
 from portal.rules.access import Scope
-from portal.rules.credentials import Keyring, PlainKey, new_id
+from portal.rules.credentials import Keyring, PlainKey
 from portal.rules.errors import AlreadyShown, Attempt, Conflict, Forbidden, Invalid, KeyRefused, NotFound, Refusal
 from portal.rules.lifetimes import Lifetime, Overlap, extended, overlap_end
 from portal.services import activity, key_views, keys, members, policy
@@ -161,7 +161,7 @@ def draft_rotation(session: Session, actor: Actor, seat: Seat, key_id: str) -> D
         environment=key.environment,
         scopes=[view.text for view in key_views.scopes_of(session, [key]).get(key.id, []) if view.effective],
         expires=policy.nearest(seat.workspace, Lifetime.like(key.created_at, key.expires_at)),
-        form_id=new_id("form"),
+        form_id=keys.new_form_id(),
         replaces=key.public_id,
         self_rotate=key.self_rotate,
     )

@@ -261,6 +261,11 @@ class KeyScope(Base):
     action: Mapped[str] = mapped_column(String(5), primary_key=True)
 
 
+def hour_of(moment: datetime) -> int:
+    """Number a moment's hour, counted from 1970 in UTC."""
+    return int(moment.timestamp()) // 3600
+
+
 class Usage(Base):
     """How often a key was used in one hour, in one way, from one place. `hour` counts from 1970 in UTC."""
 

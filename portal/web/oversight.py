@@ -26,7 +26,6 @@ from portal.web.display import zone_of
 from portal.web.door import VERIFY
 from portal.web.guards import View, actor, in_workspace, recently_proved, seat
 from portal.web.http import answer, page_or_fragment, portal, public_id, reading, reading_much, transaction
-from portal.web.introspection import INTROSPECT
 from portal.web.keys import keyring
 
 pages = Blueprint("oversight", __name__, url_prefix="/w/<slug:ws>")
@@ -312,8 +311,8 @@ def _explanation(found: Explanation) -> dict[str, Any]:
 _ASKED_BY = {
     VERIFY: "A reverse proxy asked about the key at /verify before it let the program’s request through. Which address "
     "the program called stands in the proxy’s own log.",
-    INTROSPECT: "A product of yours asked about the key at /oauth/introspect, and was told that it is not active. What "
-    "it then answered the program stands in its own log.",
+    refusals.INTROSPECTION: "A product of yours asked about the key at /oauth/introspect, and was told that it is not "
+    "active. What it then answered the program stands in its own log.",
 }
 
 
