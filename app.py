@@ -12,6 +12,7 @@ from flask_wtf.csrf import CSRFProtect
 from werkzeug.routing import BaseConverter
 
 from portal import cli, logs
+from portal.rules.access import SLUG
 from portal.services.key_check import KeyCheck
 from portal.services.rate_limit import RateLimit
 from portal.services.readiness import Readiness
@@ -55,7 +56,7 @@ ROOT = Path(__file__).parent
 class Slug(BaseConverter):
     """A workspace's, solution's or app's name in a path."""
 
-    regex = "[a-z][a-z0-9-]{1,39}"
+    regex = SLUG.pattern
 
 
 class PublicId(BaseConverter):

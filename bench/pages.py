@@ -32,11 +32,10 @@ from app import create_app  # noqa: E402
 from portal.rules.access import Action, Environment  # noqa: E402
 from portal.rules.credentials import Keyring, new_id  # noqa: E402
 from portal.services import audit  # noqa: E402
-from portal.services.activity import hour_of  # noqa: E402
 from portal.services.actor import Actor, Means  # noqa: E402
 from portal.services.audit import Event  # noqa: E402
 from portal.store.database import Database  # noqa: E402
-from portal.store.models import Access, ApiKey, App, KeyScope, Member, Solution, Workspace  # noqa: E402
+from portal.store.models import Access, ApiKey, App, KeyScope, Member, Solution, Workspace, hour_of  # noqa: E402
 from tests.cast import Cast, Person  # noqa: E402
 from tests.databases import KINDS, migrated_template  # noqa: E402
 

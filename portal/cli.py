@@ -294,7 +294,7 @@ def notify() -> None:
         audit.sum_up(session, now)
         letters, count = notices.write_due(session, now, settings.keyring, settings.base_url)
     click.echo(f"{_counted(letters, 'mail')} written about {_counted(count, 'key')}.")
-    sent, failed = outbox.send_waiting(portal().database, mail.mailer(settings), now)
+    sent, failed = outbox.send_waiting(portal().database, mail.mailer(settings))
     where = "" if settings.smtp_url else f" to the folder {settings.mail_folder}"
     click.echo(f"{_counted(sent, 'mail')} sent{where}.")
     if failed:

@@ -60,10 +60,10 @@ class Numbers:
         self._lock = threading.Lock()
         self._folder = folder
 
-    def add(self, name: str, labels: str = "", by: float = 1) -> None:
+    def add(self, name: str, labels: str = "") -> None:
         """Count."""
         with self._lock:
-            self._values[self._place(f"{name}|{labels}")] += by
+            self._values[self._place(f"{name}|{labels}")] += 1
 
     def set(self, name: str, value: float) -> None:
         """Say what a gauge shows."""

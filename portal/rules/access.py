@@ -58,6 +58,7 @@ _ACTIONS = {
     AccessLevel.FULL: _BOTH,
     AccessLevel.MANAGE: _BOTH,
 }
+Levels = Mapping[str, AccessLevel]  # by solution slug
 
 
 @dataclass(frozen=True, order=True, slots=True)

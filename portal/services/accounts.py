@@ -149,7 +149,7 @@ def _check_limits(session: Session, email_hash: bytes, prefix: str, now: datetim
     return PAIR_LIMIT - 1 - int(counts[0])
 
 
-def _forgive(session: Session, attempt: Attempt, now: datetime) -> None:
+def take_back(session: Session, attempt: Attempt, now: datetime) -> None:
     """Take back the try that was right, and the earlier ones of the same account and prefix for the short limit."""
     _take_turns(session)
     session.execute(delete(SignInFailure).where(SignInFailure.id == attempt.failure_id))
@@ -163,11 +163,6 @@ def _forgive(session: Session, attempt: Attempt, now: datetime) -> None:
 def verify_account(account: Account, password: str) -> bool:
     """Say whether this is the account's password; the caller has counted the try."""
     return credentials.verify_password(account.password_hash, password)
-
-
-def take_back(session: Session, attempt: Attempt, now: datetime) -> None:
-    """Take a counted try back that was right, without starting anything."""
-    _forgive(session, attempt, now)
 
 
 def sign_in(session: Session, actor: Actor, attempt: Attempt, password: str, client: str) -> tuple[UserSession, str]:
@@ -201,7 +196,7 @@ def confirm(session: Session, attempt: Attempt, now: datetime) -> Account:
     standing = select(Account.password_hash).where(Account.id == account.id).with_for_update(key_share=True)
     if session.scalar(standing) != account.password_hash:
         raise Conflict("The password was changed a moment ago. Try again.")
-    _forgive(session, attempt, now)
+    take_back(session, attempt, now)
     return account
 
 

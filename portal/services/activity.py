@@ -11,12 +11,13 @@ from sqlalchemy import ColumnElement, Select, Subquery, bindparam, case, func, s
 from portal.rules.errors import Refusal
 from portal.services.usage import ACCEPTED
 from portal.store.database import Session, read
-from portal.store.models import ApiKey, App, FirstRequest, KeyCaller, RefusedRequest, Usage
+from portal.store.models import ApiKey, App, FirstRequest, KeyCaller, RefusedRequest, Usage, hour_of
 
 RECENT_DAYS = 14
 _HOUR = timedelta(hours=1)
 _CALLERS = 5
 _MOST_CALLERS = 50
+_DENIALS = 20  # kinds of refused requests that are listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +131,7 @@ def impact_of(session: Session, key: ApiKey, now: datetime) -> Impact:
         if action == "write":
             writes[app] += int(row.times)
     names = _app_names(session, key.workspace_id, writes)
-    last_at = session.scalar(select(func.max(KeyCaller.last_at)).where(KeyCaller.key_id == key.id))
-    last_at = last_at or key.last_used_at
+    last_at = last_use_of(session, key)
     return Impact(
         total=sum(int(row.times) for row in rows),
         last_at=last_at,
@@ -141,6 +141,12 @@ def impact_of(session: Session, key: ApiKey, now: datetime) -> Impact:
         quiet_30d=last_at is None or now - last_at > timedelta(days=30),
         refused=0 if last_at else refusals_of(session, key),
     )
+
+
+def last_use_of(session: Session, key: ApiKey) -> datetime | None:
+    """Find when a key was last accepted."""
+    latest = select(func.max(KeyCaller.last_at)).where(KeyCaller.key_id == key.id)
+    return session.scalar(latest) or key.last_used_at
 
 
 def is_busy(session: Session, key: ApiKey, now: datetime) -> bool:
@@ -153,11 +159,6 @@ def is_busy(session: Session, key: ApiKey, now: datetime) -> bool:
         Usage.last_at > since,
     )
     return session.scalar(select(Usage.key_id).where(*recent).limit(1)) is not None
-
-
-def hour_of(moment: datetime) -> int:
-    """Number a moment's hour, counted from 1970 in UTC."""
-    return int(moment.timestamp()) // 3600
 
 
 def callers_of(
@@ -230,7 +231,7 @@ def buckets(session: Session, key: ApiKey, now: datetime, span: timedelta) -> li
     ]
 
 
-def denials(session: Session, key: ApiKey, limit: int = 20) -> list[Denial]:
+def denials(session: Session, key: ApiKey) -> list[Denial]:
     """List a key's refused requests of the last 30 days, like ones as one, latest first."""
     rows = session.scalars(
         select(RefusedRequest).where(RefusedRequest.key_id == key.id).order_by(RefusedRequest.id.desc()).limit(1000)
@@ -251,7 +252,7 @@ def denials(session: Session, key: ApiKey, limit: int = 20) -> list[Denial]:
             count=len(found),
             request_id=found[0].request_id,
         )
-        for found in list(grouped.values())[:limit]
+        for found in list(grouped.values())[:_DENIALS]
     ]
 
 
@@ -314,19 +315,6 @@ def refused_since_its_end(session: Session, key: ApiKey) -> list[CallerSeen]:
         .limit(_MOST_CALLERS)
     )
     return [CallerSeen(*row) for row in rows]
-
-
-def accepted_since(session: Session, key: ApiKey, since: datetime) -> int:
-    """Count the requests that a key was accepted with since a moment."""
-    rows = session.scalar(
-        select(func.sum(Usage.count)).where(
-            Usage.key_id == key.id,
-            Usage.outcome == ACCEPTED,
-            Usage.hour >= hour_of(since),
-            Usage.first_at > since,
-        )
-    )
-    return int(rows or 0)
 
 
 def _app_names(session: Session, workspace_id: int, slugs: Iterable[str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, Select, and_, exists, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from portal.rules import credentials, text
-from portal.rules.access import AccessLevel, Role, may_grant
+from portal.rules.access import AccessLevel, Levels, Role, may_grant
 from portal.rules.credentials import Keyring
 from portal.rules.errors import Attempt, Conflict, Forbidden, Invalid, NeedsProof, NotFound
 from portal.services import members, offboarding
@@ -17,15 +17,12 @@ from portal.services.actor import Actor
 from portal.services.audit import Event
 from portal.services.key_lists import UNUSED
 from portal.services.members import Seat
-from portal.services.offboarding import KeyAtRisk
 from portal.store.models import Access, ApiKey, Member, Workspace
 
 LIMIT = 200  # in a workspace
 FILTERS = ("", "no-keys", "unused", "deactivated", "unmanaged")
 LEADS_ONLY = "Only team leads and administrators manage API members."
 STALE = "Somebody changed “{}” a moment ago. Nothing was saved. Look at it again."
-
-Levels = Mapping[str, AccessLevel]  # by solution slug
 
 
 # --- Looking --------------------------------------------------------------------------------------------------------
@@ -90,7 +87,7 @@ def list_for(session: Session, actor: Actor, seat: Seat, *, state: str, number: 
 def _key_facts(now: datetime) -> tuple[Any, Any]:
     active = (
         select(ApiKey.member_id, func.count().label("count"))
-        .where(*offboarding.active_at(now))
+        .where(*ApiKey.active_at(now))
         .group_by(ApiKey.member_id)
         .subquery()
     )
@@ -276,20 +273,15 @@ def delete(session: Session, actor: Actor, public_id: str, *, typed: str) -> Mem
     seat, member = _hold(session, actor, public_id, Event.MEMBER_REMOVED)
     standing = select(ApiKey).where(ApiKey.member_id == member.id, ApiKey.revoked_at.is_(None)).order_by(ApiKey.id)
     keys = list(session.scalars(standing.with_for_update()))
-    active = session.scalar(select(func.count()).where(ApiKey.member_id == member.id, *offboarding.active_at(actor.at)))
+    active = session.scalar(select(func.count()).where(ApiKey.member_id == member.id, *ApiKey.active_at(actor.at)))
     if active and member.is_active and text.fold(text.clean_line(typed) or "") != text.fold(member.name):
         raise Invalid({"name": f"Type {member.name} exactly to delete it."})
     for key in keys:
         key.revoked_at, key.revoked_by_id = actor.at, seat.member.id
-        offboarding.tell_of_key(session, actor, Event.KEY_DELETED, key, member, "its API member was deleted")
+        members.tell_of_key(session, actor, Event.KEY_DELETED, key, member, {"reason": "its API member was deleted"})
     member.removed_at = actor.at
     members.tell(session, actor, Event.MEMBER_REMOVED, member, {"kind": "api", "keys": len(keys)})
     return member
-
-
-def keys_of(session: Session, actor: Actor, seat: Seat, keyring: Keyring, member: Member) -> list[KeyAtRisk]:
-    """List what stops when an API member does: its active keys and what they were used for."""
-    return offboarding.keys_at_risk(session, actor, seat, keyring, member)
 
 
 def _hold(session: Session, actor: Actor, public_id: str, event: Event) -> tuple[Seat, Member]:

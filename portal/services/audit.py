@@ -19,7 +19,7 @@ from portal.rules.credentials import KEY_SHAPED, new_id
 from portal.rules.errors import PortalError
 from portal.services.actor import Actor, Means
 from portal.store.database import Database
-from portal.store.models import AuditEvent, AuditHead, RefusalCount
+from portal.store.models import AuditEvent, AuditHead, RefusalCount, hour_of
 
 
 class Event(StrEnum):
@@ -133,7 +133,7 @@ def refuse(
     So a flood of refusals, from one or from many, cannot fill the disk, nor push what matters out of sight. `apart`
     tells attempts of one actor apart that are counted by themselves.
     """
-    chain, hour = actor.workspace_id or 0, _hour(actor.at)
+    chain, hour = actor.workspace_id or 0, hour_of(actor.at)
     who = (actor.public_id or actor.address or "?")[: 24 if apart else 45] + (f"|{apart}"[:20] if apart else "")
     this_hour = (RefusalCount.chain == chain, RefusalCount.action == action, RefusalCount.hour == hour)
     told_to_all, known, is_known = session.execute(
@@ -155,7 +155,7 @@ def refuse(
 
 def sum_up(session: Session, now: datetime) -> None:
     """Write one row for each past hour, actor and action whose refusals were only counted, and drop the counter."""
-    past = select(RefusalCount).where(RefusalCount.hour < _hour(now))
+    past = select(RefusalCount).where(RefusalCount.hour < hour_of(now))
     in_order = past.order_by(RefusalCount.chain, RefusalCount.who, RefusalCount.action, RefusalCount.hour)
     for counted in session.scalars(in_order.with_for_update()).all():
         if counted.count > counted.told:
@@ -168,10 +168,6 @@ def sum_up(session: Session, now: datetime) -> None:
             target = who if who.startswith("key_") else None
             _write(session, actor, counted.action, "refused", None, target, f"{more:,} more attempts", details)
         session.delete(counted)
-
-
-def _hour(moment: datetime) -> int:
-    return int(moment.timestamp()) // 3600
 
 
 _COUNT = text("""
@@ -298,13 +294,14 @@ _HEAD = select(AuditHead.seq, AuditHead.hash).where(AuditHead.chain == bindparam
 _ADD = insert(AuditEvent)
 _MOVE_HEAD = update(AuditHead).where(AuditHead.chain == bindparam("of"))
 _CHUNK = 500  # rows that the check reads at once
+_HISTORY = 100  # events of one thing that are listed
 _BEGIN = text("INSERT INTO audit_head (chain, seq, hash) VALUES (:chain, 0, :hash) ON CONFLICT DO NOTHING")
 
 
-def history_of(session: Session, workspace_id: int, target_id: str, limit: int = 100) -> list[AuditEvent]:
+def history_of(session: Session, workspace_id: int, target_id: str) -> list[AuditEvent]:
     """List what was done or refused with one thing, newest first."""
     here = (AuditEvent.workspace_id == workspace_id, AuditEvent.target_id == target_id)
-    return list(session.scalars(select(AuditEvent).where(*here).order_by(AuditEvent.id.desc()).limit(limit)))
+    return list(session.scalars(select(AuditEvent).where(*here).order_by(AuditEvent.id.desc()).limit(_HISTORY)))
 
 
 def done_with_key(session: Session, target_id: str) -> set[str]:

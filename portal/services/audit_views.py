@@ -7,7 +7,7 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, Select, SelectBase, or_, select, union_all
 
 from portal.rules.errors import Forbidden, NotFound
-from portal.services import audit
+from portal.services import audit, key_views
 from portal.services.actor import Actor
 from portal.services.audit import Event, Verdict
 from portal.services.members import Seat
@@ -16,6 +16,7 @@ from portal.store.models import Account, ApiKey, AuditEvent, AuditHead, Member, 
 
 _NO_WORKSPACE = 0  # the chain of what belongs to no workspace: signing in and out
 _CHUNK = 500  # rows that an export reads at once, each time in a session of its own
+_SEARCHED = 20_000  # of the newest events, for a request by its id
 GROUPS: dict[str, tuple[str, frozenset[Event]]] = {
     "keys": ("Keys", frozenset(event for event in Event if event.startswith("key_") and event != Event.KEY_REFUSED)),
     "refused": ("Refused requests", frozenset({Event.KEY_REFUSED})),
@@ -115,13 +116,13 @@ def get(session: Session, seat: Seat, event_id: str) -> AuditEvent:
     raise NotFound()
 
 
-def refused_in(session: Session, seat: Seat, request_id: str, within: int = 20_000) -> AuditEvent | None:
+def refused_in(session: Session, seat: Seat, request_id: str) -> AuditEvent | None:
     """Find what was refused in a page's request, among the newest events, as far as a seat sees them."""
     head = session.get(AuditHead, seat.workspace.id)
     conditions = (
         AuditEvent.request_id == request_id,
         AuditEvent.outcome == "refused",
-        AuditEvent.seq > (head.seq if head else 0) - within,
+        AuditEvent.seq > (head.seq if head else 0) - _SEARCHED,
     )
     return session.scalars(_matching(session, seat, Filters()).where(*conditions).limit(1)).first()
 
@@ -190,8 +191,8 @@ def _sign_ins(seat: Seat) -> ColumnElement[bool]:
 
 def _keys_called(session: Session, seat: Seat, called: str) -> list[str]:
     """Find keys of the workspace by id or by the end of their hint; what a seat may not see, its events leave out."""
-    is_it = ApiKey.public_id == called if called.startswith("key_") else ApiKey.last_four == called[-4:]
-    return list(session.scalars(select(ApiKey.public_id).where(ApiKey.workspace_id == seat.workspace.id, is_it)))
+    those = (ApiKey.workspace_id == seat.workspace.id, key_views.is_called(called))
+    return list(session.scalars(select(ApiKey.public_id).where(*those)))
 
 
 def people_of(session: Session, seat: Seat) -> list[Member]:

@@ -109,8 +109,8 @@ def recent(
     session: Session, actor: Actor, seat: Seat, keyring: Keyring, called: str
 ) -> list[tuple[KeyView, Sequence[RefusedRequest]]]:
     """List the newest refused requests of the keys that are called so: by id, by hint, or by the last four."""
-    is_it = ApiKey.public_id == called if called.startswith("key_") else ApiKey.last_four == called[-4:]
-    found = list(session.scalars(key_views.visible_to(seat).where(is_it).order_by(ApiKey.id.desc()).limit(_KEYS)))
+    those = key_views.visible_to(seat).where(key_views.is_called(called))
+    found = list(session.scalars(those.order_by(ApiKey.id.desc()).limit(_KEYS)))
     views = key_views.of(session, seat, keyring, found, actor.at)
     return [(view, _refusals(session, key, actor.at)) for key, view in zip(found, views, strict=True)]
 

@@ -32,7 +32,7 @@ def identify(session: Session, actor: Actor, seat: Seat, keyring: Keyring, paste
         raise Invalid({"text": "This does not look like one of our keys."})
     digests = [bytes(digest) for digest in keyring.digests(plain)]
     key = session.scalar(key_views.visible_to(seat).where(ApiKey.digest.in_(digests)))
-    label = f"{key.name} (…{key.last_four})" if key else ""
+    label = key.label if key else ""
     audit.record(session, actor, Event.KEY_IDENTIFIED, target_id=key.public_id if key else None, target_name=label)
     return key_views.of(session, seat, keyring, [key], actor.at)[0] if key else None
 

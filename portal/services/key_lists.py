@@ -23,6 +23,8 @@ from portal.store.models import ApiKey, App, KeyScope, KeyState, Member, Workspa
 PAGE_SIZE = 25
 UNUSED = timedelta(days=30)
 _SORTS_OF_LIST = 256  # whose statements are kept
+_COPYABLE = 50
+_EXPIRING_SHOWN = 3
 _Successor = aliased(ApiKey, name="successor")
 _Select = Select[*tuple[Any, ...]]  # of columns
 
@@ -279,20 +281,18 @@ def _counting(sees: str, whose: str) -> _Select:
     return keys.where(*conditions)
 
 
-def copyable(session: Session, actor: Actor, seat: Seat, limit: int = 50) -> list[tuple[str, str]]:
+def copyable(session: Session, actor: Actor, seat: Seat) -> list[tuple[str, str]]:
     """List the keys whose scopes a new one can start from: one's own and API members', by name."""
-    statement = _answered_for(seat, "").order_by(ApiKey.name_folded, ApiKey.id).limit(limit)
+    statement = _answered_for(seat, "").order_by(ApiKey.name_folded, ApiKey.id).limit(_COPYABLE)
     rows = session.scalars(statement, _moments(actor.at))
     return [(key.public_id, f"{key.name} …{key.last_four}") for key in rows]
 
 
-def expiring_soon(
-    session: Session, actor: Actor, seat: Seat, keyring: Keyring, limit: int = 3
-) -> tuple[int, list[KeyView]]:
+def expiring_soon(session: Session, actor: Actor, seat: Seat, keyring: Keyring) -> tuple[int, list[KeyView]]:
     """Count the keys that somebody answers for and that expire within 14 days, and give the first of them."""
     statement = _answered_for(seat, "expiring").where(ApiKey.retires_at.is_(None))
     moments = _moments(actor.at)
-    found = list(session.scalars(statement.order_by(ApiKey.expires_at, ApiKey.id).limit(limit), moments))
+    found = list(session.scalars(statement.order_by(ApiKey.expires_at, ApiKey.id).limit(_EXPIRING_SHOWN), moments))
     if not found:
         return 0, []
     count = session.scalar(statement.with_only_columns(func.count()), moments) or 0

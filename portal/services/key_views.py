@@ -263,6 +263,12 @@ def visible_to(seat: Seat) -> Select[ApiKey]:
     return statement.where(*seen_by(seat.workspace.id, seat.member.id, is_admin=seat.is_admin, is_lead=seat.is_lead))
 
 
+def is_called(called: str) -> ColumnElement[bool]:
+    """Give the condition that a key is called so: by its id, its hint or its last four."""
+    is_id = called.rpartition("_")[0] == "key"  # a hint has two of these, whatever its prefix
+    return ApiKey.public_id == called if is_id else ApiKey.last_four == called[-4:]
+
+
 def seen_by(workspace_id: Any, member_id: Any, *, is_admin: bool, is_lead: bool) -> list[ColumnElement[bool]]:
     """Give the conditions of `visible_to` for such a seat; the ids may be parameters of a statement."""
     here: ColumnElement[bool] = ApiKey.workspace_id == workspace_id

@@ -141,7 +141,7 @@ def first_draft(
     """
     draft = Draft(
         owner=owner or seat.member.public_id,
-        form_id=new_id("form"),
+        form_id=new_form_id(),
         scopes=[add] if Scope.parse(add) else [],
         expires=policy.nearest(seat.workspace, Lifetime.DAYS_90),
     )
@@ -572,14 +572,13 @@ def revoke(session: Session, actor: Actor, key_id: str) -> str:
     if key is None:
         raise NotFound(f"There is no key {key_id} that could be revoked.")
     key.revoked_at = actor.at
-    label = f"{key.name} (…{key.last_four})"
     audit.record(
         session,
         actor,
         Event.KEY_DELETED,
         workspace_id=key.workspace_id,
         target_id=key.public_id,
-        target_name=label,
+        target_name=key.label,
         details={"environment": key.environment},
     )
     return key.name
@@ -620,9 +619,7 @@ def changed(
 
 def tell(session: Session, actor: Actor, event: Event, key: ApiKey, details: dict[str, Any]) -> None:
     """Write what happened to a key into the audit log."""
-    details = {"environment": key.environment, "owner": key.member.public_id, **details}
-    label = f"{key.name} (…{key.last_four})"
-    audit.record(session, actor, event, target_id=key.public_id, target_name=label, details=details)
+    members.tell_of_key(session, actor, event, key, key.member, details)
 
 
 def new_form_id() -> str:

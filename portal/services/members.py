@@ -17,6 +17,7 @@ from portal.store.models import Access, ApiKey, App, Member, Solution, Workspace
 
 ADMINS_ONLY = "Only administrators change people’s roles and access."
 ACTIVE = (Member.deactivated_at.is_(None), Member.removed_at.is_(None))
+_ADMINS_NAMED, _GRANTERS_NAMED = 2, 3  # in "ask …"
 
 
 class SeatMember(NamedTuple):
@@ -178,14 +179,14 @@ def apps_of(session: Session, seat: Seat) -> Sequence[Row[tuple[int, str, int]]]
 _APPS = select(App.id, App.slug, App.solution_id).where(App.workspace_id == _HERE).order_by(App.slug)
 
 
-def admin_names(session: Session, workspace_id: int, limit: int = 2) -> list[str]:
+def admin_names(session: Session, workspace_id: int) -> list[str]:
     """Name a few administrators, for "ask …"."""
     statement = select(Member.name).where(Member.workspace_id == workspace_id, Member.role == Role.ADMIN, *ACTIVE)
-    return list(session.scalars(statement.order_by(Member.id).limit(limit)))
+    return list(session.scalars(statement.order_by(Member.id).limit(_ADMINS_NAMED)))
 
 
 def granters(
-    session: Session, seat: Seat, solution_ids: Collection[int], *, for_api_member: bool, limit: int = 3
+    session: Session, seat: Seat, solution_ids: Collection[int], *, for_api_member: bool
 ) -> dict[int, list[str]]:
     """Name a few people who can hand out access, by solution: to humans administrators, to API members leads too."""
     manages = (
@@ -202,7 +203,7 @@ def granters(
         .order_by(Member.role.desc(), Member.id)  # leads before administrators, who are asked by everybody
     )
     found = session.execute(statement).all()
-    return {each: [name for name, where in found if where in (each, None)][:limit] for each in solution_ids}
+    return {each: [name for name, where in found if where in (each, None)][:_GRANTERS_NAMED] for each in solution_ids}
 
 
 def is_lead_now() -> ColumnElement[bool]:
@@ -328,16 +329,23 @@ def stop_keys(session: Session, actor: Actor, member: Member, reason: str) -> li
     for key in found:
         key.deactivated_at = actor.at
         key.deactivated_by_id = by_id
-        audit.record(
-            session,
-            actor,
-            Event.KEY_DEACTIVATED,
-            workspace_id=member.workspace_id,
-            target_id=key.public_id,
-            target_name=f"{key.name} (…{key.last_four})",
-            details={"reason": reason, "environment": key.environment, "owner": member.public_id},
-        )
+        tell_of_key(session, actor, Event.KEY_DEACTIVATED, key, member, {"reason": reason})
     return found
+
+
+def tell_of_key(
+    session: Session, actor: Actor, event: Event, key: ApiKey, owner: Member, details: dict[str, Any]
+) -> None:
+    """Write what happened to a member's key into the audit log."""
+    audit.record(
+        session,
+        actor,
+        event,
+        workspace_id=key.workspace_id,
+        target_id=key.public_id,
+        target_name=key.label,
+        details={"environment": key.environment, "owner": owner.public_id, **details},
+    )
 
 
 def tell(session: Session, actor: Actor, event: Event, member: Member, details: dict[str, Any]) -> None:

@@ -4,18 +4,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, func, or_, select
+from sqlalchemy import func, or_, select
 
 from portal.rules.access import AccessLevel, Role, Scope, level_of
 from portal.rules.credentials import Keyring
-from portal.services import activity, audit, key_views, members
+from portal.services import key_views, members
 from portal.services.actor import Actor
-from portal.services.audit import Event
 from portal.services.key_views import KeyView
 from portal.services.members import Seat
 from portal.services.usage import ACCEPTED
 from portal.store.database import Session
-from portal.store.models import Access, ApiKey, App, Member, Solution, Usage
+from portal.store.models import Access, ApiKey, App, Member, Solution, Usage, hour_of
 
 _MOST = 100  # keys that are shown: a member has twenty, and those that are being replaced
 _COUNTED = timedelta(days=30)
@@ -56,14 +55,13 @@ class Loss:
 
     key: KeyView
     scopes: list[UsedScope]
-    is_all: bool
 
 
 def keys_at_risk(session: Session, actor: Actor, seat: Seat, keyring: Keyring, member: Member) -> list[KeyAtRisk]:
     """List a member's active keys, those in use first, with what each is used for."""
     rows = session.scalars(
         key_views.visible_to(seat)
-        .where(ApiKey.member_id == member.id, *active_at(actor.at))
+        .where(ApiKey.member_id == member.id, *ApiKey.active_at(actor.at))
         .order_by(ApiKey.last_used_at.desc().nulls_last(), ApiKey.id)
         .limit(_MOST)
     ).all()
@@ -93,18 +91,7 @@ def keys_at_risk(session: Session, actor: Actor, seat: Seat, keyring: Keyring, m
 
 def losses(at_risk: Sequence[KeyAtRisk], levels: Mapping[str, AccessLevel]) -> list[Loss]:
     """Say which keys lose what at these levels by solution slug."""
-    found = [(each, each.lost_at(levels)) for each in at_risk]
-    return [Loss(each.key, lost, len(lost) == len(each.scopes)) for each, lost in found if lost]
-
-
-def active_at(now: datetime) -> tuple[ColumnElement[bool], ...]:
-    """Give the conditions under which a key is active, its owner's state aside."""
-    return (
-        ApiKey.revoked_at.is_(None),
-        ApiKey.deactivated_at.is_(None),
-        or_(ApiKey.retires_at.is_(None), ApiKey.retires_at > now),
-        or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now),
-    )
+    return [Loss(each.key, lost) for each in at_risk if (lost := each.lost_at(levels))]
 
 
 def access_of(session: Session, found: Sequence[Member]) -> dict[int, dict[str, AccessLevel]]:
@@ -120,19 +107,6 @@ def access_of(session: Session, found: Sequence[Member]) -> dict[int, dict[str, 
     for member_id, role, name, level in rows:
         access[member_id][name] = level_of(Role(role), AccessLevel(level) if level else None)
     return access
-
-
-def tell_of_key(session: Session, actor: Actor, event: Event, key: ApiKey, member: Member, reason: str) -> None:
-    """Write into the audit log what happened to a key because of its member."""
-    audit.record(
-        session,
-        actor,
-        event,
-        workspace_id=key.workspace_id,
-        target_id=key.public_id,
-        target_name=f"{key.name} (…{key.last_four})",
-        details={"reason": reason, "environment": key.environment, "owner": member.public_id},
-    )
 
 
 def api_members_led_by(session: Session, member: Member) -> list[Member]:
@@ -163,7 +137,7 @@ def _used_today(session: Session, key_ids: Sequence[int], now: datetime) -> dict
         .where(
             Usage.key_id.in_(key_ids),
             Usage.outcome == ACCEPTED,
-            Usage.hour >= activity.hour_of(since),
+            Usage.hour >= hour_of(since),
             Usage.last_at > since,
         )
         .group_by(Usage.key_id)
@@ -178,7 +152,7 @@ def _used(session: Session, key_ids: Sequence[int], now: datetime) -> dict[tuple
             Usage.key_id.in_(key_ids),
             Usage.outcome == ACCEPTED,
             Usage.scope != "",
-            Usage.hour >= activity.hour_of(now - _COUNTED),
+            Usage.hour >= hour_of(now - _COUNTED),
         )
         .group_by(Usage.key_id, Usage.scope)
     )

@@ -1,8 +1,9 @@
 """Mails that wait: written in the transaction whose change they tell of, and sent only once that is committed."""
 
-from datetime import datetime, timedelta
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import delete, or_, select, update
+from sqlalchemy import Delete, Update, delete, or_, select, update
 
 from portal.mail import Letter, Mailer
 from portal.rules.credentials import new_id
@@ -19,33 +20,40 @@ def put(session: Session, at: datetime, recipient: str, subject: str, body: str)
     )
 
 
-def send_waiting(database: Database, mailer: Mailer, now: datetime) -> tuple[int, list[str]]:
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def send_waiting(database: Database, mailer: Mailer, clock: Callable[[], datetime] = _now) -> tuple[int, list[str]]:
     """Hand over what waits, oldest first; give how many were sent, and what went wrong with the others.
 
-    A mail that was not taken waits for the next run.
+    A mail that was not taken waits for the next run. The clock is asked at every mail: a run may take longer than a
+    claim holds.
     """
-    sent, failed, kept = 0, [], []
-    while letter := _claim(database, now):
+    sent = 0
+    failed: list[str] = []
+    met: list[str] = []
+    while letter := _claim(database, clock(), met):
+        this = OutgoingMail.public_id == letter.id
+        then: Delete | Update = delete(OutgoingMail).where(this)
         try:
             mailer.send(letter)
+            sent += 1
         except Exception as error:  # whatever is wrong with one mail, the others go on
             failed.append(f"{letter.recipient}: {error}")
-            kept.append(letter.id)  # it stays claimed, so this run does not meet it again
-            continue
+            met.append(letter.id)
+            then = update(OutgoingMail).where(this).values(claimed_at=None)
         with database.transaction() as session:
-            session.execute(delete(OutgoingMail).where(OutgoingMail.public_id == letter.id))
-        sent += 1
-    if kept:
-        with database.transaction() as session:
-            session.execute(update(OutgoingMail).where(OutgoingMail.public_id.in_(kept)).values(claimed_at=None))
+            session.execute(then)
     return sent, failed
 
 
-def _claim(database: Database, now: datetime) -> Letter | None:
-    """Take the oldest mail that nobody else is sending."""
+def _claim(database: Database, now: datetime, met: Sequence[str]) -> Letter | None:
+    """Take the oldest mail that nobody else is sending, but for those that this run has met."""
     free = or_(OutgoingMail.claimed_at.is_(None), OutgoingMail.claimed_at < now - _CLAIM)
     with database.transaction() as session:
-        waiting = select(OutgoingMail).where(free).order_by(OutgoingMail.id).limit(1)
+        here = (free, OutgoingMail.public_id.not_in(met))
+        waiting = select(OutgoingMail).where(*here).order_by(OutgoingMail.id).limit(1)
         row = session.scalar(waiting.with_for_update(skip_locked=True))
         if row is None:
             return None

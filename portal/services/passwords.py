@@ -8,7 +8,7 @@ from sqlalchemy.orm import contains_eager
 
 from portal.rules import credentials
 from portal.rules.errors import Invalid, NotFound
-from portal.services import accounts, audit, outbox
+from portal.services import accounts, audit, members, outbox
 from portal.services.accounts import AnySession, Attempt
 from portal.services.actor import Actor
 from portal.services.audit import Event
@@ -152,15 +152,7 @@ def _stop_keys(session: Session, actor: Actor, account: Account) -> int:
     for key in keys:
         key.deactivated_at = actor.at
         key.deactivated_by_id = key.member_id
-        audit.record(
-            session,
-            actor,
-            Event.KEY_DEACTIVATED,
-            workspace_id=key.workspace_id,
-            target_id=key.public_id,
-            target_name=f"{key.name} (…{key.last_four})",
-            details={"environment": key.environment, "owner": key.member.public_id, "reason": "new password"},
-        )
+        members.tell_of_key(session, actor, Event.KEY_DEACTIVATED, key, key.member, {"reason": "new password"})
     return len(keys)
 
 
@@ -169,13 +161,7 @@ def _active_keys(session: Session, account_id: int, actor: Actor, *, lock: bool)
         select(ApiKey)
         .join(Member, Member.id == ApiKey.member_id)
         .options(contains_eager(ApiKey.member))
-        .where(
-            Member.account_id == account_id,
-            ApiKey.revoked_at.is_(None),
-            ApiKey.deactivated_at.is_(None),
-            (ApiKey.expires_at.is_(None)) | (ApiKey.expires_at > actor.at),
-            (ApiKey.retires_at.is_(None)) | (ApiKey.retires_at > actor.at),
-        )
+        .where(Member.account_id == account_id, *ApiKey.active_at(actor.at))
         .order_by(ApiKey.id)
     )
     return list(session.scalars(statement.with_for_update(of=ApiKey) if lock else statement))

@@ -1,13 +1,12 @@
 """People of a workspace: who is there, roles and access, leaving and coming back. Administrators decide."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from sqlalchemy import ColumnElement, and_, exists, func, or_, select
 from sqlalchemy.orm import Session, contains_eager
 
-from portal.rules.access import AccessLevel, Role
+from portal.rules.access import AccessLevel, Levels, Role
 from portal.rules.credentials import Keyring
 from portal.rules.errors import Attempt, Conflict, Forbidden, Invalid, NeedsProof, NotFound
 from portal.services import invitations, members, offboarding
@@ -21,8 +20,6 @@ LEADS_ONLY = "Only team leads and administrators see the people of a workspace."
 LAST_ADMIN = "{} is the last administrator of {}. Make somebody else an administrator first."
 STATES = ("active", "deactivated", "removed")
 ROLES = ("admin", "lead", "member")
-
-Levels = Mapping[str, AccessLevel]  # by solution slug
 
 
 # --- Looking --------------------------------------------------------------------------------------------------------

@@ -33,13 +33,12 @@ from portal.rules.access import AccessLevel, Action, Environment, Role, level_of
 from portal.rules.credentials import Keyring
 from portal.rules.errors import Conflict, Invalid
 from portal.services import audit, key_views, keys, members, policy
-from portal.services.activity import hour_of
 from portal.services.actor import Actor
 from portal.services.audit import Event
 from portal.services.members import Seat
 from portal.services.usage import ACCEPTED
 from portal.store.database import Session
-from portal.store.models import Access, Account, ApiKey, App, KeyCaller, KeyReview, KeyScope, Member, Usage
+from portal.store.models import Access, Account, ApiKey, App, KeyCaller, KeyReview, KeyScope, Member, Usage, hour_of
 
 PAGE_SIZE = 25
 QUIET = timedelta(days=90)  # how long "looks fine" holds
@@ -334,7 +333,7 @@ def mark_fine(session: Session, actor: Actor, key_id: str, finding: Finding, not
         actor,
         Event.KEY_REVIEWED,
         target_id=key.public_id,
-        target_name=f"{key.name} (…{key.last_four})",
+        target_name=key.label,
         details={"finding": str(finding), "note": clean, "until": (actor.at + QUIET).isoformat()},
     )
     return key.name

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import or_, select
 
 from portal.rules.access import Scope
-from portal.rules.credentials import Keyring, PlainKey, new_id
+from portal.rules.credentials import Keyring, PlainKey
 from portal.rules.errors import AlreadyShown, Attempt, Conflict, Forbidden, Invalid, KeyRefused, NotFound, Refusal
 from portal.rules.lifetimes import Lifetime, Overlap, extended, overlap_end
 from portal.services import activity, key_views, keys, members, policy
@@ -114,7 +114,7 @@ def rotate_itself(
     """
     actor, old = keys.hold_itself(session, actor, key_pk)
     if not old.self_rotate:
-        attempt = Attempt(Event.KEY_ROTATED, old.public_id, f"{old.name} (…{old.last_four})")
+        attempt = Attempt(Event.KEY_ROTATED, old.public_id, old.label)
         raise Forbidden(NOT_ITSELF, code="rotation_not_allowed", attempt=attempt)
     scopes = key_views.scopes_of(session, [old]).get(old.id, [])
     if lost := [scope.text for scope in scopes if not scope.effective]:
@@ -161,7 +161,7 @@ def draft_rotation(session: Session, actor: Actor, seat: Seat, key_id: str) -> D
         environment=key.environment,
         scopes=[view.text for view in key_views.scopes_of(session, [key]).get(key.id, []) if view.effective],
         expires=policy.nearest(seat.workspace, Lifetime.like(key.created_at, key.expires_at)),
-        form_id=new_id("form"),
+        form_id=keys.new_form_id(),
         replaces=key.public_id,
         self_rotate=key.self_rotate,
     )
@@ -201,8 +201,8 @@ def successor_of(session: Session, key: ApiKey) -> ApiKey | None:
 def verdict_on(session: Session, old: ApiKey, new: ApiKey | None, now: datetime) -> Verdict:
     """Say whether the old key of a rotation may go, and who still uses it."""
     begun = old.rotated_at or (new.created_at if new else now)
-    last_at = activity.impact_of(session, old, now).last_at
-    new_count = activity.accepted_since(session, new, begun) if new else 0
+    last_at = activity.last_use_of(session, old)
+    new_count = activity.accepted_after(session, new, begun)[0] if new else 0
     seen = activity.callers_of(session, old, now, since=begun, limit=_CALLERS)
     with_new = activity.callers_of(session, new, now, since=begun, limit=_CALLERS) if new and seen else []
     after = {(each.address, each.client): each for each in with_new}

@@ -25,7 +25,7 @@ from portal.services.audit import Event
 from portal.services.key_check import reach
 from portal.services.outage import Outage
 from portal.store.database import MISTAKES, Database, Session
-from portal.store.models import ApiKey, KeyCaller, RefusedRequest, UsageBatch
+from portal.store.models import ApiKey, KeyCaller, RefusedRequest, UsageBatch, hour_of
 from portal.store.models import Usage as Counted
 
 _log = logging.getLogger(__name__)
@@ -144,7 +144,7 @@ class Usage:
 
     def _count_one(self, batch: _Batch, request: Request, outcome: str) -> None:
         at = request.at
-        hour, scope = int(at.timestamp()) // 3600, _scope(request.scope)
+        hour, scope = hour_of(at), _scope(request.scope)
         use = Use(request.key, hour, outcome, scope, request.address, request.client)
         count = batch.counts.get(use)
         if count is None and not self._may_tell_apart(use, batch):
@@ -309,7 +309,7 @@ class Usage:
             self._pruned_at = now
             session.execute(delete(RefusedRequest).where(RefusedRequest.at < now - KEEP_REFUSALS))
             session.execute(delete(UsageBatch).where(UsageBatch.at < now - _KEEP_BATCHES))
-            session.execute(delete(Counted).where(Counted.hour < int(now.timestamp()) // 3600 - KEEP_HOURS))
+            session.execute(delete(Counted).where(Counted.hour < hour_of(now) - KEEP_HOURS))
             session.execute(delete(KeyCaller).where(KeyCaller.last_at < now - KEEP_CALLERS))
             idempotency.prune(session, now)
             audit.sum_up(session, now)

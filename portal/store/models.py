@@ -8,6 +8,7 @@ from sqlalchemy import (
     JSON,
     BigInteger,
     CheckConstraint,
+    ColumnElement,
     ForeignKey,
     Index,
     LargeBinary,
@@ -15,6 +16,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     false,
+    or_,
     text,
     true,
 )
@@ -217,6 +219,21 @@ class ApiKey(Base):
         """Say what this key is at a moment, its owner's state and access aside."""
         return state_of(now, self.revoked_at, self.retires_at, self.expires_at, self.deactivated_at)
 
+    @classmethod
+    def active_at(cls, now: datetime) -> tuple[ColumnElement[bool], ...]:
+        """Give the conditions under which `state_at` says that a key is active."""
+        return (
+            cls.revoked_at.is_(None),
+            cls.deactivated_at.is_(None),
+            or_(cls.retires_at.is_(None), cls.retires_at > now),
+            or_(cls.expires_at.is_(None), cls.expires_at > now),
+        )
+
+    @property
+    def label(self) -> str:
+        """What the audit log calls it."""
+        return f"{self.name} (…{self.last_four})"
+
 
 def state_of(
     now: datetime,
@@ -242,6 +259,11 @@ class KeyScope(Base):
     key_id: Mapped[int] = mapped_column(ForeignKey("api_key.id"), primary_key=True)
     app_id: Mapped[int] = mapped_column(ForeignKey("app.id"), primary_key=True, index=True)
     action: Mapped[str] = mapped_column(String(5), primary_key=True)
+
+
+def hour_of(moment: datetime) -> int:
+    """Number a moment's hour, counted from 1970 in UTC."""
+    return int(moment.timestamp()) // 3600
 
 
 class Usage(Base):

@@ -150,7 +150,7 @@ def ask_reset() -> Response:
 def _send_link(here: Portal, who: Actor, email: str) -> None:
     with here.database.transaction() as session:
         passwords.send_link(session, who, email, here.settings.base_url)
-    send_mails(here, who.at)
+    send_mails(here)
 
 
 @pages.route("/reset/<token:token>", methods=["GET", "POST"])

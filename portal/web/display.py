@@ -50,9 +50,9 @@ def clock(moment: datetime) -> dict[str, Any]:
     return {"offset": offset, "zone": _offset(local), "hours": int(_clock())}
 
 
-def relative(moment: datetime, now: datetime | None = None) -> str:
+def relative(moment: datetime) -> str:
     """Write how far a moment is from now: minutes, hours, days up to 30; from there on its date."""
-    distance = (moment - (now or _here().now)).total_seconds()
+    distance = (moment - _here().now).total_seconds()
     size = abs(distance)
     if size < 60:
         return "just now" if distance <= 0 else "in less than a minute"

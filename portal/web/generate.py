@@ -16,7 +16,7 @@ from portal.services.key_views import KeyView
 from portal.services.keys import Draft, Plan
 from portal.store.database import Session
 from portal.web.display import absolute, clock
-from portal.web.guards import actor, in_workspace, recently_proved, seat
+from portal.web.guards import actor, in_workspace, recently_proved, role_text, seat
 from portal.web.home import LEVELS
 from portal.web.http import answer, is_fragment, page_or_fragment, portal, public_id, reading, transaction, without_keys
 from portal.web.keys import keyring, pages
@@ -241,6 +241,7 @@ def _choices(planned: Plan, add: str = "") -> dict[str, Any]:
         "matrix": [_matrix_row(planned, shelf) for shelf in listed],
         "hidden_solutions": len(planned.shelves) - len(listed),
         "admins": admins,
+        "key_prefix": keyring().format.prefix,
         "expiries": expiries(),
         "max_days": seat().workspace.max_key_days,
         "added": {add} & kept,
@@ -367,12 +368,11 @@ def _at_limit(standing: int, planned: Plan, replaced: dict[str, Any] | None) -> 
 
 
 def _owner(owner: keys.Owner, planned: Plan) -> dict[str, str]:
-    role = "Administrator" if planned.seat.is_admin else "Team lead" if planned.seat.is_lead else "Member"
     return {
         "id": owner.member.public_id,
         "name": owner.member.name,
         "kind": owner.kind,
-        "role_text": role if owner.is_me else "API member",
+        "role_text": role_text(planned.seat) if owner.is_me else "API member",
         "access_text": owner.access_text,
     }
 

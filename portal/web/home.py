@@ -76,7 +76,6 @@ def _app(chosen: "_Chosen") -> dict[str, Any]:
     return {
         "slug": chosen.app.slug,
         "name": chosen.app.name,
-        "may_read": True,
         "kept_by": solution.name if solution.is_external else None,
     }
 
@@ -102,7 +101,6 @@ def _solution(shelf: Shelf) -> dict[str, object]:
         "name": shelf.solution.name,
         "slug": shelf.solution.slug,
         "level_text": LEVELS[shelf.level],
-        "may_manage": shelf.level is AccessLevel.MANAGE,
         "is_external": shelf.solution.is_external,
         "apps": shelf.apps,
     }

@@ -84,9 +84,9 @@ def afterwards(what: Callable[..., None], *given: Any) -> None:
         _log.exception("what was left to be done could not be begun")
 
 
-def send_mails(here: Portal, now: datetime) -> None:
+def send_mails(here: Portal) -> None:
     """Send the mails that wait; those that are not taken are tried again with the next."""
-    _, failed = outbox.send_waiting(here.database, mailer(here.settings), now)
+    _, failed = outbox.send_waiting(here.database, mailer(here.settings))
     for each in failed:
         _log.error("a mail was not taken: %s", each)
 

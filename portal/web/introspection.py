@@ -17,7 +17,6 @@ from portal.web.http import portal, reading
 from portal.web.shapes import INTROSPECTION, OAUTH_ERROR, TOKEN
 
 oauth = Blueprint("oauth", __name__, url_prefix="/oauth")
-INTROSPECT = "/oauth/introspect"
 
 _FORM = "application/x-www-form-urlencoded"
 

@@ -142,7 +142,6 @@ def _denial(denial: Denial, grantable: set[str]) -> dict[str, Any]:
     known = Scope.parse(denial.scope)
     return {
         "at": denial.at,
-        "latest_at": denial.at,
         "method": denial.method,
         "path": denial.path,
         "status": denial.status,

@@ -211,7 +211,7 @@ def with_impact(key_id: str) -> dict[str, Any]:
             impact = activity.impact_of(session, key_views.row_of(session, seat(), key_id), actor().at)
     except TROUBLE:
         impact = None
-    return {"key": key, "impact": impact, "must_type": impact is None or impact.is_busy}
+    return {"key": key, "impact": impact}
 
 
 @pages.route("/keys/<public_id:key_id>/deactivate", methods=["GET", "POST"])

@@ -7,7 +7,7 @@ from typing import Any
 
 from flask import Flask
 
-from portal.rules.credentials import CHECKSUM_LENGTH, SECRET_LENGTH
+from portal.rules.credentials import CHECKSUM_LENGTH, SECRET_LENGTH, KeyFormat
 from portal.web.answers import KEY_WORDS, PRODUCT
 from portal.web.declared import (
     APP_NAME,
@@ -139,9 +139,15 @@ def document_of(app: Flask) -> bytes:
     """Give the document of an application as JSON; it is made once."""
     found: bytes | None = app.extensions.get("openapi")
     if found is None:
-        found = json.dumps(build(app), ensure_ascii=False, separators=(",", ":")).encode()
-        app.extensions["openapi"] = found
+        written = json.dumps(build(app), ensure_ascii=False, separators=(",", ":"))
+        portal: Portal = app.extensions["portal"]
+        found = app.extensions["openapi"] = prefixed(written, portal.settings.keyring.format).encode()
     return found
+
+
+def prefixed(examples: str, key_format: KeyFormat) -> str:
+    """Let the keys in examples, written as JSON, begin as the instance's own do."""
+    return examples.replace('"sk_live_', f'"{key_format.prefix}_live_')
 
 
 def build(app: Flask) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from typing import Any
 
 from flask import Blueprint, Response, g, request, stream_template, url_for
 
-from portal.rules.credentials import KEY_SHAPED, is_like_an_end
-from portal.rules.errors import Forbidden, Refusal
+from portal.rules.credentials import KEY_SHAPED, is_like_an_end, last_four_of
+from portal.rules.errors import Refusal, Unreadable
 from portal.services import audit_views, explanations
 from portal.services.audit import Verdict
 from portal.services.audit_views import GROUPS, Filters, Page
@@ -26,14 +26,13 @@ from portal.web.display import zone_of
 from portal.web.door import VERIFY
 from portal.web.guards import actor, in_workspace, only, recently_proved, seat
 from portal.web.http import answer, page_or_fragment, portal, public_id, reading, reading_much, transaction
-from portal.web.introspection import INTROSPECT
 from portal.web.keys import keyring
 
 pages = Blueprint("oversight", __name__, url_prefix="/w/<slug:ws>")
 _for_admins = only(attrgetter("is_admin"), "Only administrators export and check the audit log.")
 
 _REQUEST_ID = re.compile(r"req_[0-9A-Za-z]{1,36}")
-_CALLED = re.compile(r"key_[0-9A-Za-z]{1,31}|(?:sk_(?:live|test)_)?(?:…|\.\.\.)?[0-9A-Za-z]{4}")
+_CALLED = re.compile(r"key_[0-9A-Za-z]{1,31}|(?:[a-z][a-z0-9]{1,9}_(?:live|test)_)?(?:…|\.\.\.)?[0-9A-Za-z]{4}")
 _DAY = re.compile(r"\d{4}-\d\d-\d\d")
 _NUMBER = re.compile(r"[1-9]\d{0,9}", re.ASCII)
 _LAST_NUMBER = 2**31 - 1  # that both databases can compare an event's with
@@ -193,7 +192,7 @@ def export_jsonl() -> Response:
 def _export(form: str, mimetype: str, write: Any) -> Response:
     filters, odd = _filters()
     if odd:
-        raise Forbidden(odd)
+        raise Unreadable(odd)
     with transaction() as session:
         last = audit_views.begin_export(session, actor(), seat(), form)
     database, who, slug = portal().database, seat(), seat().workspace.slug
@@ -246,10 +245,8 @@ def explain() -> Response:
     """Explain a refused request by its id; list those of a key by its hint. What was pasted is not kept."""
     asked = answer("request_id") if request.method == "POST" else request.args.get("request_id", "")
     asked = asked.strip()[:200]
-    if KEY_SHAPED.search(asked):  # a whole key: it is known by its last four, and not shown again
-        body = KEY_SHAPED.search(asked)
-        asked = body[0].rpartition("_")[0][-4:] if body else ""
-        return _explained(asked, note="key")
+    if KEY_SHAPED.search(asked):  # it is known by its last four, and not shown again
+        return _explained(last_four_of(asked), note="key")
     if not asked:
         missing = {"request_id": "Paste a request id, such as req_12ab, or the end of a key’s hint."}
         return _form(errors=missing if request.method == "POST" else None)
@@ -303,8 +300,8 @@ def _explanation(found: Explanation) -> dict[str, Any]:
 _ASKED_BY = {
     VERIFY: "A reverse proxy asked about the key at /verify before it let the program’s request through. Which address "
     "the program called stands in the proxy’s own log.",
-    INTROSPECT: "A product of yours asked about the key at /oauth/introspect, and was told that it is not active. What "
-    "it then answered the program stands in its own log.",
+    refusals.INTROSPECTION: "A product of yours asked about the key at /oauth/introspect, and was told that it is not "
+    "active. What it then answered the program stands in its own log.",
 }
 
 

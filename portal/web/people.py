@@ -325,7 +325,7 @@ def invite() -> Response:
         return _invite_form(chosen, error.problems)
     except Conflict as error:
         return _invite_form(chosen, {"email": error.message}, 409)
-    afterwards(send_mails, actor().at)
+    afterwards(send_mails)
     return page("people/invited.html", link=link, email=email.strip(), days=invitations.INVITATION_LIFE.days)
 
 

@@ -24,7 +24,7 @@ from portal.web.fields import fields_of
 from portal.web.guards import Audience, anybody_known
 from portal.web.home import LEVELS
 from portal.web.http import error_types, portal, reading
-from portal.web.openapi import BASE, CODES, EXAMPLE_ID, ROTATES_ITSELF, WORDS, example_of
+from portal.web.openapi import BASE, CODES, EXAMPLE_ID, ROTATES_ITSELF, WORDS, example_of, prefixed
 from portal.web.samples import LANGUAGES, Request, example_fields, sample
 from portal.web.shapes import FIELDS
 
@@ -158,7 +158,8 @@ def _described(
         if example and fields and answer.data and answer.data.name == "Record":
             record = {**answer.data.example, "fields": fields}
             example["data"] = [record] if answer.is_list else record
-        found.append((answer, _written(example) if example else None))
+        written = prefixed(_written(example), portal().settings.keyring.format) if example else None
+        found.append((answer, written))
     return {
         "id": declared.endpoint.replace("_", "-"),
         "group": call.group,

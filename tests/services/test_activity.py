@@ -209,12 +209,12 @@ def test_the_first_request_and_the_last_refusal_are_found(office: Office, key: s
     assert (first.path, refused.path) == ("/three", "/two")
 
 
-def test_what_was_accepted_since_a_moment_is_counted(office: Office, key: str) -> None:
+def test_what_was_accepted_after_a_moment_is_counted(office: Office, key: str) -> None:
     office.use(key, NOON - HOUR, times=5)
     office.use(key, NOON + MINUTE, times=2)
     office.use(key, NOON + 2 * HOUR, address="192.0.2.1")
-    assert ask(office, activity.accepted_since, key, NOON) == 3
-    assert ask(office, activity.accepted_since, key, NOON + 3 * HOUR) == 0
+    assert ask(office, activity.accepted_after, key, NOON) == (3, False)
+    assert ask(office, activity.accepted_after, key, NOON + 3 * HOUR) == (0, False)
 
 
 def test_a_receipt_counts_what_was_accepted_after_it_and_says_when_that_is_the_least(office: Office, key: str) -> None:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -204,6 +205,9 @@ def test_exports_hold_all_events_and_no_cell_is_a_formula(cast: Cast) -> None:
     assert said(cast.ana.get(AUDIT))[0] == "Ana Ruiz exported the audit log as csv"
     narrowed = cast.ana.get("/w/acme/audit.jsonl?what=keys").text.splitlines()
     assert {json.loads(line)["action"] for line in narrowed} == {"key_generated"}
+    odd = cast.ana.get("/w/acme/audit.csv?from=yesterday")
+    assert odd.status_code == 400
+    assert "is not a day" in odd.text
 
 
 def test_an_export_asks_for_the_password_again_but_not_whoever_may_not_export(cast: Cast, database: Database) -> None:
@@ -371,12 +375,24 @@ def test_a_hint_lists_the_refusals_of_its_key_and_a_whole_key_is_not_shown_again
     key = cast.rio.generate(name="Lister")
     request_id = cast.call("POST", "/apps/tasks/records", key, json={"fields": {}}).get_json()["meta"]["requestId"]
     flush(cast)
-    for asked in (key.text[-11:-7], f"sk_live_…{key.text[-11:-7]}", key.id, key.text, f"Bearer {key.text}"):
+    last_four, uncut = key.text[-11:-7], key.text[:-7]
+    for asked in (last_four, f"sk_live_…{last_four}", key.id, key.text, f"Bearer {key.text}", uncut):
         page = explained(cast.rio, asked)
         assert request_id in page, asked
         assert key.text not in page
         assert "We cannot explain this" in explained(cast.lea, asked)
     assert request_id in cast.rio.get(f"keys/{key.id}/requests").text  # and the key's own page leads here
+
+
+@pytest.mark.parametrize("prefix", ["acme", "key"])
+def test_a_hint_is_known_by_whatever_prefix_the_instance_has(
+    cast: Cast, launch: Callable[..., Flask], prefix: str
+) -> None:
+    hint = f"{prefix}_live_…{cast.rio.generate(name='Lister').text[-11:-7]}"
+    instance = Cast(launch(PORTAL_KEY_PREFIX=prefix))
+    assert f"{prefix}_test_</code> works on sandbox data" in instance.rio.get("keys/new").text
+    assert "No request with this key was refused" in explained(instance.rio, hint)
+    assert len(said(instance.ana.get(AUDIT, query_string={"key": hint}))) == 1
 
 
 def test_an_error_that_refused_no_key_is_not_blamed_on_the_header(cast: Cast) -> None:

@@ -96,6 +96,12 @@ def test_the_samples_language_is_chosen_by_a_link_and_kept_in_a_cookie(cast: Cas
     assert "await fetch" in block(visitor.get(f"{DOCS}?lang=js").text, "list-records-sample")
 
 
+def test_no_example_begins_otherwise_than_the_keys_of_the_instance(launch: Callable[..., Flask]) -> None:
+    page = Cast(launch(PORTAL_KEY_PREFIX="acme")).stranger().get(DOCS).text
+    assert "acme_live_EXAMPLE" in page
+    assert not re.search(r"\bsk_", page)
+
+
 def test_the_published_check_tells_real_keys_from_look_alikes(cast: Cast) -> None:
     page = cast.stranger().get(DOCS).text
     published: dict[str, Any] = {}

@@ -187,8 +187,11 @@ def test_keys_are_described_by_their_format_and_no_example_is_one(cast: Cast, do
 
 
 def test_the_prefix_of_an_instance_is_in_its_document(launch: Callable[..., Flask]) -> None:
-    document = Cast(launch(PORTAL_KEY_PREFIX="acme")).call("GET", "/openapi.json").get_json()
-    assert document["components"]["securitySchemes"]["key"]["bearerFormat"].startswith("^acme_(live|test)_")
+    reply = Cast(launch(PORTAL_KEY_PREFIX="acme")).call("GET", "/openapi.json")
+    written = reply.get_json()["components"]["securitySchemes"]["key"]["bearerFormat"]
+    assert written.startswith("^acme_(live|test)_")
+    assert "acme_live_EXAMPLE" in reply.text
+    assert "sk_" not in reply.text
 
 
 # --- The fuzzer -----------------------------------------------------------------------------------------------------
