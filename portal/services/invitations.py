@@ -1,6 +1,5 @@
 """Invitations into a workspace: one-time links that administrators send and withdraw, and what accepting one does."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -9,7 +8,7 @@ from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session, aliased, joinedload
 
 from portal.rules import credentials, text
-from portal.rules.access import AccessLevel, Role
+from portal.rules.access import AccessLevel, Levels, Role
 from portal.rules.errors import Attempt, Conflict, Forbidden, Invalid, NotFound, TooManyAttempts
 from portal.services import audit, members, outbox
 from portal.services.actor import Actor
@@ -22,9 +21,6 @@ from portal.store.models import Account, Invitation, Member, Workspace
 INVITATION_LIFE = timedelta(days=7)
 MAX_OPEN = 100  # of a workspace: all of them stand on one page, each with its end
 MAX_AN_HOUR = 60  # by one administrator: each mails somebody who may never have heard of us
-
-Levels = Mapping[str, AccessLevel]  # by solution slug
-
 _MEANWHILE = "An account was made for this address a moment ago. Open the link again and sign in with it."
 
 
