@@ -31,10 +31,11 @@ MOST_PROBLEMS = 20  # that are told of one record
 _PATTERN_PATIENCE = 0.05  # seconds for one pattern in one text
 _MAX_PARTS = 10_000  # subschemas, each counted as often as something refers to it
 _MAX_PATTERN = 500  # characters
-_MAX_REPEATS = 2_000  # of groups within groups: compiling a pattern writes those out
+_MAX_REPEATS = 2_000  # of all patterns of a schema: compiling one writes them out, groups within groups multiplied
 _MAX_MESSAGE = 300  # characters
 _SLOW = "This record takes too long to check against the app's schema. Send less, or ask for a simpler schema."
 _UNFIT = "Numbers in a schema must be finite and lie within ±10³⁰⁸, and its texts must hold no lone surrogates."
+_TOO_LONG = f"The patterns of a schema may repeat things at most {_MAX_REPEATS:,} times in all."
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 # Where subschemas are (JSON Schema Core, section 10): by name, in a row, one.
@@ -101,9 +102,12 @@ def _read(text: bytes) -> Schema:
         Draft202012Validator.check_schema(root)
     except SchemaError as error:
         raise _refuse(f"This is not a JSON Schema: {error.message[:_MAX_MESSAGE]}") from None
+    except OverflowError:  # from a pattern
+        raise _refuse(_TOO_LONG) from None
     parts = dict(_parts((), root))
     for part in parts.values():
         _check_words(part)
+    _check_patterns({pattern for part in parts.values() for pattern in _patterns_of(part)})
     words = {word for part in parts.values() for word in part}
     if {"patternProperties", "unevaluatedProperties"} <= words:  # the library's own would search without a limit
         raise _refuse("Say additionalProperties, not unevaluatedProperties, in a schema with patternProperties.")
@@ -152,26 +156,42 @@ def _check_words(part: dict[str, Any]) -> None:
     for word in ("$schema", "$id", *_NOT_TAKEN):
         if word in part:
             raise _refuse(f"{word} cannot stand here: a schema is one piece, and a $ref says #/… .")
-    for pattern in (*part.get("patternProperties", ()), *([part["pattern"]] if "pattern" in part else ())):
-        _check_pattern(pattern)
 
 
-def _check_pattern(pattern: str) -> None:
-    """Compile a pattern, but only one that is known to stay small: compiling has no time limit."""
-    shown = pattern if len(pattern) <= 60 else f"{pattern[:60]}…"
-    if len(pattern) > _MAX_PATTERN:
-        raise _refuse(f"A pattern may have at most {_MAX_PATTERN} characters: {shown}")
-    if _GROUP.search(pattern):
-        raise _refuse(f"Of groups that begin with (? a pattern may hold (?:, (?=, (?!, (?<= and (?<!: {shown}")
-    repeats = [(group, max(2, int(least or 0), int(most or 0))) for group, least, most in _REPEAT.findall(pattern)]
-    of_groups = [count for group, count in repeats if group]
-    inside = max((count for group, count in repeats if not group), default=1)
-    if of_groups and prod(of_groups) * inside > _MAX_REPEATS:
-        raise _refuse(f"The groups of a pattern may repeat at most {_MAX_REPEATS:,} times in all: {shown}")
-    try:
-        _compile(pattern)
-    except (regex.error, RecursionError, OverflowError) as error:
-        raise _refuse(f"This is not a pattern: {shown} ({str(error)[:80]})") from None
+def _patterns_of(part: dict[str, Any]) -> Iterator[str]:
+    yield from part.get("patternProperties", ())
+    if "pattern" in part:
+        yield part["pattern"]
+
+
+def _check_patterns(patterns: set[str]) -> None:
+    """Compile patterns, but only such as are known to stay small: compiling has no limit of time or memory."""
+    for pattern in patterns:
+        if len(pattern) > _MAX_PATTERN:
+            raise _refuse(f"A pattern may have at most {_MAX_PATTERN} characters: {_cut(pattern)}")
+        if _GROUP.search(pattern):
+            allowed = "(?:, (?=, (?!, (?<= and (?<!"
+            raise _refuse(f"Of groups that begin with (? a pattern may hold {allowed}: {_cut(pattern)}")
+    if sum(map(_written_out, patterns)) > _MAX_REPEATS:
+        raise _refuse(_TOO_LONG)
+    for pattern in patterns:
+        try:
+            _compile(pattern)
+        except (regex.error, RecursionError, OverflowError) as error:
+            raise _refuse(f"This is not a pattern: {_cut(pattern)} ({str(error)[:80]})") from None
+
+
+def _written_out(pattern: str) -> int:
+    """Count, at most, how often compiling writes parts of a pattern out: a group so often, all else its least times."""
+    repeats = [(group, int(least or 0), int(most or 0)) for group, least, most in _REPEAT.findall(pattern)]
+    of_groups = [max(2, least, most) for group, least, most in repeats if group]
+    inside = max((max(2, least, most) for group, least, most in repeats if not group), default=1)
+    alone = sum(least for group, least, _ in repeats if not group)
+    return alone + (prod(of_groups) * inside if of_groups else 0)
+
+
+def _cut(pattern: str) -> str:
+    return pattern if len(pattern) <= 60 else f"{pattern[:60]}…"
 
 
 def _target(part: dict[str, Any], parts: dict[_Path, dict[str, Any]]) -> _Path | None:

@@ -131,7 +131,7 @@ def find_usable(session: Session, email: str) -> Account | None:
 
 
 def _check_limits(session: Session, email_hash: bytes, prefix: str, now: datetime) -> int:
-    """Raise TooManyAttempts when this would be one try too many; else say how many are left after this one."""
+    """Raise TooManyAttempts while this would be one try too many by any limit; else say how many are left after it."""
     recent = SignInFailure.at > now - _WINDOW
     same_account = SignInFailure.email_hash == email_hash
     same_prefix = SignInFailure.prefix == prefix
@@ -142,10 +142,13 @@ def _check_limits(session: Session, email_hash: bytes, prefix: str, now: datetim
         select(func.count(pair), func.count(from_prefix), func.count(for_account)).where(same_account | same_prefix)
     ).one()
     limits = ((PAIR_LIMIT, _WINDOW), (PREFIX_LIMIT, _WINDOW), (ACCOUNT_LIMIT, _LONG_WINDOW))
+    ends = []
     for count, (limit, window), kind in zip(counts, limits, (pair, from_prefix, for_account), strict=True):
         if count >= limit:
             nth = select(SignInFailure.at).where(kind == 1).order_by(SignInFailure.at.desc()).offset(limit - 1).limit(1)
-            raise TooManyAttempts(session.scalars(nth).one() + window)
+            ends.append(session.scalars(nth).one() + window)
+    if ends:
+        raise TooManyAttempts(max(ends))
     return PAIR_LIMIT - 1 - int(counts[0])
 
 

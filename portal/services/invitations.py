@@ -21,7 +21,7 @@ from portal.store.models import Account, Invitation, Member, Workspace
 INVITATION_LIFE = timedelta(days=7)
 MAX_OPEN = 100  # of a workspace: all of them stand on one page, each with its end
 MAX_AN_HOUR = 60  # by one administrator: each mails somebody who may never have heard of us
-_MEANWHILE = "An account was made for this address a moment ago. Open the link again and sign in with it."
+_MEANWHILE = "The account of this address changed a moment ago. Open the link again."
 
 
 # --- Sending and withdrawing ----------------------------------------------------------------------------------------
@@ -267,13 +267,9 @@ class NewAccount:
         """Take a name and a password, typed twice; raise Invalid with all that is to mend."""
         problems: dict[str, str] = {}
         clean = text.read_line(problems, "name", name, 2, 60, "by which others know you")
-        try:
-            chosen = NewPassword.choose(password, again, stop_keys=False)
-        except Invalid as error:
-            raise Invalid(problems | error.problems) from None
-        if problems:
+        if problems := problems | NewPassword.problems_of(password, again):
             raise Invalid(problems)
-        return cls(clean, chosen.password_hash)
+        return cls(clean, NewPassword.choose(password, again, stop_keys=False).password_hash)
 
 
 def accept(session: Session, actor: Actor, token: str, who: Account | NewAccount) -> Member:

@@ -33,7 +33,7 @@ def send_waiting(database: Database, mailer: Mailer, clock: Callable[[], datetim
     sent = 0
     failed: list[str] = []
     met: list[str] = []
-    while letter := _claim(database, clock(), met):
+    while letter := _claim(database, claimed := clock(), met):
         this = OutgoingMail.public_id == letter.id
         then: Delete | Update = delete(OutgoingMail).where(this)
         try:
@@ -42,7 +42,7 @@ def send_waiting(database: Database, mailer: Mailer, clock: Callable[[], datetim
         except Exception as error:  # whatever is wrong with one mail, the others go on
             failed.append(f"{letter.recipient}: {error}")
             met.append(letter.id)
-            then = update(OutgoingMail).where(this).values(claimed_at=None)
+            then = update(OutgoingMail).where(this, OutgoingMail.claimed_at == claimed).values(claimed_at=None)
         with database.transaction() as session:
             session.execute(then)
     return sent, failed

@@ -29,6 +29,13 @@ class NewPassword:
     @classmethod
     def choose(cls, password: str, again: str, *, stop_keys: bool, old: str | None = None) -> "NewPassword":
         """Take a new password, typed twice; raise Invalid with what to mend. `old` is one that it must not be."""
+        if problems := cls.problems_of(password, again, old):
+            raise Invalid(problems)
+        return cls(credentials.hash_password(password), stop_keys)
+
+    @staticmethod
+    def problems_of(password: str, again: str, old: str | None = None) -> dict[str, str]:
+        """List what to mend, without the work of hashing."""
         problems = {}
         if len(password) < credentials.PASSWORD_MIN:
             problems["password"] = f"Choose a password of at least {credentials.PASSWORD_MIN} characters."
@@ -38,9 +45,7 @@ class NewPassword:
             problems["password"] = "Choose a password that you do not use now."  # noqa: S105
         if password != again:
             problems["password_again"] = "Type the same password twice."  # noqa: S105
-        if problems:
-            raise Invalid(problems)
-        return cls(credentials.hash_password(password), stop_keys)
+        return problems
 
 
 def change(

@@ -14,7 +14,17 @@ from portal.services.accounts import Preferences
 from portal.services.actor import Actor
 from portal.services.passwords import NewPassword
 from portal.web.guards import actor, anybody, signed_in, start_browser_session, visitor
-from portal.web.http import afterwards, answer, in_words, page_or_fragment, reading, send_mails, too_many, transaction
+from portal.web.http import (
+    afterwards,
+    answer,
+    in_words,
+    page_or_fragment,
+    reading,
+    send_mails,
+    too_many,
+    transaction,
+    without_keys,
+)
 from portal.web.parts import Portal
 from portal.web.sign_in import ROLES
 
@@ -135,8 +145,8 @@ def ask_reset() -> Response:
     who, written = visitor(), answer("email")
     email = clean_email(written)
     if not email:
-        error = "Enter an email address like ana@example.org."
-        return make_response(render_template("account/reset_ask.html", email=written[:254], error=error), 422)
+        shown = {"email": without_keys(written)[:254], "error": "Enter an email address like ana@example.org."}
+        return make_response(render_template("account/reset_ask.html", **shown), 422)
     try:
         with transaction() as session:
             accounts.count_request(session, who, email)

@@ -10,6 +10,7 @@ from portal.rules.access import AccessLevel, Action, Scope
 from portal.rules.errors import Conflict, Invalid, NeedsProof
 from portal.services import api_members, key_views, members, offboarding
 from portal.services.api_members import Listed
+from portal.services.audit import Event
 from portal.store.database import Session
 from portal.store.models import Member, Solution
 from portal.web import generate
@@ -335,7 +336,7 @@ def deactivate(mid: str) -> Response:
 
 @pages.route("/api-members/<public_id:mid>/reactivate", methods=["GET", "POST"], endpoint="reactivate_api_member")
 @in_workspace
-@_for_leads
+@only(attrgetter("is_lead"), api_members.LEADS_ONLY, Event.MEMBER_REACTIVATED)
 @recently_proved("to reactivate an API member")
 def reactivate(mid: str) -> Response:
     """Let an API member act again; its keys are started one by one."""
@@ -368,5 +369,6 @@ def _stop_page(template: str, mid: str, typed: str = "", errors: Mapping[str, st
     with reading() as session:
         found = api_members.get(session, seat(), mid)
         keys = offboarding.keys_at_risk(session, actor(), seat(), keyring(), found)
-    context = {"one": found, "state": _state(found), "keys": keys, "typed": typed[:60], "errors": errors or {}}
+    shown = without_keys(typed)[:60]
+    context = {"one": found, "state": _state(found), "keys": keys, "typed": shown, "errors": errors or {}}
     return page(template, 422 if errors else 200, **context)

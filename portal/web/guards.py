@@ -11,10 +11,11 @@ from flask import Flask, Response, current_app, g, make_response, redirect, rend
 from flask_login import LoginManager, UserMixin, current_user, login_user
 
 from portal.rules.access import Action, Scope
-from portal.rules.errors import Forbidden, KeyRefused, NotFound, Refusal, TooManyAttempts
+from portal.rules.errors import Attempt, Forbidden, KeyRefused, NotFound, Refusal, TooManyAttempts
 from portal.services import accounts, members, verifiers
 from portal.services.accounts import AnySession, Viewer
 from portal.services.actor import Actor, Means
+from portal.services.audit import Event
 from portal.services.members import Seat
 from portal.store.database import TROUBLE
 from portal.store.models import Account
@@ -161,17 +162,21 @@ def in_workspace(view: View) -> View:
     return _declare(guarded, Audience.MEMBER)
 
 
-def only(may: Callable[[Seat], bool], message: str) -> Callable[[View], View]:
+def only(may: Callable[[Seat], bool], message: str, tried: Event | None = None) -> Callable[[View], View]:
     """Keep a view to those whose seat `may` use it; the others are told `message`.
 
     Stands below `in_workspace`, and above `recently_proved`: who may never do a thing is not asked for a password.
+    With `tried`, a form that was sent all the same, about the member `mid`, is told in the audit log.
     """
 
     def decorate(view: View) -> View:
         @wraps(view)
         def guarded(**values: Any) -> Any:
             if not may(seat()):
-                raise Forbidden(message)
+                if tried is None or request.method != "POST":
+                    raise Forbidden(message)
+                with transaction():  # which tells of it
+                    raise Forbidden(message, attempt=Attempt(tried, values["mid"]))
             return view(**values)
 
         return guarded

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
-from urllib.parse import parse_qs, urlencode, urlsplit
+from urllib.parse import parse_qs, urlencode
 
 from flask import Blueprint, Response, flash, make_response, redirect, render_template, request, url_for
 from flask_login import current_user
@@ -248,7 +248,7 @@ def row_changed(key: KeyView, message: str, *, focus: str, receipt: dict[str, An
     in_dialog = is_from_dialog()
     cards = None
     if not in_dialog and is_fragment():
-        shown = parse_qs(urlsplit(page_of_fragment() or "").query)
+        shown = parse_qs((page_of_fragment() or "").partition("?")[2])
         owner = _whose(shown.get("owner", ["me"])[-1])
         with reading() as session:
             cards = _cards(key_lists.count_for(session, actor(), seat(), owner), owner)

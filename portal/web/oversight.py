@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from operator import attrgetter
 from typing import Any
 
-from flask import Blueprint, Response, g, request, stream_template, url_for
+from flask import Blueprint, Response, g, make_response, redirect, request, stream_template, url_for
 
 from portal.rules.credentials import KEY_SHAPED, is_like_an_end, last_four_of
 from portal.rules.errors import Refusal, Unreadable
@@ -50,6 +50,10 @@ COLUMNS = (
 @in_workspace
 def audit() -> Response:
     """Show what was done, as far as one may see it: newest first, a page at a time."""
+    if KEY_SHAPED.search(pasted := request.args.get("key", "")):  # its text goes no further, not into an address
+        kept: dict[str, Any] = {name: request.args[name] for name in _NAMES if request.args.get(name)}
+        kept["key"] = last_four_of(pasted)
+        return make_response(redirect(url_for("oversight.audit", ws=seat().workspace.slug, **kept), 303))
     filters, odd = _filters()
     size = g.account.page_rows
     with reading_much() as session:

@@ -335,7 +335,7 @@ def _invite_form(chosen: Mapping[str, AccessLevel], errors: Mapping[str, str], s
         rows = matrix(session, every, _LEVELS, {}, chosen)
         waiting = invitations.list_open(session, actor(), seat())
     names = {solution.slug: solution.name for solution in every}
-    answers = {"email": answer("email"), "role": answer("role") or Role.MEMBER}
+    answers = {"email": without_keys(answer("email")), "role": answer("role") or Role.MEMBER}
     listed = [
         {
             "id": each.public_id,

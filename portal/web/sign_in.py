@@ -74,7 +74,7 @@ def _device() -> str:
 
 
 def _login_page(target: str | None, email: str = "", error: str | None = None, status: int = 200) -> Response:
-    context = {"next": target or "", "email": email[:254], "error": error}
+    context = {"next": target or "", "email": without_keys(email)[:254], "error": error}
     return make_response(render_template("sign_in/login.html", **context), status)
 
 

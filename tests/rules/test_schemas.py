@@ -51,6 +51,9 @@ def problems(schema: dict[str, Any], record: dict[str, Any]) -> list[dict[str, s
         with_pattern("(?:" * 60 + "a" + ")+" * 60),  # its compiled form would be of 2 ** 60 parts
         with_pattern("((a{100}){100}){100}"),
         {**OBJECT, "patternProperties": {"((a{100}){100}){100}": {}}},
+        *(with_pattern(f"a{{{count}}}") for count in (10**7, 2**32 - 2, 2**32 - 1, 10**12)),  # compiled, one is 1 GB
+        {**OBJECT, "properties": {f"a{n}": {"pattern": f"{n}{{100,}}"} for n in range(100)}},
+        {**OBJECT, "patternProperties": {f"({n}{{10}}){{10}}": {} for n in range(100)}},
     ],
 )
 def test_a_schema_that_could_keep_the_portal_busy_is_refused_at_once(schema: dict[str, Any]) -> None:

@@ -122,6 +122,16 @@ def test_from_one_address_thirty_failures_block_every_account(database: Database
     assert sign_in(database, at=NOON + 15 * MINUTE)
 
 
+def test_of_several_limits_the_one_that_ends_last_is_told(database: Database) -> None:
+    for n in range(30):
+        begin(database, f"person{n}@acme.test")
+    for n in range(50):
+        begin(database, RIO, NOON + 5 * MINUTE, address=f"192.0.2.{n + 1}")
+    with pytest.raises(TooManyAttempts) as refused:
+        begin(database, RIO, NOON + 10 * MINUTE)
+    assert refused.value.retry_at == NOON + 65 * MINUTE
+
+
 def test_signing_in_between_does_not_reset_the_limit_of_an_address(database: Database) -> None:
     for n in range(30):
         begin(database, f"person{n % 15}@acme.test")

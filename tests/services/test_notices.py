@@ -174,6 +174,23 @@ def test_a_run_may_take_longer_than_a_claim_holds(office: Office) -> None:
     assert outbox.send_waiting(office.database, Slow(), lambda: at) == (2, [])
 
 
+def test_a_slow_failure_leaves_a_mail_to_whoever_has_claimed_it_since(office: Office) -> None:
+    at, others = NOON, Postman()
+
+    class Late(Postman):
+        def send(self, letter: Letter) -> None:
+            nonlocal at
+            at += timedelta(minutes=11)
+            with office.database.transaction() as session:  # another run is sending it now
+                session.scalars(select(OutgoingMail)).one().claimed_at = at
+            raise OSError("no answer")
+
+    with office.database.transaction() as session:
+        outbox.put(session, NOON, "max@acme.test", "Hello", "…")
+    assert outbox.send_waiting(office.database, Late(), lambda: at)[0] == 0
+    assert outbox.send_waiting(office.database, others, lambda: at) == (0, [])
+
+
 def test_runs_side_by_side_tell_once(office: Office) -> None:
     for number in range(KEYS_PER_MEMBER):
         office.generate("max", name=f"Key {number}")

@@ -663,6 +663,8 @@ def test_a_swapped_row_brings_the_counts_of_the_list_that_is_shown(cast: Cast) -
         assert f"owner={owner}" in cards
         assert "hx-swap-oob" not in person.get("keys").text
         cast.rio.post(f"keys/{key.id}/reactivate")
+    odd = HTMX | {"HX-Current-URL": "http://localhost//["}  # no browser is there
+    assert cast.rio.post(f"keys/{key.id}/deactivate", headers=odd).status_code == 200
 
 
 @pytest.mark.both

@@ -102,6 +102,15 @@ def test_a_forged_form_hands_out_nothing_and_is_told(cast: Cast, database: Datab
     assert [each.action for each in told] == ["api_member_created", "access_granted"]
 
 
+def test_a_form_that_a_member_forges_is_refused_and_told(cast: Cast, database: Database) -> None:
+    address = make(cast.lea)
+    assert cast.rio.get(f"{address}/reactivate").status_code == 403
+    assert cast.rio.post(f"{address}/reactivate").status_code == 403
+    with database.reading() as session:
+        [told] = session.scalars(select(AuditEvent).where(AuditEvent.outcome == "refused")).all()
+    assert (told.action, told.target_id) == ("member_reactivated", address.rpartition("/")[2])
+
+
 @pytest.mark.parametrize(
     ("answers", "code"),
     [

@@ -149,6 +149,16 @@ def test_sign_ins_are_told_to_oneself_and_to_the_administrator_of_the_only_works
 
 
 @pytest.mark.both
+def test_a_key_that_is_pasted_as_a_filter_becomes_its_last_four(cast: Cast) -> None:
+    key = cast.rio.generate(name="Pasted")
+    for text in (key.text, key.text[:40]):
+        moved = cast.ana.get(f"{AUDIT}?key={text}&outcome=done")
+        assert (moved.status_code, text in moved.location, "outcome=done" in moved.location) == (303, False, True)
+    [told] = [each for each in said(cast.ana.get(cast.ana.get(f"{AUDIT}?key={key.text}").location)) if "Pasted" in each]
+    assert "generated" in told
+
+
+@pytest.mark.both
 def test_filters_narrow_and_say_when_nothing_matches(cast: Cast) -> None:
     first_day = datetime.now(UTC).strftime("%Y-%m-%d")
     live = cast.rio.generate(name="Live one")

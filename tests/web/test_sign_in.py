@@ -560,7 +560,7 @@ def test_what_is_wrong_with_the_answers_to_an_invitation_is_told_at_once_and_tru
     kim.get(path)
     reply = kim.post(path, {"name": "K", "password": "x" * 257, "password_again": "y" * 257})
     assert re.findall(r'href="#join-\w+" hx-ignore>([^<]+)', reply.text) == [
-        "Enter your name, 2 to 60 characters.",
+        "Enter a name by which others know you: 2 to 60 characters.",
         "Choose a password of at most 256 characters.",
         "Type the same password twice.",
     ]
@@ -585,6 +585,18 @@ def test_a_new_persons_password_is_hashed_while_others_can_write(
     assert kim.post(path, good).location == "/w/acme"
     with database.reading() as session:
         assert session.query(Account).filter_by(theme="dark").count() > 0
+
+
+def test_answers_that_cannot_be_taken_cost_no_hash(
+    cast: Cast, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with database.transaction() as session:
+        token = invitations.issue(session, operator(), workspaces.get(session, "acme"), "kim@acme.test", Role.MEMBER)
+    kim, path = cast.stranger("kim"), f"/invite/{token}"
+    kim.get(path)
+    monkeypatch.setattr(credentials, "hash_password", lambda _: pytest.fail("this takes a tenth of a second"))
+    bad = {"name": "K", "password": "a long enough one", "password_again": "a long enough one"}
+    assert kim.post(path, bad).status_code == 422
 
 
 def test_an_invitation_to_somebody_with_an_account_takes_that_accounts_password(cast: Cast, database: Database) -> None:
