@@ -493,6 +493,13 @@ def seat_in_globex(database: Database, email: str, role: Role = Role.MEMBER) -> 
         session.add(Member(public_id=new_id("mem"), workspace_id=globex.id, account_id=account.id, **facts))
 
 
+def invited(database: Database, email: str, slug: str = "acme") -> str:
+    """Invite a person as a member; give the link's path."""
+    with database.transaction() as session:
+        token = invitations.issue(session, operator(), workspaces.get(session, slug), email, Role.MEMBER)
+    return f"/invite/{token}"
+
+
 def test_somebody_in_two_workspaces_chooses_and_switches(cast: Cast, database: Database) -> None:
     seat_in_globex(database, "rio@acme.test")
     rio = cast.stranger("rio")
@@ -527,10 +534,8 @@ def test_what_one_is_in_one_workspace_one_is_not_in_the_other(cast: Cast, databa
 
 
 def test_an_invitation_makes_an_account_once(cast: Cast, database: Database) -> None:
-    with database.transaction() as session:
-        token = invitations.issue(session, operator(), workspaces.get(session, "acme"), "kim@acme.test", Role.MEMBER)
+    path = invited(database, "kim@acme.test")
     kim = cast.stranger("kim")
-    path = f"/invite/{token}"
     assert f'action="{path}"' in kim.get(path).text
     before = kept(database)
     good = {"name": "Kim Novak", "password": "a long enough one", "password_again": "a long enough one"}
@@ -554,9 +559,7 @@ def test_an_invitation_makes_an_account_once(cast: Cast, database: Database) -> 
 def test_what_is_wrong_with_the_answers_to_an_invitation_is_told_at_once_and_truly(
     cast: Cast, database: Database
 ) -> None:
-    with database.transaction() as session:
-        token = invitations.issue(session, operator(), workspaces.get(session, "acme"), "kim@acme.test", Role.MEMBER)
-    kim, path = cast.stranger("kim"), f"/invite/{token}"
+    kim, path = cast.stranger("kim"), invited(database, "kim@acme.test")
     kim.get(path)
     reply = kim.post(path, {"name": "K", "password": "x" * 257, "password_again": "y" * 257})
     assert re.findall(r'href="#join-\w+" hx-ignore>([^<]+)', reply.text) == [
@@ -569,8 +572,7 @@ def test_what_is_wrong_with_the_answers_to_an_invitation_is_told_at_once_and_tru
 def test_a_new_persons_password_is_hashed_while_others_can_write(
     cast: Cast, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with database.transaction() as session:
-        token = invitations.issue(session, operator(), workspaces.get(session, "acme"), "kim@acme.test", Role.MEMBER)
+    path = invited(database, "kim@acme.test")
 
     class Watched(PasswordHasher):
         def hash(self, password: str | bytes, *, salt: bytes | None = None) -> str:
@@ -579,7 +581,7 @@ def test_a_new_persons_password_is_hashed_while_others_can_write(
             return super().hash(password, salt=salt)
 
     monkeypatch.setattr(credentials, "_hasher", Watched(time_cost=1, memory_cost=64, parallelism=1))
-    kim, path = cast.stranger("kim"), f"/invite/{token}"
+    kim = cast.stranger("kim")
     kim.get(path)
     good = {"name": "Kim Novak", "password": "a long enough one", "password_again": "a long enough one"}
     assert kim.post(path, good).location == "/w/acme"
@@ -590,9 +592,7 @@ def test_a_new_persons_password_is_hashed_while_others_can_write(
 def test_answers_that_cannot_be_taken_cost_no_hash(
     cast: Cast, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with database.transaction() as session:
-        token = invitations.issue(session, operator(), workspaces.get(session, "acme"), "kim@acme.test", Role.MEMBER)
-    kim, path = cast.stranger("kim"), f"/invite/{token}"
+    kim, path = cast.stranger("kim"), invited(database, "kim@acme.test")
     kim.get(path)
     monkeypatch.setattr(credentials, "hash_password", lambda _: pytest.fail("this takes a tenth of a second"))
     bad = {"name": "K", "password": "a long enough one", "password_again": "a long enough one"}
@@ -600,9 +600,7 @@ def test_answers_that_cannot_be_taken_cost_no_hash(
 
 
 def test_an_invitation_to_somebody_with_an_account_takes_that_accounts_password(cast: Cast, database: Database) -> None:
-    with database.transaction() as session:
-        token = invitations.issue(session, operator(), workspaces.get(session, "globex"), "rio@acme.test", Role.MEMBER)
-    path = f"/invite/{token}"
+    path = invited(database, "rio@acme.test", "globex")
     stranger = cast.stranger()
     stranger.get(path)
     assert stranger.post(path, {"password": "wrong"}).status_code == 422
@@ -625,9 +623,7 @@ def test_who_has_joined_is_told_so_though_signing_in_is_held_up(
     cast: Cast, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Others behind the same address may have used up its tries."""
-    with database.transaction() as session:
-        token = invitations.issue(session, operator(), workspaces.get(session, "acme"), "kim@acme.test", Role.MEMBER)
-    kim, path = cast.stranger("kim"), f"/invite/{token}"
+    kim, path = cast.stranger("kim"), invited(database, "kim@acme.test")
     kim.get(path)
     cast.stranger().sign_in("wrong password here")
     monkeypatch.setattr(accounts, "PREFIX_LIMIT", 1)
