@@ -224,10 +224,10 @@ def test_a_line_of_a_request_says_whose_it_was_by_ids_only(
 
     cast = Cast(app)
     key = cast.rio.generate()
-    monkeypatch.setitem(app.view_functions, "api.me", guards.with_key()(fail))
+    monkeypatch.setitem(app.view_functions, "api.solutions", guards.with_key()(fail))
     monkeypatch.setitem(app.view_functions, "home.index", guards.in_workspace(fail))
     caplog.handler.setFormatter(JsonLines())
-    called = cast.call("GET", "/me", key)
+    called = cast.call("GET", "/solutions", key)
     opened = cast.rio.get("/w/acme")
     assert (called.status_code, opened.status_code) == (500, 500)
     of_key, of_page = (json.loads(line) for line in caplog.text.splitlines() if "a request failed" in line)

@@ -1,12 +1,14 @@
 """What integrations are answered, as bytes: made here for the views and for the door before them alike."""
 
 import json
+from datetime import UTC, datetime
 from functools import lru_cache
 from random import getrandbits
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 from portal.rules.errors import KeyRefused, Refusal
+from portal.services.key_check import Caller
 
 PRODUCT = "Latchkey"
 
@@ -39,6 +41,37 @@ class Answer(NamedTuple):
 def new_request_id() -> str:
     """Make the id under which a request can be asked about; it is no secret, so the system need not be asked for it."""
     return f"req_{getrandbits(96):024x}"
+
+
+def moment(at: datetime) -> str:
+    """Write a moment as the API does: RFC 3339, in UTC, with milliseconds."""
+    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def data(found: Any, request_id: str, **meta: Any) -> bytes:
+    """Write `{"data": …, "meta": {"requestId": …}}`."""
+    return to_json({"data": found, "meta": {"requestId": request_id, **meta}}).encode()
+
+
+def me(caller: Caller, hint: str) -> dict[str, Any]:
+    """Say who a key is; `hint` is what lists show of it."""
+    return {
+        "workspace": {"id": caller.workspace_id, "slug": caller.workspace_slug, "name": caller.workspace_name},
+        "member": {
+            "id": caller.member_id,
+            "name": caller.member_name,
+            "type": "api" if caller.is_api_member else "human",
+        },
+        "key": {
+            "id": caller.key_id,
+            "name": caller.key_name,
+            "hint": hint,
+            "environment": caller.environment,
+            "scopes": caller.reach.texts,
+            "effectiveScopes": caller.reach.effective_texts,
+            "expiresAt": moment(caller.ends_at) if caller.ends_at else None,
+        },
+    }
 
 
 def error(

@@ -1,7 +1,7 @@
 """The REST API for integrations (contract, section 3): JSON in and out, one key a request."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -18,6 +18,7 @@ from portal.services.key_check import Caller
 from portal.services.records import Place
 from portal.store.database import Session
 from portal.store.models import Record
+from portal.web import answers
 from portal.web.declared import (
     IDEMPOTENCY_KEY,
     IF_MATCH,
@@ -46,31 +47,10 @@ _FIRST_ID = "X-Request-Id"  # and the id that its body names
 @declares("Ask who the key is", "The key", Answer(200, "Who the key is and what it can do now.", ME))
 @with_key()
 def me(caller: Caller) -> Response:
-    """Say who the key is."""
+    """Say who the key is; what can be answered without reading a query, the door answers itself."""
     read_query()
-    return api_reply(
-        {
-            "workspace": {
-                "id": caller.workspace_id,
-                "slug": caller.workspace_slug,
-                "name": caller.workspace_name,
-            },
-            "member": {
-                "id": caller.member_id,
-                "name": caller.member_name,
-                "type": "api" if caller.is_api_member else "human",
-            },
-            "key": {
-                "id": caller.key_id,
-                "name": caller.key_name,
-                "hint": portal().settings.keyring.format.hint(caller.environment, caller.last_four),
-                "environment": caller.environment,
-                "scopes": caller.reach.texts,
-                "effectiveScopes": caller.reach.effective_texts,
-                "expiresAt": _moment(caller.ends_at) if caller.ends_at else None,
-            },
-        }
-    )
+    hint = portal().settings.keyring.format.hint(caller.environment, caller.last_four)
+    return api_reply(answers.me(caller, hint))
 
 
 @api.post("/me/rotate")
@@ -109,9 +89,9 @@ def rotate_me(caller: Caller) -> Response:
             "hint": key.hint,
             "environment": key.environment,
             "scopes": sorted(scope.text for scope in key.scopes),
-            "expiresAt": _moment(key.expires_at) if key.expires_at else None,
+            "expiresAt": answers.moment(key.expires_at) if key.expires_at else None,
             "replaces": caller.key_id,
-            "previousKeyEndsAt": _moment(old_ends_at),
+            "previousKeyEndsAt": answers.moment(old_ends_at),
         },
         201,
     )
@@ -404,13 +384,9 @@ def _record(record: Record) -> dict[str, Any]:
     return {
         "id": record.public_id,
         "fields": record.fields,
-        "createdAt": _moment(record.created_at),
-        "updatedAt": _moment(record.updated_at),
+        "createdAt": answers.moment(record.created_at),
+        "updatedAt": answers.moment(record.updated_at),
     }
-
-
-def _moment(moment: datetime) -> str:
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _paging(total: int, limit: int, offset: int) -> dict[str, Any]:

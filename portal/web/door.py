@@ -1,9 +1,9 @@
 """The door before Flask: who asks, and how often, decided once for every request with a key.
 
 For the routes that need a key it checks it, counts it against its limits and notes its use; a request that may pass
-goes on to the view with its `Passage`, any other is answered here, at a fraction of the cost. `/verify` is answered
-here in any case: it asks nothing else. A request without any credential goes on: its view says what is missing, or that
-there is no such route.
+goes on to the view with its `Passage`, any other is answered here, at a fraction of the cost. So are `/verify` and
+`GET /api/v1/me`, which ask for no more than is known by then. A request without any credential goes on: its view says
+what is missing, or that there is no such route.
 
 Requests take turns. The server has threads to spare so that clients that stall while they send, and a Redis that is far
 away, hold up nobody; but a process works on one request at a time, for more would only pass the interpreter lock to and
@@ -38,6 +38,7 @@ from portal.web.turn import Turn
 
 PASSAGE = "portal.passage"  # in the WSGI environment
 VERIFY = "/verify"
+ME = "/api/v1/me"
 _VERIFY_METHODS = ("GET", "HEAD", "POST")
 MAX_SCOPES = 20  # that one /verify asks about
 _LONG = 0.05  # seconds that a key waits for its turn until it is judged without, or again
@@ -84,17 +85,19 @@ class Door:
         try:
             passage.in_turn = self._turn.acquire(timeout=_LONG)
             passage.now = datetime.now(UTC)
-            return self._receive(environ, passage, start_response, is_verify=path == VERIFY)
+            return self._receive(environ, passage, start_response)
         finally:
             if passage.in_turn:
                 self._turn.release()
 
-    def _receive(
-        self, environ: dict[str, Any], passage: Passage, start_response: StartResponse, *, is_verify: bool
-    ) -> Iterable[bytes]:
+    def _receive(self, environ: dict[str, Any], passage: Passage, start_response: StartResponse) -> Iterable[bytes]:
+        is_verify = environ["PATH_INFO"] == VERIFY
         environ[ENDPOINT] = "verify" if is_verify else "door"  # until the view is known
         refusal = self._judge(environ, passage, is_verify=is_verify)
-        if refusal is None and not is_verify:  # to the view, which everybody waits for
+        answer = None
+        if passage.caller is not None:
+            answer = self._verify if is_verify else self._me if _asks_who(environ) else None
+        if refusal is None and answer is None:  # to the view, which everybody waits for
             is_late = self._wait_for_turn(passage)
             if is_late and passage.caller:
                 passage.now = datetime.now(UTC)
@@ -107,8 +110,8 @@ class Door:
         of_key = _of_key(caller) + _limits(passage)
         if refusal is not None:
             return _send(refusal, _common(passage) + of_key, start_response)
-        if is_verify:
-            return _send(self._verify(environ, passage, caller), _common(passage) + of_key, start_response)
+        if answer is not None:
+            return _send(answer(environ, passage, caller), _common(passage) + of_key, start_response)
 
         def start(status: str, own: Headers, exc_info: Any = None) -> Any:
             if not passage.refused:
@@ -205,6 +208,13 @@ class Door:
         ]
         return Answer(200, told, b"")
 
+    def _me(self, environ: dict[str, Any], passage: Passage, caller: Caller) -> Answer:
+        """Say who a key is, as the view does."""
+        environ[ENDPOINT] = "api.me"
+        self._note(environ, passage, caller, 200)
+        hint = self._parts().settings.keyring.format.hint(caller.environment, caller.last_four)
+        return Answer(200, [], answers.data(answers.me(caller, hint), passage.request_id))
+
     def _note(self, environ: dict[str, Any], passage: Passage, caller: Caller, status: int) -> None:
         noted = _use(environ, passage, caller.key_pk, passage.scope, status)
         self._parts().usage.accepted(noted, is_first=caller.is_unused, new_digest=caller.new_digest)
@@ -220,6 +230,12 @@ def note_refusal(notes: Usage, environ: dict[str, Any], passage: Passage, refuse
     if refused.key_pk is not None:
         noted = _use(environ, passage, refused.key_pk, refused.required or "", refused.refusal.status)
         notes.refused(noted, str(refused.refusal), " ".join(refused.held) if refused.required else refused.had)
+
+
+def _asks_who(environ: dict[str, Any]) -> bool:
+    """Say whether a request asks who its key is, and nothing that would have to be read."""
+    is_me = environ["PATH_INFO"] == ME and environ["REQUEST_METHOD"] == "GET"
+    return is_me and not environ.get("QUERY_STRING")
 
 
 def _met(caller: Caller, verdict: Verdict) -> str:

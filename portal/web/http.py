@@ -412,8 +412,7 @@ def carried_answers() -> list[tuple[str, str]]:
 
 def api_reply(data: Any, status: int = 200, meta: dict[str, Any] | None = None) -> Response:
     """Answer an integration: `{"data": …, "meta": {"requestId": …}}`."""
-    body = {"data": data, "meta": {"requestId": g.request_id, **(meta or {})}}
-    return Response(answers.to_json(body), status, mimetype="application/json")
+    return Response(answers.data(data, g.request_id, **(meta or {})), status, mimetype="application/json")
 
 
 def api_error(status: int, kind: str, code: str, message: str, **extra: Any) -> Response:

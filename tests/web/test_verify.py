@@ -262,6 +262,7 @@ def test_checks_wait_for_no_page(cast: Cast, key: MadeKey, turn: LongTurn) -> No
     with turn:
         assert verify(cast.app, key, "?scope=tasks:read").status_code == 200
         assert verify(cast.app, key, "?scope=leads:read").status_code == 403
+        assert cast.call("GET", "/me", key).status_code == 200
         assert cast.call("GET", "/me", unknown).status_code == 401
         assert cast.app.test_client().get("/healthz").status_code == 200
 
@@ -273,7 +274,7 @@ def test_a_key_is_checked_again_after_a_long_wait_and_counted_once(
 ) -> None:
     with ThreadPoolExecutor(1) as pool:
         with turn:
-            asked = pool.submit(cast.call, "GET", "/me", key)
+            asked = pool.submit(cast.call, "GET", "/solutions", key)
             assert turn.waited_for.wait(30)
             with database.transaction() as session:
                 if ends:

@@ -2,8 +2,10 @@
 
 import json
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from functools import wraps
 from typing import Any
 
 import pytest
@@ -74,6 +76,50 @@ def test_me_tells_workspace_member_and_key_and_no_more(cast: Cast, key: MadeKey)
         "effectiveScopes": list(BOTH),
     }
     assert timedelta(days=89) < expires_at - datetime.now(UTC) < timedelta(days=90)
+
+
+def test_me_says_the_same_before_flask_and_in_its_view(cast: Cast, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The door answers what has no query; `?`, a HEAD and all else go on to the view."""
+    by_view = list[str]()
+    monkeypatch.setitem(
+        cast.app.view_functions, "api.me", by_view_of(cast.app.view_functions["api.me"], by_view.append)
+    )
+    own = dict.fromkeys(("X-Request-Id", "X-RateLimit-Remaining", "X-RateLimit-Reset", "Content-Length"), "")
+    ends = cast.rio.generate(name="It ends", expires="30d")
+    overreaching = cast.max.generate(BOTH, environment="test", expires="never", name="Übergroß “x” </script>")
+    for known in (ends, overreaching):
+        door = cast.call("GET", "/me", known)
+        assert not by_view
+        view = cast.call("GET", "/me?by=view", known)
+        assert by_view.pop() == "view"
+        assert {**door.headers, **own} == {**view.headers, **own}
+        (said, id_), (said_too, other_id) = (told_and_id(reply) for reply in (door, view))
+        assert said == said_too
+        assert (id_, other_id) == (door.headers["X-Request-Id"], view.headers["X-Request-Id"])
+        assert door.headers["Content-Length"] == str(len(door.data))
+        head = cast.call("HEAD", "/me", known)
+        assert (by_view.pop(), head.status_code, head.data) == ("view", 200, b"")
+    for headers in ({}, {"Authorization": "Bearer x"}, {**ends.bearer, "Account-Id": "ws_other"}):
+        door, view = (cast.call("GET", path, headers=headers) for path in ("/me", "/me?by=view"))
+        assert told_and_id(door)[0] == told_and_id(view)[0]
+        assert {**door.headers, **own} == {**view.headers, **own}
+
+
+def by_view_of(view: Callable[..., Any], tell: Callable[[str], None]) -> Callable[..., Any]:
+    """Tell when a view is asked."""
+
+    @wraps(view)
+    def told(**values: Any) -> Any:
+        tell("view")
+        return view(**values)
+
+    return told
+
+
+def told_and_id(reply: TestResponse) -> tuple[str, str]:
+    """Give a body's text without its request id, and the id."""
+    request_id = str(reply.get_json()["meta"]["requestId"])
+    return reply.text.replace(request_id, ""), request_id
 
 
 def test_a_key_of_an_api_member_says_so(cast: Cast) -> None:
