@@ -2,7 +2,7 @@
 
 A sign-in is three steps, because the password's hash takes longer than a writer may hold the database:
 `begin_attempt` counts it as a failure beforehand (so that parallel guesses cannot outrun the limit), the caller
-verifies the password, then `sign_in` or `prove` takes the failure back, or `fail` tells of it.
+verifies the password (`Attempt.verify`), then `sign_in` or `prove` takes the failure back, or `fail` tells of it.
 """
 
 import hashlib
@@ -67,7 +67,7 @@ class LiveSession(NamedTuple):
 AnySession = UserSession | LiveSession
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Attempt:
     """A counted try at a password: whose it may be, and the hash to verify against (None: nobody's)."""
 
@@ -76,10 +76,15 @@ class Attempt:
     prefix: str
     account: Account | None
     tries_left: int
+    new_hash: str | None = None  # of a password that was right, where the stored hash is of an older kind
 
     def verify(self, password: str) -> bool:
-        """Say whether the password is right; takes the same work for nobody's account."""
-        return credentials.verify_password(self.account.password_hash if self.account else None, password)
+        """Say whether the password is right; takes the same work for nobody's account. Not for within a transaction."""
+        stored = self.account.password_hash if self.account else None
+        is_right = credentials.verify_password(stored, password)
+        if is_right and stored and credentials.needs_rehash(stored):
+            self.new_hash = credentials.hash_password(password)
+        return is_right
 
 
 def begin_attempt(session: Session, actor: Actor, email: str) -> Attempt:
@@ -168,10 +173,10 @@ def verify_account(account: Account, password: str) -> bool:
     return credentials.verify_password(account.password_hash, password)
 
 
-def sign_in(session: Session, actor: Actor, attempt: Attempt, password: str, client: str) -> tuple[UserSession, str]:
+def sign_in(session: Session, actor: Actor, attempt: Attempt, client: str) -> tuple[UserSession, str]:
     """Start a session after a verified attempt; give it with its token, which is kept nowhere."""
     account = confirm(session, attempt, actor.at)
-    _rehash(session, account, password)
+    _rehash(session, account, attempt)
     token = credentials.new_token()
     started = UserSession(
         token_hash=credentials.token_digest(token),
@@ -203,19 +208,15 @@ def confirm(session: Session, attempt: Attempt, now: datetime) -> Account:
     return account
 
 
-def _rehash(session: Session, account: Account, password: str) -> None:
-    if credentials.needs_rehash(account.password_hash):
-        session.execute(
-            update(Account)
-            .where(Account.id == account.id, Account.password_hash == account.password_hash)
-            .values(password_hash=credentials.hash_password(password))
-        )
+def _rehash(session: Session, account: Account, attempt: Attempt) -> None:
+    if attempt.new_hash:
+        session.execute(update(Account).where(Account.id == account.id).values(password_hash=attempt.new_hash))
 
 
-def prove(session: Session, actor: Actor, attempt: Attempt, password: str, user_session: AnySession) -> str:
+def prove(session: Session, actor: Actor, attempt: Attempt, user_session: AnySession) -> str:
     """Note that the person behind a session gave the password again; give the session's new token."""
     account = confirm(session, attempt, actor.at)
-    _rehash(session, account, password)
+    _rehash(session, account, attempt)
     token = credentials.new_token()
     session.execute(
         update(UserSession)

@@ -292,7 +292,7 @@ def prove_again(why: str, action: str, carried: list[tuple[str, str]]) -> Respon
         tries = f"{attempt.tries_left} {'try' if attempt.tries_left == 1 else 'tries'} left"
         return prompt(why, action, carried, f"That password is not right. {tries}.")
     with transaction() as session:
-        token = accounts.prove(session, who, attempt, password, user_session)
+        token = accounts.prove(session, who, attempt, user_session)
     start_browser_session(user_session, token)
     return None
 

@@ -43,7 +43,7 @@ def sign_in(
         if not is_right:
             accounts.fail(session, visitor(at, address), attempt)
             return None
-        return accounts.sign_in(session, visitor(at, address), attempt, password, "Firefox/145")
+        return accounts.sign_in(session, visitor(at, address), attempt, "Firefox/145")
 
 
 def find(database: Database, token: str, at: datetime = NOON) -> LiveSession | None:
@@ -381,7 +381,7 @@ def test_proving_who_one_is_gives_the_session_a_new_token_and_ten_minutes(databa
     later = NOON + timedelta(hours=1)
     attempt = begin(database, at=later)
     with database.transaction() as session:
-        new = accounts.prove(session, visitor(later), attempt, PASSWORD, user_session)
+        new = accounts.prove(session, visitor(later), attempt, user_session)
     assert find(database, token, later) is None
     found = find(database, new, later)
     assert found

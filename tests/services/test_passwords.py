@@ -29,7 +29,7 @@ def sign_in(office: Office, name: str = "max", at: datetime = NOON) -> tuple[Use
     with office.database.transaction() as session:
         attempt = accounts.begin_attempt(session, actor, f"{name}@acme.test")
     with office.database.transaction() as session:
-        return accounts.sign_in(session, actor, attempt, OLD, "Firefox on Linux")
+        return accounts.sign_in(session, actor, attempt, "Firefox on Linux")
 
 
 def is_live(office: Office, token: str, at: datetime = NOON) -> bool:
@@ -153,9 +153,9 @@ def test_the_old_password_is_good_for_nothing_once_there_is_a_new_one(office: Of
     reset(office, sent)
     with pytest.raises(Conflict), office.database.transaction() as session:
         if what == "sign in":
-            accounts.sign_in(session, actor, attempt, OLD, "Firefox on Linux")
+            accounts.sign_in(session, actor, attempt, "Firefox on Linux")
         elif what == "prove":
-            accounts.prove(session, actor, attempt, OLD, this)
+            accounts.prove(session, actor, attempt, this)
         else:
             passwords.change(session, actor, attempt, new(password=OLD, again=OLD), this)
     assert verify_password(account(office).password_hash, NEW)
