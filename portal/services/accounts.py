@@ -169,8 +169,8 @@ def take_back(session: Session, attempt: Attempt, now: datetime) -> None:
 
 
 def verify_account(account: Account, password: str) -> bool:
-    """Say whether this is the account's password; the caller has counted the try."""
-    return credentials.verify_password(account.password_hash, password)
+    """Say whether this is the account's password, never of a deactivated one; the caller has counted the try."""
+    return credentials.verify_password(None if account.deactivated_at else account.password_hash, password)
 
 
 def sign_in(session: Session, actor: Actor, attempt: Attempt, client: str) -> tuple[UserSession, str]:
@@ -194,15 +194,15 @@ def sign_in(session: Session, actor: Actor, attempt: Attempt, client: str) -> tu
 
 
 def confirm(session: Session, attempt: Attempt, now: datetime) -> Account:
-    """Take a verified attempt back and give its account, held; Conflict when its password is another one by now.
+    """Take a verified attempt back and give its account, held; Conflict when it is deactivated or has a new password.
 
     Else whoever knew the old password could begin a session just after all others had ended.
     """
     account = attempt.account
     if account is None:
         raise ValueError("an attempt at nobody's account cannot succeed")
-    standing = select(Account.password_hash).where(Account.id == account.id).with_for_update(key_share=True)
-    if session.scalar(standing) != account.password_hash:
+    standing = select(Account.password_hash).where(Account.id == account.id, Account.deactivated_at.is_(None))
+    if session.scalar(standing.with_for_update(key_share=True)) != account.password_hash:
         raise Conflict("The password was changed a moment ago. Try again.")
     take_back(session, attempt, now)
     return account

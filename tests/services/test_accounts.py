@@ -9,7 +9,7 @@ from sqlalchemy import func, inspect, select, update
 
 from portal.demo import PASSWORD
 from portal.rules import credentials
-from portal.rules.errors import TooManyAttempts
+from portal.rules.errors import Conflict, TooManyAttempts
 from portal.services import accounts, members
 from portal.services.accounts import Attempt, LiveSession
 from portal.services.actor import Actor, Means
@@ -257,6 +257,8 @@ def test_who_has_no_membership_left_or_is_deactivated_is_refused_like_anybody(da
     for name in ended:
         assert sign_in(database, f"{name}@acme.test") is None
     assert sign_in(database, "ana@acme.test")
+    with database.reading() as session:  # nor do they join another workspace with that password
+        assert not accounts.verify_account(session.query(Account).filter_by(email="lea@acme.test").one(), PASSWORD)
 
 
 def test_an_old_hash_is_made_anew_by_signing_in_and_not_by_failing_to(database: Database) -> None:
@@ -358,6 +360,17 @@ def test_a_session_is_gone_when_its_account_is_deactivated(database: Database) -
     with database.transaction() as session:
         session.execute(update(Account).where(Account.email == RIO).values(deactivated_at=NOON))
     assert find(database, token) is None
+
+
+def test_no_session_begins_by_a_password_that_was_verified_before_its_account_was_deactivated(
+    database: Database,
+) -> None:
+    attempt = begin(database)
+    assert attempt.verify(PASSWORD)
+    with database.transaction() as session:
+        session.execute(update(Account).where(Account.email == RIO).values(deactivated_at=NOON))
+    with pytest.raises(Conflict), database.transaction() as session:
+        accounts.sign_in(session, visitor(), attempt, "Firefox/145")
 
 
 def test_a_session_opens_no_workspace_in_which_the_membership_ended(office: Office) -> None:
