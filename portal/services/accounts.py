@@ -63,10 +63,6 @@ class LiveSession(NamedTuple):
     token_hash: bytes  # its beginning is in the log
 
 
-# The first is what a sign-in makes, the second what all later requests find.
-AnySession = UserSession | LiveSession
-
-
 @dataclass(slots=True)
 class Attempt:
     """A counted try at a password: whose it may be, and the hash to verify against (None: nobody's)."""
@@ -173,7 +169,7 @@ def verify_account(account: Account, password: str) -> bool:
     return credentials.verify_password(None if account.deactivated_at else account.password_hash, password)
 
 
-def sign_in(session: Session, actor: Actor, attempt: Attempt, client: str) -> tuple[UserSession, str]:
+def sign_in(session: Session, actor: Actor, attempt: Attempt, client: str) -> tuple[LiveSession, str]:
     """Start a session after a verified attempt; give it with its token, which is kept nowhere."""
     account = confirm(session, attempt, actor.at)
     _rehash(session, account, attempt)
@@ -188,9 +184,11 @@ def sign_in(session: Session, actor: Actor, attempt: Attempt, client: str) -> tu
         client=client,
     )
     session.add(started)
+    session.flush()
     session.execute(delete(UserSession).where(UserSession.created_at < actor.at - SESSION_LIFE))
     audit.record(session, actor, Event.SIGNED_IN, target_id=account.public_id, target_name=account.email)
-    return started, token
+    viewer = Viewer(*(getattr(account, name) for name in Viewer._fields))
+    return LiveSession(viewer, *(getattr(started, name) for name in LiveSession._fields[1:])), token
 
 
 def confirm(session: Session, attempt: Attempt, now: datetime) -> Account:
@@ -213,7 +211,7 @@ def _rehash(session: Session, account: Account, attempt: Attempt) -> None:
         session.execute(update(Account).where(Account.id == account.id).values(password_hash=attempt.new_hash))
 
 
-def prove(session: Session, actor: Actor, attempt: Attempt, user_session: AnySession) -> str:
+def prove(session: Session, actor: Actor, attempt: Attempt, user_session: LiveSession) -> str:
     """Note that the person behind a session gave the password again; give the session's new token."""
     account = confirm(session, attempt, actor.at)
     _rehash(session, account, attempt)
@@ -227,7 +225,7 @@ def prove(session: Session, actor: Actor, attempt: Attempt, user_session: AnySes
     return token
 
 
-def is_proved(user_session: AnySession, now: datetime) -> bool:
+def is_proved(user_session: LiveSession, now: datetime) -> bool:
     """Say whether the last proof of who sits there is recent enough to hand out access."""
     return now - user_session.proved_at <= PROOF_LIFE
 
@@ -256,13 +254,13 @@ _LIVE_SESSION = (
 )
 
 
-def is_due_to_be_seen(user_session: AnySession, now: datetime, workspace_id: int | None) -> bool:
+def is_due_to_be_seen(user_session: LiveSession, now: datetime, workspace_id: int | None) -> bool:
     """Say whether `mark_seen` has something to write."""
     moved = workspace_id is not None and workspace_id != user_session.workspace_id
     return moved or now - user_session.last_seen_at > _SEEN_EVERY
 
 
-def mark_seen(session: Session, user_session: AnySession, now: datetime, workspace_id: int | None) -> None:
+def mark_seen(session: Session, user_session: LiveSession, now: datetime, workspace_id: int | None) -> None:
     """Note that a session is in use, and in which workspace it was last."""
     values: dict[str, object] = {"last_seen_at": now}
     if workspace_id is not None:
@@ -270,7 +268,7 @@ def mark_seen(session: Session, user_session: AnySession, now: datetime, workspa
     session.execute(update(UserSession).where(UserSession.id == user_session.id).values(values))
 
 
-def sign_out(session: Session, actor: Actor, user_session: AnySession) -> None:
+def sign_out(session: Session, actor: Actor, user_session: LiveSession) -> None:
     """End a session at once."""
     session.execute(delete(UserSession).where(UserSession.id == user_session.id))
     account = user_session.account
