@@ -29,6 +29,7 @@ from portal.services import (
     notices,
     outbox,
     passwords,
+    people,
     peppers,
     restoring,
     workspaces,
@@ -225,10 +226,39 @@ def reset_password(email: str) -> None:
         account = accounts.find_usable(session, clean_email(email) or "")
         if account is None:
             advice = "Who has not joined yet needs a link: flask invite-admin WORKSPACE EMAIL."
+            advice += f" If the account is deactivated: flask reactivate-account {email}."
             raise NotFound(f"Nobody can sign in as {email}. {advice}")
         token = passwords.begin_reset(session, operator(), account)
     click.echo(f"Send this link to {email}; it works once, for {passwords.RESET_LIFE.seconds // 60} minutes:")
     click.echo(f"{portal().settings.base_url}/reset/{token}")
+
+
+@command("deactivate-account")
+@click.argument("email")
+def deactivate_account(email: str) -> None:
+    """Stop a person's account at once in all workspaces: no sign-in, no session, no key of theirs."""
+    with portal().database.transaction() as session:
+        ended = people.deactivate_account(session, operator(), email)
+    if ended is None:
+        click.echo(f"The account {email} is deactivated already. Nothing was changed.")
+        return
+    click.echo(f"The account {email} is deactivated, {_counted(ended.sessions, 'session')} ended.")
+    click.echo(f"Requests with its keys ({ended.keys} active) are refused from now.")
+    for slug in ended.orphans:
+        advice = f"For another administrator: flask invite-admin {slug} EMAIL"
+        click.echo(f"Warning: nobody administers {slug} any more. {advice}", err=True)
+
+
+@command("reactivate-account")
+@click.argument("email")
+def reactivate_account(email: str) -> None:
+    """Give a person's account back what it had: sign-in, memberships, keys. They sign in anew."""
+    with portal().database.transaction() as session:
+        is_changed = people.reactivate_account(session, operator(), email)
+    if is_changed:
+        click.echo(f"The account {email} is active again, with its password and its keys as they were.")
+    else:
+        click.echo(f"The account {email} is active already. Nothing was changed.")
 
 
 @command("backup")

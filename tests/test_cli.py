@@ -16,7 +16,7 @@ from app import create_app
 from portal.store.database import Database
 from portal.store.key_log import log_of
 from portal.store.migrate import check
-from portal.store.models import ApiKey, AuditEvent, Workspace
+from portal.store.models import ApiKey, AuditEvent, Member, Workspace
 from tests.cast import Cast, MadeKey
 from tests.servers import free_port
 
@@ -358,6 +358,53 @@ def test_a_key_that_is_not_there_cannot_be_revoked(cast: Cast, key: MadeKey, key
     assert cast.call("GET", "/me", key).status_code == 200
 
 
+def test_a_deactivated_account_is_out_at_once_and_shown_as_what_it_is(
+    cast: Cast, key: MadeKey, database: Database
+) -> None:
+    assert cast.call("GET", "/me", key).status_code == 200
+    printed = run(cast.app, "deactivate-account", "rio@acme.test")
+    assert "1 session ended" in printed
+    assert "Warning" not in printed
+    refused_one = cast.call("GET", "/me", key)
+    assert refused_one.status_code == 401
+    assert "/login" in cast.rio.get("/w/acme").location
+    assert cast.stranger("rio").sign_in().status_code == 422
+    with database.reading() as session:
+        rio = session.scalars(select(Member.public_id).where(Member.name == "Rio Tanaka")).one()
+    for path in ("members?state=deactivated", f"members/{rio}"):
+        page = cast.ana.get(f"/w/acme/{path}").text
+        assert "Rio Tanaka" in page
+        assert "Account deactivated" in page
+        assert "/reactivate" not in page  # no administrator can do that
+    for path in ("keys?owner=all", f"keys/{key.id}"):
+        page = cast.ana.get(path).text
+        assert "Owner deactivated" in page
+        assert "st-active" not in page
+    cast.app.extensions["portal"].usage.flush()
+    found = cast.ana.post("/w/acme/explain", {"request_id": refused_one.headers["X-Request-Id"]}).text
+    assert "Whoever runs Latchkey can reactivate the account of Rio Tanaka." in found
+    assert "deactivated the account of" in cast.ana.get("/w/acme/audit?group=people").text
+    assert "already" in run(cast.app, "deactivate-account", "rio@acme.test")
+
+    assert "reactivate-account rio@acme.test" in refused(cast.app, "reset-password", "rio@acme.test")
+    assert "active again" in run(cast.app, "reactivate-account", "Rio@acme.test")
+    assert "already" in run(cast.app, "reactivate-account", "rio@acme.test")
+    assert cast.call("GET", "/me", key).status_code == 200
+    assert "/login" in cast.rio.get("/w/acme").location
+    assert cast.rio.sign_in().status_code == 303
+
+
+def test_a_workspaces_last_administrator_can_be_stopped_and_the_operator_is_warned(cast: Cast) -> None:
+    printed = run(cast.app, "deactivate-account", "ana@acme.test")
+    assert "Warning: nobody administers acme any more." in printed
+    assert "flask invite-admin acme EMAIL" in printed
+
+
+@pytest.mark.parametrize("command", ["deactivate-account", "reactivate-account"])
+def test_an_account_that_is_not_there_is_told_of(app: Flask, command: str) -> None:
+    assert "nobody@acme.test" in refused(app, command, "nobody@acme.test")
+
+
 def test_every_command_explains_itself(app: Flask) -> None:
     commands = [
         "serve",
@@ -369,6 +416,8 @@ def test_every_command_explains_itself(app: Flask) -> None:
         "add-app",
         "list-keys",
         "revoke-key",
+        "deactivate-account",
+        "reactivate-account",
     ]
     listed = run(app, "--help")
     for command in commands:

@@ -2,7 +2,7 @@
 
 A sign-in is three steps, because the password's hash takes longer than a writer may hold the database:
 `begin_attempt` counts it as a failure beforehand (so that parallel guesses cannot outrun the limit), the caller
-verifies the password, then `sign_in` or `prove` takes the failure back, or `fail` tells of it.
+verifies the password (`Attempt.verify`), then `sign_in` or `prove` takes the failure back, or `fail` tells of it.
 """
 
 import hashlib
@@ -63,11 +63,7 @@ class LiveSession(NamedTuple):
     token_hash: bytes  # its beginning is in the log
 
 
-# The first is what a sign-in makes, the second what all later requests find.
-AnySession = UserSession | LiveSession
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Attempt:
     """A counted try at a password: whose it may be, and the hash to verify against (None: nobody's)."""
 
@@ -76,10 +72,15 @@ class Attempt:
     prefix: str
     account: Account | None
     tries_left: int
+    new_hash: str | None = None  # of a password that was right, where the stored hash is of an older kind
 
     def verify(self, password: str) -> bool:
-        """Say whether the password is right; takes the same work for nobody's account."""
-        return credentials.verify_password(self.account.password_hash if self.account else None, password)
+        """Say whether the password is right; takes the same work for nobody's account. Not for within a transaction."""
+        stored = self.account.password_hash if self.account else None
+        is_right = credentials.verify_password(stored, password)
+        if is_right and stored and credentials.needs_rehash(stored):
+            self.new_hash = credentials.hash_password(password)
+        return is_right
 
 
 def begin_attempt(session: Session, actor: Actor, email: str) -> Attempt:
@@ -164,14 +165,14 @@ def take_back(session: Session, attempt: Attempt, now: datetime) -> None:
 
 
 def verify_account(account: Account, password: str) -> bool:
-    """Say whether this is the account's password; the caller has counted the try."""
-    return credentials.verify_password(account.password_hash, password)
+    """Say whether this is the account's password, never of a deactivated one; the caller has counted the try."""
+    return credentials.verify_password(None if account.deactivated_at else account.password_hash, password)
 
 
-def sign_in(session: Session, actor: Actor, attempt: Attempt, password: str, client: str) -> tuple[UserSession, str]:
+def sign_in(session: Session, actor: Actor, attempt: Attempt, client: str) -> tuple[LiveSession, str]:
     """Start a session after a verified attempt; give it with its token, which is kept nowhere."""
     account = confirm(session, attempt, actor.at)
-    _rehash(session, account, password)
+    _rehash(session, account, attempt)
     token = credentials.new_token()
     started = UserSession(
         token_hash=credentials.token_digest(token),
@@ -183,39 +184,37 @@ def sign_in(session: Session, actor: Actor, attempt: Attempt, password: str, cli
         client=client,
     )
     session.add(started)
+    session.flush()
     session.execute(delete(UserSession).where(UserSession.created_at < actor.at - SESSION_LIFE))
     audit.record(session, actor, Event.SIGNED_IN, target_id=account.public_id, target_name=account.email)
-    return started, token
+    viewer = Viewer(*(getattr(account, name) for name in Viewer._fields))
+    return LiveSession(viewer, *(getattr(started, name) for name in LiveSession._fields[1:])), token
 
 
 def confirm(session: Session, attempt: Attempt, now: datetime) -> Account:
-    """Take a verified attempt back and give its account, held; Conflict when its password is another one by now.
+    """Take a verified attempt back and give its account, held; Conflict when it is deactivated or has a new password.
 
     Else whoever knew the old password could begin a session just after all others had ended.
     """
     account = attempt.account
     if account is None:
         raise ValueError("an attempt at nobody's account cannot succeed")
-    standing = select(Account.password_hash).where(Account.id == account.id).with_for_update(key_share=True)
-    if session.scalar(standing) != account.password_hash:
+    standing = select(Account.password_hash).where(Account.id == account.id, Account.deactivated_at.is_(None))
+    if session.scalar(standing.with_for_update(key_share=True)) != account.password_hash:
         raise Conflict("The password was changed a moment ago. Try again.")
     take_back(session, attempt, now)
     return account
 
 
-def _rehash(session: Session, account: Account, password: str) -> None:
-    if credentials.needs_rehash(account.password_hash):
-        session.execute(
-            update(Account)
-            .where(Account.id == account.id, Account.password_hash == account.password_hash)
-            .values(password_hash=credentials.hash_password(password))
-        )
+def _rehash(session: Session, account: Account, attempt: Attempt) -> None:
+    if attempt.new_hash:
+        session.execute(update(Account).where(Account.id == account.id).values(password_hash=attempt.new_hash))
 
 
-def prove(session: Session, actor: Actor, attempt: Attempt, password: str, user_session: AnySession) -> str:
+def prove(session: Session, actor: Actor, attempt: Attempt, user_session: LiveSession) -> str:
     """Note that the person behind a session gave the password again; give the session's new token."""
     account = confirm(session, attempt, actor.at)
-    _rehash(session, account, password)
+    _rehash(session, account, attempt)
     token = credentials.new_token()
     session.execute(
         update(UserSession)
@@ -226,7 +225,7 @@ def prove(session: Session, actor: Actor, attempt: Attempt, password: str, user_
     return token
 
 
-def is_proved(user_session: AnySession, now: datetime) -> bool:
+def is_proved(user_session: LiveSession, now: datetime) -> bool:
     """Say whether the last proof of who sits there is recent enough to hand out access."""
     return now - user_session.proved_at <= PROOF_LIFE
 
@@ -255,13 +254,13 @@ _LIVE_SESSION = (
 )
 
 
-def is_due_to_be_seen(user_session: AnySession, now: datetime, workspace_id: int | None) -> bool:
+def is_due_to_be_seen(user_session: LiveSession, now: datetime, workspace_id: int | None) -> bool:
     """Say whether `mark_seen` has something to write."""
     moved = workspace_id is not None and workspace_id != user_session.workspace_id
     return moved or now - user_session.last_seen_at > _SEEN_EVERY
 
 
-def mark_seen(session: Session, user_session: AnySession, now: datetime, workspace_id: int | None) -> None:
+def mark_seen(session: Session, user_session: LiveSession, now: datetime, workspace_id: int | None) -> None:
     """Note that a session is in use, and in which workspace it was last."""
     values: dict[str, object] = {"last_seen_at": now}
     if workspace_id is not None:
@@ -269,7 +268,7 @@ def mark_seen(session: Session, user_session: AnySession, now: datetime, workspa
     session.execute(update(UserSession).where(UserSession.id == user_session.id).values(values))
 
 
-def sign_out(session: Session, actor: Actor, user_session: AnySession) -> None:
+def sign_out(session: Session, actor: Actor, user_session: LiveSession) -> None:
     """End a session at once."""
     session.execute(delete(UserSession).where(UserSession.id == user_session.id))
     account = user_session.account

@@ -104,7 +104,8 @@ def _count(session: Session, statement: Select[Any]) -> int:
 def _can_manage(manager: Any) -> ColumnElement[bool]:
     """Say in SQL whether a member is still here and still a lead."""
     leads = exists().where(Access.member_id == manager.id, Access.level == AccessLevel.MANAGE.value)
-    return and_(manager.deactivated_at.is_(None), manager.removed_at.is_(None), or_(manager.role == Role.ADMIN, leads))
+    is_here = (manager.deactivated_at.is_(None), manager.removed_at.is_(None), ~members.has_account_off(manager))
+    return and_(*is_here, or_(manager.role == Role.ADMIN, leads))
 
 
 def get(session: Session, seat: Seat, public_id: str) -> Member:

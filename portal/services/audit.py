@@ -46,6 +46,8 @@ class Event(StrEnum):
     MEMBER_DEACTIVATED = "member_deactivated"
     MEMBER_REACTIVATED = "member_reactivated"
     MEMBER_REMOVED = "member_removed"
+    ACCOUNT_DEACTIVATED = "account_deactivated"
+    ACCOUNT_REACTIVATED = "account_reactivated"
     ROLE_CHANGED = "role_changed"
     MANAGER_CHANGED = "manager_changed"
     API_MEMBER_CREATED = "api_member_created"

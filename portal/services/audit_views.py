@@ -23,7 +23,7 @@ GROUPS: dict[str, tuple[str, frozenset[Event]]] = {
     "access": ("Access and roles", frozenset({Event.ACCESS_GRANTED, Event.ROLE_CHANGED, Event.MANAGER_CHANGED})),
     "people": (
         "People and API members",
-        frozenset(event for event in Event if "member_" in event or event.startswith("invitation_")),
+        frozenset(event for event in Event if "member_" in event or event.startswith(("invitation_", "account_"))),
     ),
     "workspace": (
         "Workspace and policy",

@@ -18,7 +18,7 @@ from portal.services.key_views import KeyView
 from portal.services.members import Seat
 from portal.services.usage import KEEP_REFUSALS
 from portal.store.database import Session
-from portal.store.models import Account, ApiKey, App, KeyState, Member, RefusedRequest
+from portal.store.models import ApiKey, App, KeyState, Member, RefusedRequest
 
 _KEYS = 5  # that a hint may lead to
 _REFUSALS = 20  # listed of them
@@ -76,7 +76,7 @@ def explain(session: Session, actor: Actor, seat: Seat, keyring: Keyring, reques
         owner=row.member,
         held=tuple(request.held.split()),
         app=app,
-        is_mended=_is_mended(session, row, key, reason, scope),
+        is_mended=_is_mended(key, reason, scope),
         may_generate=may_generate,
         ask=ask,
         may_help=may_help and row.member.removed_at is None,
@@ -94,13 +94,11 @@ def _app(session: Session, seat: Seat, scope: Scope | None, key: ApiKey) -> App 
     return app if app and (is_own or app.id in reachable) else None
 
 
-def _is_mended(session: Session, row: ApiKey, key: KeyView, reason: Refusal, scope: Scope | None) -> bool:
+def _is_mended(key: KeyView, reason: Refusal, scope: Scope | None) -> bool:
     """Say whether what was wrong is so no longer; what the request itself got wrong nobody can mend here."""
     if reason in (Refusal.OTHER_WORKSPACE, Refusal.UNKNOWN, Refusal.RATE_LIMITED):
         return False
-    account = session.get(Account, row.member.account_id) if row.member.account_id else None
-    is_there = row.member.is_active and (account is None or account.deactivated_at is None)
-    if key.state is not KeyState.ACTIVE or not is_there:
+    if key.state is not KeyState.ACTIVE or not key.owner.is_active:
         return False
     return reason not in _OF_THE_KEY or any(view.text == str(scope) and view.effective for view in key.scopes)
 

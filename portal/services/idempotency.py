@@ -13,11 +13,10 @@ from datetime import datetime, timedelta
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
-from portal.rules.errors import BreaksRule, Conflict, TooLarge
+from portal.rules.errors import BreaksRule, Conflict
 from portal.store.models import ApiKey, IdempotentRequest
 
 KEEP = timedelta(hours=24)
-MAX_BODY = 2 * 1024 * 1024  # bytes of a stored answer: a request's own limit, and room for how numbers are written
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +75,7 @@ def find(session: Session, asked: Asked) -> Stored | None:
 
 
 def keep(session: Session, asked: Asked, answer: Stored) -> None:
-    """Store an answer beside the work that it tells of; TooLarge, and so neither, for one that is too long to keep."""
-    if len(answer.body) > MAX_BODY:
-        raise TooLarge(f"With an Idempotency-Key the answer may have at most {MAX_BODY:,} bytes.")
+    """Store an answer beside the work that it tells of; it is little longer than a record may be."""
     session.add(
         IdempotentRequest(
             member_id=_member_of(session, asked),

@@ -13,7 +13,7 @@ from sqlalchemy.orm import aliased, contains_eager
 from portal.rules import text
 from portal.rules.access import Scope
 from portal.rules.credentials import Keyring, last_four_in_part
-from portal.services import key_views
+from portal.services import key_views, members
 from portal.services.actor import Actor
 from portal.services.key_views import EXPIRING, KeyView, ShownKey
 from portal.services.members import Seat
@@ -220,7 +220,7 @@ def _in_state(state: str) -> list[ColumnElement[bool]]:
 def _narrowed() -> dict[str, ColumnElement[bool]]:
     """Tell apart the keys that are neither deleted nor retired."""
     unexpired = or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > _NOW)
-    owner_is_there = and_(Member.deactivated_at.is_(None), Member.removed_at.is_(None))
+    owner_is_there = and_(*members.ACTIVE, ~members.has_account_off())
     active = and_(unexpired, ApiKey.deactivated_at.is_(None), owner_is_there)
     stopped = or_(ApiKey.deactivated_at.is_not(None), not_(owner_is_there))
     return {

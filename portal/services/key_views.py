@@ -23,7 +23,7 @@ from portal.services.activity import DayBars
 from portal.services.actor import Actor
 from portal.services.members import Seat
 from portal.store.database import Session, read
-from portal.store.models import Access, ApiKey, App, KeyScope, KeyState, Member, Solution, state_of
+from portal.store.models import Access, Account, ApiKey, App, KeyScope, KeyState, Member, Solution, state_of
 
 BUSY = timedelta(hours=24)  # a key used this recently is in use: ending it asks for its name
 EXPIRING = timedelta(days=14)
@@ -57,7 +57,7 @@ class OwnerView(NamedTuple):
     id: str
     name: str
     kind: str
-    is_active: bool
+    is_active: bool  # and so is its account
 
 
 @dataclass(slots=True)  # frozen, each of its many fields would take several times as long to set
@@ -300,7 +300,7 @@ def of(
     seen = {number: key for number, key in pairs.items() if key.id not in hidden}
     successors = {key.replaces_id: key for key in seen.values() if key.replaces_id}
     sight = _Sight(seat.member.id, seat.is_admin, keyring.format, now, pairs, seen, successors)
-    return [_view(sight, key, scopes.get(key.id, ()), days.get(key.id)) for key in keys]
+    return [_view(sight, key, tuple(scopes.get(key.id, ())), days.get(key.id)) for key in keys]
 
 
 def _hidden(session: Session, seat: Seat, keys: Sequence[_Key], pairs: Mapping[int, _Key]) -> set[int]:
@@ -325,7 +325,7 @@ class _Sight(NamedTuple):
     successors: Mapping[int, _Key]  # of these, by the id of the key that each replaced
 
 
-def _view(sight: _Sight, key: _Key, scopes: Iterable[ScopeView], recent: DayBars | None) -> KeyView:
+def _view(sight: _Sight, key: _Key, scopes: tuple[ScopeView, ...], recent: DayBars | None) -> KeyView:
     now, owner = sight.now, key.member
     state = key.state_at(now)
     is_active, is_standing = state is KeyState.ACTIVE, state is not KeyState.REVOKED
@@ -333,6 +333,7 @@ def _view(sight: _Sight, key: _Key, scopes: Iterable[ScopeView], recent: DayBars
     refused = recent.refused if recent and used_at is None else 0
     is_mine = key.member_id == sight.me
     may_hand_out = is_mine or owner.is_api
+    is_there = owner.is_active and all(scope.owner_is_active for scope in scopes)  # its account too
     is_retiring = key.retires_at is not None and state in (KeyState.ACTIVE, KeyState.DEACTIVATED)
     successor, predecessor = sight.successors.get(key.id), sight.seen.get(key.replaces_id or 0)
     retires_at = key.retires_at if is_retiring else None
@@ -347,10 +348,8 @@ def _view(sight: _Sight, key: _Key, scopes: Iterable[ScopeView], recent: DayBars
         last_four=key.last_four,
         environment=key.environment,
         state=state,
-        owner=OwnerView(
-            owner.public_id, owner.name, "me" if is_mine else "api" if owner.is_api else "human", owner.is_active
-        ),
-        scopes=tuple(scopes),
+        owner=OwnerView(owner.public_id, owner.name, "me" if is_mine else "api" if owner.is_api else "human", is_there),
+        scopes=scopes,
         created_at=key.created_at,
         created_by=key.created_by.name,
         expires_at=expires_at,
@@ -419,7 +418,8 @@ def scopes_of(session: Session, keys: Sequence[_Key]) -> dict[int, list[ScopeVie
     made: dict[tuple[Any, ...], ScopeView] = {}  # the keys of a list have few different ones
     for row in read(session, _SCOPES, {"keys": list(owner)}):
         member = owner[row[0]]
-        what = (*row[1:], member.role, member.is_active)
+        *facts, account_off_at = row[1:]
+        what = (*facts, member.role, member.is_active and account_off_at is None)
         view = made.get(what)
         if view is None:
             view = made[what] = _scope(*what)
@@ -428,10 +428,15 @@ def scopes_of(session: Session, keys: Sequence[_Key]) -> dict[int, list[ScopeVie
 
 
 _SCOPES = (
-    select(KeyScope.key_id, KeyScope.action, App.slug, App.name, Solution.name, Solution.is_external, Access.level)
+    select(
+        *(KeyScope.key_id, KeyScope.action, App.slug, App.name, Solution.name, Solution.is_external, Access.level),
+        Account.deactivated_at,
+    )
     .join(App, App.id == KeyScope.app_id)
     .join(Solution, Solution.id == App.solution_id)
     .join(ApiKey, ApiKey.id == KeyScope.key_id)
+    .join(Member, Member.id == ApiKey.member_id)
+    .outerjoin(Account, Account.id == Member.account_id)
     .outerjoin(Access, (Access.solution_id == Solution.id) & (Access.member_id == ApiKey.member_id))
     .where(KeyScope.key_id.in_(bindparam("keys", expanding=True)))
     .order_by(Solution.name, App.name, KeyScope.action)

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sqlalchemy import BindParameter, ColumnElement, Row, bindparam, delete, exists, insert, or_, select, update
+from sqlalchemy import BindParameter, ColumnElement, Row, and_, bindparam, delete, exists, insert, or_, select, update
 from sqlalchemy.orm import Session, aliased, contains_eager
 
 from portal.rules.access import AccessLevel, Role, level_of
@@ -13,10 +13,11 @@ from portal.services import audit
 from portal.services.actor import Actor
 from portal.services.audit import Event
 from portal.store.database import read
-from portal.store.models import Access, ApiKey, App, Member, Solution, Workspace
+from portal.store.models import Access, Account, ApiKey, App, Member, Solution, Workspace
 
 ADMINS_ONLY = "Only administrators change people’s roles and access."
 ACTIVE = (Member.deactivated_at.is_(None), Member.removed_at.is_(None))
+_ACCOUNTS_OFF = select(Account.id).where(Account.deactivated_at.is_not(None))
 _ADMINS_NAMED, _GRANTERS_NAMED = 2, 3  # in "ask …"
 
 
@@ -126,7 +127,9 @@ def seat_of(session: Session, actor: Actor, *, lock: bool = False) -> Seat:
 _SEAT = (
     select(*_SEAT_COLUMNS)
     .join(Workspace, Workspace.id == Member.workspace_id)
+    .outerjoin(Account, Account.id == Member.account_id)
     .where(Member.id == bindparam("member"), Member.workspace_id == bindparam("workspace"), *ACTIVE)
+    .where(Account.deactivated_at.is_(None))
 )
 # `key_share`: who only writes this member's id elsewhere, as a stop of a key does, does not wait, nor deadlock.
 _SEAT_HELD = _SEAT.with_for_update(of=Member, key_share=True)
@@ -179,10 +182,15 @@ def apps_of(session: Session, seat: Seat) -> Sequence[Row[tuple[int, str, int]]]
 _APPS = select(App.id, App.slug, App.solution_id).where(App.workspace_id == _HERE).order_by(App.slug)
 
 
+def has_account_off(member: Any = Member) -> ColumnElement[bool]:
+    """Give the condition that a member's account is deactivated; false of an API member, which has none."""
+    return and_(member.account_id.is_not(None), member.account_id.in_(_ACCOUNTS_OFF))
+
+
 def admin_names(session: Session, workspace_id: int) -> list[str]:
     """Name a few administrators, for "ask …"."""
-    statement = select(Member.name).where(Member.workspace_id == workspace_id, Member.role == Role.ADMIN, *ACTIVE)
-    return list(session.scalars(statement.order_by(Member.id).limit(_ADMINS_NAMED)))
+    admins = (Member.workspace_id == workspace_id, Member.role == Role.ADMIN, *ACTIVE, ~has_account_off())
+    return list(session.scalars(select(Member.name).where(*admins).order_by(Member.id).limit(_ADMINS_NAMED)))
 
 
 def granters(
@@ -199,7 +207,7 @@ def granters(
     statement = (
         select(Member.name, Access.solution_id)
         .outerjoin(Access, manages)
-        .where(Member.workspace_id == seat.workspace.id, may, *ACTIVE)
+        .where(Member.workspace_id == seat.workspace.id, may, *ACTIVE, ~has_account_off())
         .order_by(Member.role.desc(), Member.id)  # leads before administrators, who are asked by everybody
     )
     found = session.execute(statement).all()

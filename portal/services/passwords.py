@@ -9,7 +9,7 @@ from sqlalchemy.orm import contains_eager
 from portal.rules import credentials
 from portal.rules.errors import Invalid, NotFound
 from portal.services import accounts, audit, members, outbox
-from portal.services.accounts import AnySession, Attempt
+from portal.services.accounts import Attempt, LiveSession
 from portal.services.actor import Actor
 from portal.services.audit import Event
 from portal.store.database import Session
@@ -49,7 +49,7 @@ class NewPassword:
 
 
 def change(
-    session: Session, actor: Actor, attempt: Attempt, new: NewPassword, user_session: AnySession
+    session: Session, actor: Actor, attempt: Attempt, new: NewPassword, user_session: LiveSession
 ) -> tuple[str, int]:
     """Change the password of whoever sits there, after a verified attempt; end all other sessions.
 
@@ -142,7 +142,7 @@ def active_keys(session: Session, account_id: int, actor: Actor) -> int:
     return len(_active_keys(session, account_id, actor, lock=False))
 
 
-def _set(session: Session, actor: Actor, account: Account, new: NewPassword, *, keep: AnySession | None) -> int:
+def _set(session: Session, actor: Actor, account: Account, new: NewPassword, *, keep: LiveSession | None) -> int:
     session.execute(update(Account).where(Account.id == account.id).values(password_hash=new.password_hash))
     # Links that were sent before are of no use any more, to whoever reads the mail.
     links = (PasswordReset.account_id == account.id, PasswordReset.used_at.is_(None))

@@ -1,20 +1,24 @@
-"""People of a workspace: who is there, roles and access, leaving and coming back. Administrators decide."""
+"""People of a workspace: who is there, roles and access, leaving and coming back. Administrators decide.
+
+Accounts as a whole, in all their workspaces, are switched off and on by an operator.
+"""
 
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, and_, exists, func, or_, select
-from sqlalchemy.orm import Session, contains_eager
+from sqlalchemy import ColumnElement, and_, delete, exists, func, or_, select, update
+from sqlalchemy.orm import Session, contains_eager, joinedload
 
 from portal.rules.access import AccessLevel, Levels, Role
 from portal.rules.credentials import Keyring
 from portal.rules.errors import Attempt, Conflict, Forbidden, Invalid, NeedsProof, NotFound
-from portal.services import invitations, members, offboarding
+from portal.rules.text import clean_email
+from portal.services import audit, invitations, members, offboarding, passwords
 from portal.services.actor import Actor
 from portal.services.audit import Event
 from portal.services.members import Seat
 from portal.services.offboarding import KeyAtRisk, Loss
-from portal.store.models import Access, Account, ApiKey, Member, Solution
+from portal.store.models import Access, Account, ApiKey, Member, PasswordReset, Solution, UserSession
 
 LEADS_ONLY = "Only team leads and administrators see the people of a workspace."
 LAST_ADMIN = "{} is the last administrator of {}. Make somebody else an administrator first."
@@ -76,8 +80,10 @@ def list_for(session: Session, seat: Seat, filters: Filters, *, number: int, siz
         )  # fmt: skip
         conditions.append(or_(Member.role == Role.ADMIN, Member.id.in_(there)))
     states = {
-        "active": and_(*members.ACTIVE),
-        "deactivated": and_(Member.deactivated_at.is_not(None), Member.removed_at.is_(None)),
+        "active": and_(*members.ACTIVE, Account.deactivated_at.is_(None)),
+        "deactivated": and_(
+            or_(Member.deactivated_at.is_not(None), Account.deactivated_at.is_not(None)), Member.removed_at.is_(None)
+        ),
         "removed": Member.removed_at.is_not(None),
     }
     conditions.append(states.get(filters.state, Member.removed_at.is_(None)))
@@ -291,6 +297,69 @@ def reactivate(session: Session, actor: Actor, public_id: str) -> tuple[Member, 
         nothing = dict.fromkeys(members.levels_of(session, member), AccessLevel.NONE)
         members.set_levels(session, actor, member, nothing, by_id=seat.member.id)
     return member, len(members.stop_keys(session, actor, member, "its owner had left and came back"))
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What ended with an account: sessions and active keys; and the workspaces that nobody administers any more."""
+
+    sessions: int
+    keys: int
+    orphans: list[str]  # by slug
+
+
+def deactivate_account(session: Session, actor: Actor, email: str) -> Ended | None:
+    """Stop an account in all its workspaces at once; None where it is deactivated already, NotFound for an unknown one.
+
+    The last administrator too: one that was taken over has to be stopped, whatever else then waits for an operator.
+    """
+    account = _hold_account(session, email)
+    if account.deactivated_at is not None:
+        return None
+    account.deactivated_at = actor.at
+    keys = passwords.active_keys(session, account.id, actor)
+    session.execute(
+        update(PasswordReset)
+        .where(PasswordReset.account_id == account.id, PasswordReset.used_at.is_(None))
+        .values(used_at=actor.at)
+    )
+    ended = delete(UserSession).where(UserSession.account_id == account.id).returning(UserSession.id)
+    sessions = len(session.scalars(ended).all())
+    orphans = []
+    for member in _tell_of_account(session, actor, Event.ACCOUNT_DEACTIVATED, account):
+        invitations.withdraw_those_of(session, actor, member)
+        if is_last_admin(session, member):
+            orphans.append(member.workspace.slug)
+    return Ended(sessions, keys, orphans)
+
+
+def reactivate_account(session: Session, actor: Actor, email: str) -> bool:
+    """Give an account back what it had but for sessions; False where it had that. NotFound for an unknown one."""
+    account = _hold_account(session, email)
+    if account.deactivated_at is None:
+        return False
+    account.deactivated_at = None
+    _tell_of_account(session, actor, Event.ACCOUNT_REACTIVATED, account)
+    return True
+
+
+def _hold_account(session: Session, email: str) -> Account:
+    account = session.scalar(
+        select(Account).where(Account.email == (clean_email(email) or "")).with_for_update(key_share=True)
+    )
+    if account is None:
+        raise NotFound(f"Nobody has an account with the address {email}.")
+    return account
+
+
+def _tell_of_account(session: Session, actor: Actor, event: Event, account: Account) -> list[Member]:
+    """Write what happened to an account into the log of signing in and of each workspace; give its members there."""
+    audit.record(session, actor, event, target_id=account.public_id, target_name=account.email)
+    mine = select(Member).where(Member.account_id == account.id, Member.removed_at.is_(None)).order_by(Member.id)
+    found = list(session.scalars(mine.options(joinedload(Member.workspace))))
+    for member in found:
+        members.tell(session, actor, event, member, {})
+    return found
 
 
 def _hold(session: Session, actor: Actor, public_id: str, event: Event) -> tuple[Seat, Member]:

@@ -17,7 +17,7 @@ from portal.services.audit import Event
 from portal.store.database import Moment
 from portal.store.models import App, Record, Solution
 
-MAX_RECORD = 1024 * 1024  # bytes of JSON: as many as one request may send
+MAX_RECORD = 1024 * 1024  # bytes of JSON as it is given back, where a number may be longer than it was sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ def get(session: Session, place: Place, record_id: str, *, lock: bool = False) -
 
 
 def create(session: Session, actor: Actor, place: Place, fields: dict[str, Any]) -> Record:
-    """Add a record; DoesNotFit when the app's schema refuses it, NotFound where another product keeps its records."""
+    """Add a record; TooLarge, DoesNotFit by the app's schema, NotFound where another product keeps its records."""
     app = get_app(session, place.workspace_id, place.app, hold=True)
     _check_kept_here(session, app)
     _check(app, fields)
@@ -71,12 +71,10 @@ def create(session: Session, actor: Actor, place: Place, fields: dict[str, Any])
 def change(
     session: Session, actor: Actor, place: Place, record_id: str, fields: dict[str, Any], *, if_match: set[str] | None
 ) -> Record:
-    """Merge top-level fields into a record; PreconditionFailed when `if_match` does not hold its ETag."""
+    """Merge top-level fields into a record, held to what `create` is; PreconditionFailed for another ETag."""
     record = get(session, place, record_id, lock=True)
     check_match(record, if_match)
     merged = {**record.fields, **fields}
-    if len(json.dumps(merged, ensure_ascii=False, separators=(",", ":")).encode()) > MAX_RECORD:
-        raise TooLarge(f"A record may hold at most {MAX_RECORD:,} bytes of JSON.")
     _check(get_app(session, place.workspace_id, place.app), merged)
     record.fields = merged
     record.version += 1
@@ -144,6 +142,9 @@ def _tell(session: Session, actor: Actor, event: Event, place: Place, record: Re
 
 
 def _check(app: App, fields: dict[str, Any]) -> None:
+    if len(json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()) > MAX_RECORD:
+        told = "counted as it is given back: without spaces, 1e15 as 1000000000000000.0"
+        raise TooLarge(f"A record may hold at most {MAX_RECORD:,} bytes of JSON, {told}.")
     if problems := Schema.read(app.schema).problems(fields):
         raise DoesNotFit(problems)
 

@@ -7,11 +7,11 @@ from sqlalchemy import delete, select
 
 from portal.rules.errors import NotFound
 from portal.services import audit
-from portal.services.accounts import SESSION_IDLE, SESSION_LIFE, AnySession, Viewer
+from portal.services.accounts import SESSION_IDLE, SESSION_LIFE, LiveSession
 from portal.services.actor import Actor
 from portal.services.audit import Event
 from portal.store.database import Session
-from portal.store.models import Account, UserSession
+from portal.store.models import UserSession
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class SessionView:
     is_this: bool
 
 
-def list_for(session: Session, this: AnySession, now: datetime) -> list[SessionView]:
+def list_for(session: Session, this: LiveSession, now: datetime) -> list[SessionView]:
     """List the live sessions of whoever owns this one, the latest first, this one before all."""
     rows = session.scalars(
         select(UserSession).where(
@@ -49,8 +49,9 @@ def list_for(session: Session, this: AnySession, now: datetime) -> list[SessionV
     return sorted(views, key=lambda view: (view.is_this, view.seen_at), reverse=True)
 
 
-def end(session: Session, actor: Actor, account: Account | Viewer, this: AnySession, session_id: str | None) -> int:
-    """End one other session of an account, or with None all but this one; give how many."""
+def end(session: Session, actor: Actor, this: LiveSession, session_id: str | None) -> int:
+    """End one other session of whoever owns this one, or with None all others; give how many."""
+    account = this.account
     others = session.scalars(select(UserSession).where(UserSession.account_id == account.id, UserSession.id != this.id))
     chosen = [row.id for row in others if session_id in (None, _public_id(row))]
     ended = delete(UserSession).where(UserSession.id.in_(chosen)).returning(UserSession.id)

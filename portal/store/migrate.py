@@ -31,8 +31,8 @@ def newest() -> str:
 
 
 def make_revision(url: str, message: str) -> None:
-    """Write a new migration from the difference between the models and an upgraded database (for developers)."""
-    command.revision(_config(url), message, autogenerate=True)
+    """Draft the next migration from what the models have and an upgraded database has not (docs/architecture.md)."""
+    command.revision(_config(url), message, autogenerate=True, rev_id=f"{int(newest()) + 1:04}")
 
 
 def check(url: str) -> None:

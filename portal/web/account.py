@@ -59,7 +59,7 @@ def own_sessions() -> Response:
         return make_response(render_template("account/sessions.html", sessions=found))
     chosen = answer("session")
     with transaction() as session:
-        count = sessions.end(session, actor(), current_user.account, this, chosen or None)
+        count = sessions.end(session, actor(), this, chosen or None)
     flash("Signed out there." if chosen else f"Signed out of {count} other session{'' if count == 1 else 's'}.")
     return make_response(redirect(url_for("account.own_sessions"), 303))
 

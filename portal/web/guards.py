@@ -13,7 +13,7 @@ from flask_login import LoginManager, UserMixin, current_user, login_user
 from portal.rules.access import Action, Scope
 from portal.rules.errors import Attempt, Forbidden, KeyRefused, NotFound, Refusal, TooManyAttempts
 from portal.services import accounts, members, verifiers
-from portal.services.accounts import AnySession, Viewer
+from portal.services.accounts import LiveSession, Viewer
 from portal.services.actor import Actor, Means
 from portal.services.audit import Event
 from portal.services.members import Seat
@@ -55,12 +55,12 @@ class Audience(StrEnum):
 class SignedIn(UserMixin):
     """Flask-Login's user: one session of one account, known to the browser by the session's token only."""
 
-    def __init__(self, user_session: AnySession, token: str) -> None:
+    def __init__(self, user_session: LiveSession, token: str) -> None:
         self.user_session = user_session
         self._token = token
 
     @property
-    def account(self) -> Account | Viewer:
+    def account(self) -> Viewer:
         """Whose session this is."""
         return self.user_session.account
 
@@ -69,7 +69,7 @@ class SignedIn(UserMixin):
         return self._token
 
 
-def start_browser_session(user_session: AnySession, token: str) -> None:
+def start_browser_session(user_session: LiveSession, token: str) -> None:
     """Make the browser hold this session's token from now on."""
     login_user(SignedIn(user_session, token))
 
@@ -184,7 +184,7 @@ def only(may: Callable[[Seat], bool], message: str, tried: Event | None = None) 
     return decorate
 
 
-def _sit_down(user_session: AnySession, found: Seat | None) -> None:
+def _sit_down(user_session: LiveSession, found: Seat | None) -> None:
     """Note who asks: an account, and the member that it is in one workspace, if any."""
     g.account, g.user_session = user_session.account, user_session
     if found is None:
@@ -292,7 +292,7 @@ def prove_again(why: str, action: str, carried: list[tuple[str, str]]) -> Respon
         tries = f"{attempt.tries_left} {'try' if attempt.tries_left == 1 else 'tries'} left"
         return prompt(why, action, carried, f"That password is not right. {tries}.")
     with transaction() as session:
-        token = accounts.prove(session, who, attempt, password, user_session)
+        token = accounts.prove(session, who, attempt, user_session)
     start_browser_session(user_session, token)
     return None
 
@@ -370,7 +370,7 @@ def register(app: Flask) -> None:
         }
 
 
-def _session_ends(user_session: AnySession) -> tuple[int, int]:
+def _session_ends(user_session: LiveSession) -> tuple[int, int]:
     """Say in how many seconds a session ends when nothing is done, and when it ends in any case."""
     left = accounts.SESSION_LIFE - (g.now - user_session.created_at)
     idle = min(accounts.SESSION_IDLE - (g.now - user_session.last_seen_at), left)

@@ -388,6 +388,8 @@ def _mends(found: Explanation) -> Iterator[dict[str, str]]:
         yield _successor(found)
     elif found.reason in (Refusal.REVOKED, Refusal.RETIRED):
         yield similar if may_hand_out else {"text": f"{key.owner.name} can generate another one."}
+    elif found.reason is Refusal.OWNER_INACTIVE and found.owner.is_active and not key.owner.is_active:
+        yield {"text": f"Whoever runs Latchkey can reactivate the account of {key.owner.name}."}
     elif found.reason is Refusal.OWNER_INACTIVE and found.may_help:
         page = "members.reactivate_api_member" if found.owner.is_api else "members.reactivate_person"
         yield {"text": f"Reactivate {found.owner.name}", "url": url_for(page, ws=ws, mid=found.owner.public_id)}

@@ -104,6 +104,8 @@ def _role_text(member: Member, *, is_lead: bool) -> str:
 
 
 def _state(member: Member) -> str:
+    if member.is_active and member.account and member.account.deactivated_at:
+        return "off"  # by an operator, everywhere
     return "removed" if member.removed_at else "deactivated" if member.deactivated_at else "active"
 
 

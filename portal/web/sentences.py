@@ -77,6 +77,11 @@ _SAYS: dict[Event, tuple[str, str]] = {
     Event.MEMBER_DEACTIVATED: ("deactivated {target}; their keys stopped", "deactivate {target}"),
     Event.MEMBER_REACTIVATED: ("reactivated {target}", "reactivate {target}"),
     Event.MEMBER_REMOVED: ("removed {target} from the workspace", "remove {target} from the workspace"),
+    Event.ACCOUNT_DEACTIVATED: (
+        "deactivated the account of {target}: it cannot sign in, its keys stopped",
+        "deactivate the account of {target}",
+    ),
+    Event.ACCOUNT_REACTIVATED: ("reactivated the account of {target}", "reactivate the account of {target}"),
     Event.ROLE_CHANGED: ("changed the role of {target}", "change the role of {target}"),
     Event.MANAGER_CHANGED: ("changed who manages {target}", "change who manages {target}"),
     Event.API_MEMBER_CREATED: ("made the API member {target}", "make the API member {target}"),

@@ -9,7 +9,7 @@ from sqlalchemy import func, inspect, select, update
 
 from portal.demo import PASSWORD
 from portal.rules import credentials
-from portal.rules.errors import TooManyAttempts
+from portal.rules.errors import Conflict, TooManyAttempts
 from portal.services import accounts, members
 from portal.services.accounts import Attempt, LiveSession
 from portal.services.actor import Actor, Means
@@ -35,7 +35,7 @@ def begin(database: Database, email: str = RIO, at: datetime = NOON, address: st
 
 def sign_in(
     database: Database, email: str = RIO, password: str = PASSWORD, at: datetime = NOON, address: str = HOME
-) -> tuple[UserSession, str] | None:
+) -> tuple[LiveSession, str] | None:
     """Sign in as the page does: three steps, two transactions; None when the password does not match."""
     attempt = begin(database, email, at, address)
     is_right = attempt.verify(password)
@@ -43,7 +43,7 @@ def sign_in(
         if not is_right:
             accounts.fail(session, visitor(at, address), attempt)
             return None
-        return accounts.sign_in(session, visitor(at, address), attempt, password, "Firefox/145")
+        return accounts.sign_in(session, visitor(at, address), attempt, "Firefox/145")
 
 
 def find(database: Database, token: str, at: datetime = NOON) -> LiveSession | None:
@@ -257,6 +257,8 @@ def test_who_has_no_membership_left_or_is_deactivated_is_refused_like_anybody(da
     for name in ended:
         assert sign_in(database, f"{name}@acme.test") is None
     assert sign_in(database, "ana@acme.test")
+    with database.reading() as session:  # nor do they join another workspace with that password
+        assert not accounts.verify_account(session.query(Account).filter_by(email="lea@acme.test").one(), PASSWORD)
 
 
 def test_an_old_hash_is_made_anew_by_signing_in_and_not_by_failing_to(database: Database) -> None:
@@ -280,7 +282,7 @@ def test_an_old_hash_is_made_anew_by_signing_in_and_not_by_failing_to(database: 
 # --- Sessions -------------------------------------------------------------------------------------------------------
 
 
-def started(database: Database, at: datetime = NOON, email: str = RIO) -> tuple[UserSession, str]:
+def started(database: Database, at: datetime = NOON, email: str = RIO) -> tuple[LiveSession, str]:
     signed_in = sign_in(database, email, at=at)
     assert signed_in
     return signed_in
@@ -290,9 +292,11 @@ def test_a_session_is_found_by_its_token_and_stored_as_a_hash(database: Database
     user_session, token = started(database)
     found = find(database, token)
     assert found is not None
-    assert (found.id, found.account.email) == (user_session.id, RIO)
-    assert (user_session.address, user_session.client) == (HOME, "Firefox/145")
+    assert found == user_session
+    assert found.account.email == RIO
     with database.reading() as session:
+        row = session.get_one(UserSession, found.id)
+        assert (row.address, row.client) == (HOME, "Firefox/145")
         tables = inspect(database.engine).get_table_names()
         everything = [session.connection().exec_driver_sql(f"SELECT * FROM {name}").all() for name in tables]
     assert token not in repr(everything)
@@ -360,6 +364,17 @@ def test_a_session_is_gone_when_its_account_is_deactivated(database: Database) -
     assert find(database, token) is None
 
 
+def test_no_session_begins_by_a_password_that_was_verified_before_its_account_was_deactivated(
+    database: Database,
+) -> None:
+    attempt = begin(database)
+    assert attempt.verify(PASSWORD)
+    with database.transaction() as session:
+        session.execute(update(Account).where(Account.email == RIO).values(deactivated_at=NOON))
+    with pytest.raises(Conflict), database.transaction() as session:
+        accounts.sign_in(session, visitor(), attempt, "Firefox/145")
+
+
 def test_a_session_opens_no_workspace_in_which_the_membership_ended(office: Office) -> None:
     def has_seat() -> bool:
         account_id = office.member("rio").account_id
@@ -381,7 +396,7 @@ def test_proving_who_one_is_gives_the_session_a_new_token_and_ten_minutes(databa
     later = NOON + timedelta(hours=1)
     attempt = begin(database, at=later)
     with database.transaction() as session:
-        new = accounts.prove(session, visitor(later), attempt, PASSWORD, user_session)
+        new = accounts.prove(session, visitor(later), attempt, user_session)
     assert find(database, token, later) is None
     found = find(database, new, later)
     assert found

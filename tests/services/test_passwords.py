@@ -9,6 +9,7 @@ from sqlalchemy import func, select
 from portal.rules.credentials import verify_password
 from portal.rules.errors import Conflict, Invalid, KeyRefused, NotFound
 from portal.services import accounts, passwords, sessions
+from portal.services.accounts import LiveSession
 from portal.services.passwords import MAILS_AN_HOUR, RESET_LIFE, NewPassword
 from portal.store.models import Account, OutgoingMail, UserSession
 from tests.services.office import NOON, Office
@@ -23,13 +24,13 @@ def account(office: Office, name: str = "max") -> Account:
         return session.scalars(select(Account).where(Account.email == f"{name}@acme.test")).one()
 
 
-def sign_in(office: Office, name: str = "max", at: datetime = NOON) -> tuple[UserSession, str]:
+def sign_in(office: Office, name: str = "max", at: datetime = NOON) -> tuple[LiveSession, str]:
     """Start a session of somebody's."""
     actor = office.actor(name, at)
     with office.database.transaction() as session:
         attempt = accounts.begin_attempt(session, actor, f"{name}@acme.test")
     with office.database.transaction() as session:
-        return accounts.sign_in(session, actor, attempt, OLD, "Firefox on Linux")
+        return accounts.sign_in(session, actor, attempt, "Firefox on Linux")
 
 
 def is_live(office: Office, token: str, at: datetime = NOON) -> bool:
@@ -42,7 +43,7 @@ def new(**answers: Any) -> NewPassword:
     return NewPassword.choose(**usual | answers)
 
 
-def change(office: Office, this: UserSession, wanted: NewPassword) -> str:
+def change(office: Office, this: LiveSession, wanted: NewPassword) -> str:
     actor = office.actor("max")
     with office.database.transaction() as session:
         attempt = accounts.begin_attempt(session, actor, "max@acme.test")
@@ -153,9 +154,9 @@ def test_the_old_password_is_good_for_nothing_once_there_is_a_new_one(office: Of
     reset(office, sent)
     with pytest.raises(Conflict), office.database.transaction() as session:
         if what == "sign in":
-            accounts.sign_in(session, actor, attempt, OLD, "Firefox on Linux")
+            accounts.sign_in(session, actor, attempt, "Firefox on Linux")
         elif what == "prove":
-            accounts.prove(session, actor, attempt, OLD, this)
+            accounts.prove(session, actor, attempt, this)
         else:
             passwords.change(session, actor, attempt, new(password=OLD, again=OLD), this)
     assert verify_password(account(office).password_hash, NEW)
@@ -218,10 +219,10 @@ def test_others_are_signed_out_and_strangers_are_not(office: Office) -> None:
     _, other = sign_in(office)
     rios, of_rio = sign_in(office, "rio")
     with office.database.transaction() as session:
-        assert sessions.end(session, office.actor("max"), account(office), this, None) == 1
+        assert sessions.end(session, office.actor("max"), this, None) == 1
     assert [is_live(office, each) for each in (mine, other, of_rio)] == [True, False, True]
     with pytest.raises(NotFound), office.database.transaction() as session:
-        sessions.end(session, office.actor("max"), account(office), this, rios.token_hash[:8].hex())
+        sessions.end(session, office.actor("max"), this, rios.token_hash[:8].hex())
     assert is_live(office, of_rio)
 
 

@@ -18,11 +18,11 @@ from portal.rules.errors import (
     PortalError,
     TooManyAttempts,
 )
-from portal.services import audit, invitations, keys, members, people
+from portal.services import accounts, api_members, audit, invitations, key_lists, keys, members, people
 from portal.services.actor import Actor, Means
 from portal.services.invitations import NewAccount
 from portal.services.people import Filters
-from portal.store.models import Invitation, Member, OutgoingMail, Workspace
+from portal.store.models import Invitation, Member, OutgoingMail, UserSession, Workspace
 from tests.services.office import API_MEMBER, NOON, Office
 
 NONE, READ, FULL, MANAGE = AccessLevel
@@ -41,6 +41,12 @@ def give(office: Office, who: str, name: str, role: str = "member", **more: Any)
 
 def leave(office: Office, who: str, name: str, then: str) -> Any:
     return do(office, who, people.leave, office.member(name).public_id, then)
+
+
+def switch(office: Office, what: Any, email: str) -> Any:
+    """Switch an account off or on, as an operator does."""
+    with office.database.transaction() as session:
+        return what(session, Actor(NOON, Means.COMMAND, "operator"), email)
 
 
 def levels(office: Office, name: str) -> dict[str, AccessLevel]:
@@ -156,6 +162,65 @@ def test_who_leaves_is_out_with_all_keys_and_comes_back_without_them(office: Off
     assert bool(office.check(plain).reach.effective) is (then == "deactivate")
     with pytest.raises(Conflict):
         do(office, "ana", people.reactivate, office.member("rio").public_id)
+
+
+def test_an_account_that_is_off_has_no_session_and_no_key_and_on_again_its_keys(office: Office) -> None:
+    made, plain = office.generate("rio")
+    email = "rio@acme.test"
+    with office.database.transaction() as session:
+        attempt = accounts.begin_attempt(session, office.actor("rio"), email)
+        accounts.sign_in(session, office.actor("rio"), attempt, "Firefox")
+    assert office.check(plain)
+    ended = switch(office, people.deactivate_account, " Rio@acme.test")
+    assert ended == people.Ended(sessions=1, keys=1, orphans=[])
+    with pytest.raises(KeyRefused, match="owner_inactive"):
+        office.check(plain)
+    with pytest.raises(Forbidden):  # a request that was under way
+        office.seat("rio")
+    with office.database.reading() as session:
+        assert session.scalars(select(UserSession)).all() == []
+        shown = people.list_for(session, office.seat("ana"), Filters(state="deactivated"), number=1, size=9, now=NOON)
+        assert [row.member.name for row in shown.rows] == ["Rio Tanaka"]
+        asked = key_lists.count_for(session, office.actor("ana"), office.seat("ana"), "all")
+        assert (asked.active, asked.stopped) == (0, 1)
+    assert not office.view("ana", made.id).owner.is_active
+    assert [key.id for key in office.page("ana", owner="all", state="deactivated").keys] == [made.id]
+    assert office.page("ana", owner="all", state="active").keys == []
+    assert switch(office, people.deactivate_account, email) is None
+
+    assert switch(office, people.reactivate_account, email)
+    assert not switch(office, people.reactivate_account, email)
+    assert office.check(plain)
+    assert office.view("ana", made.id).owner.is_active
+    told = [event for event in office.told() if event.action.startswith("account_")]
+    acme = office.member("rio").workspace_id
+    assert {(event.action, event.workspace_id) for event in told} == {
+        (f"account_{what}", where) for what in ("deactivated", "reactivated") for where in (None, acme)
+    }
+    assert len(told) == 4
+
+
+def test_an_account_that_was_taken_over_is_stopped_though_it_is_the_last_admins(office: Office) -> None:
+    office.change("max", role=Role.ADMIN)
+    invite(office, "ana", email="mallory@acme.test")
+    invite(office, "max", email="ida@acme.test")
+    assert switch(office, people.deactivate_account, "ana@acme.test").orphans == []
+    with office.database.reading() as session:
+        open_to = session.scalars(select(Invitation.email).where(Invitation.withdrawn_at.is_(None))).all()
+        assert members.admin_names(session, office.member("max").workspace_id) == [office.member("max").name]
+        assert api_members.manager_of(session, office.member(API_MEMBER))[1]
+    assert open_to == ["ida@acme.test"]
+    switch(office, people.deactivate_account, "lea@acme.test")
+    with office.database.reading() as session:
+        assert not api_members.manager_of(session, office.member(API_MEMBER))[1]  # administrators are told of it
+    assert switch(office, people.deactivate_account, "max@acme.test").orphans == ["acme"]
+
+
+@pytest.mark.parametrize("email", ["nobody@acme.test", "", "Nightly sync", "\x00"])
+def test_who_has_no_account_is_told_so(shared_office: Office, email: str) -> None:
+    for what in (people.deactivate_account, people.reactivate_account):
+        with pytest.raises(NotFound, match="has an account"):
+            switch(shared_office, what, email)
 
 
 def test_an_admin_who_was_removed_comes_back_as_a_plain_member(office: Office) -> None:

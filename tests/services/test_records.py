@@ -264,7 +264,7 @@ def test_a_sandbox_that_is_filled_many_times_at_once_is_filled_once(office: Offi
     assert contents(office, place(office, environment="test")) == contents(office, place(office))
 
 
-def test_a_record_cannot_grow_past_what_one_request_may_send(office: Office) -> None:
+def test_a_record_cannot_hold_more_than_the_limit_however_it_came_there(office: Office) -> None:
     with office.database.transaction() as session:
         app = session.scalars(select(App).where(App.slug == "tasks")).one()
         app.schema = {"type": "object"}
@@ -277,6 +277,11 @@ def test_a_record_cannot_grow_past_what_one_request_may_send(office: Office) -> 
     change(office, where, made.public_id, {"a": "", "b": "鍵" * 300_000})  # 900,000 bytes, as a request sends them
     with pytest.raises(TooLarge):
         change(office, where, made.public_id, {"a": "鍵" * 50_000})
+    numbers = [1e15] * 60_000  # 300,000 bytes as they are sent, four times as many as they are given back
+    with pytest.raises(TooLarge, match="as it is given back"):
+        create(office, where, {"a": numbers})
+    made = create(office, where, {"a": numbers[:50_000]})
+    change(office, where, made.public_id, {"a": numbers[:50_000], "b": 1})
 
 
 def test_a_change_in_the_filled_sandbox_does_not_reach_the_live_record(office: Office) -> None:

@@ -158,15 +158,6 @@ def test_the_flush_of_usage_forgets_old_answers(cast: Cast, key: MadeKey, databa
         assert list(session.scalars(select(IdempotentRequest.idempotency_key))) == ["young"]
 
 
-def test_an_answer_that_is_too_long_to_keep_leaves_nothing(
-    cast: Cast, key: MadeKey, database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(idempotency, "MAX_BODY", 10)
-    before = kept(database)
-    assert error(send(cast, key), 413)["code"] == "too_large"
-    assert kept(database) == before
-
-
 def test_a_request_that_dies_before_its_commit_leaves_neither_record_nor_answer(
     cast: Cast, key: MadeKey, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
