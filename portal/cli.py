@@ -1,6 +1,8 @@
 """Commands: `.venv/bin/flask <command>`. The same services as the pages, by the hand of an operator."""
 
+import errno
 import json
+import socket
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -81,6 +83,7 @@ def command(name: str) -> Callable[[Callable[..., None]], click.Command]:
 def serve() -> None:
     """Migrate, seed the demo into an empty local database, and serve."""
     settings = portal().settings
+    _check_port(settings)
     migrate(settings.database_url)
     _check_peppers()
     with portal().database.reading() as session:
@@ -337,6 +340,21 @@ def _put_in_place(session: Session, found: backup.Backup, *, keep: bool, replace
     ended = restoring.end_again(session)
     restoring.forget_aside(session)
     return ended
+
+
+def _check_port(settings: Settings) -> None:
+    """Refuse to serve where somebody listens: the server's socket would share the port, and each get some requests."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in settings.bind else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what a stopped server leaves may be closing
+            probe.bind((settings.bind, settings.port))
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            message = f"Cannot listen on {settings.bind}, port {settings.port}: {error.strerror}."
+            raise click.ClickException(f"{message} See PORTAL_BIND and PORT.") from None
+        message = f"Port {settings.port} is taken by another program. Stop it, or choose another port:"
+        other = 8080 if settings.port != 8080 else 8081
+        raise click.ClickException(f"{message} PORT={other} make run") from None
 
 
 def _check_peppers() -> None:
