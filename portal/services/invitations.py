@@ -1,6 +1,6 @@
 """Invitations into a workspace: one-time links that administrators send and withdraw, and what accepting one does."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -284,22 +284,15 @@ def accept(session: Session, actor: Actor, token: str, who: Account | NewAccount
         account = _make_account(session, actor, invitation.email, who)
     elif account is None or isinstance(who, NewAccount) or account.id != who.id:
         raise Conflict(_MEANWHILE)
-    member = session.scalar(
+    known = session.scalar(
         select(Member).where(Member.account_id == account.id, Member.workspace_id == invitation.workspace_id)
     )
-    if member is None:
-        member = Member(
-            public_id=credentials.new_id("mem"),
-            workspace_id=invitation.workspace_id,
-            account_id=account.id,
-            name=account.name,
-            role=invitation.role,
-            created_at=actor.at,
-        )
-        session.add(member)
-        session.flush()
+    member = known or _make_member(session, actor, account, invitation)
+    seat = {"workspace_id": member.workspace_id, "member_id": member.id}
+    actor = replace(actor, name=member.name, public_id=member.public_id, **seat)  # a visitor until now
+    if known is None:
         _give_invited(session, actor, member, invitation)
-    elif not member.is_active:  # somebody who had left is asked back
+    elif not known.is_active:  # somebody who had left is asked back
         _take_back(session, actor, member, invitation)
     invitation.accepted_at = actor.at
     members.tell(session, actor, Event.MEMBER_JOINED, member, {"role": member.role, "invitation": invitation.public_id})
@@ -319,6 +312,20 @@ def _make_account(session: Session, actor: Actor, email: str, chosen: NewAccount
             session.add(made)
     except IntegrityError:
         raise Conflict(_MEANWHILE) from None
+    return made
+
+
+def _make_member(session: Session, actor: Actor, account: Account, invitation: Invitation) -> Member:
+    made = Member(
+        public_id=credentials.new_id("mem"),
+        workspace_id=invitation.workspace_id,
+        account_id=account.id,
+        name=account.name,
+        role=invitation.role,
+        created_at=actor.at,
+    )
+    session.add(made)
+    session.flush()
     return made
 
 
