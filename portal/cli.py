@@ -61,7 +61,7 @@ def _say_errors(function: Callable[..., None]) -> Callable[..., None]:
             reason = str(getattr(error, "orig", error)).strip().splitlines()[0].rstrip(".")
             advice = ""
             if lacks_tables(error):
-                advice = " If it is new, run: flask migrate."
+                advice = " If it is new, run: .venv/bin/flask migrate"
             elif out_of_reach(error):
                 advice = " See that PORTAL_DATABASE_URL is right and that PostgreSQL runs."
             raise click.ClickException(f"The database cannot do this: {reason}.{advice}") from None
@@ -123,7 +123,7 @@ def create_workspace(slug: str, name: str, admin: str) -> None:
             workspace = workspaces.create(session, actor, slug, name)
             token = invitations.issue(session, actor, workspace, admin, Role.ADMIN)
     except Conflict as error:
-        advice = f"For a new link: flask invite-admin {slug} {admin}"
+        advice = f"For a new link: .venv/bin/flask invite-admin {slug} {admin}"
         raise click.ClickException(f"{error.message} {advice}") from None
     click.echo(f"Workspace {slug} is there.")
     _tell_invitation(admin, token)
@@ -227,7 +227,7 @@ def reset_password(email: str) -> None:
     with portal().database.transaction() as session:
         account = accounts.find_usable(session, clean_email(email) or "")
         if account is None:
-            advice = "Who has not joined yet needs a link: flask invite-admin WORKSPACE EMAIL."
+            advice = "Who has not joined yet needs a link: .venv/bin/flask invite-admin WORKSPACE EMAIL"
             raise NotFound(f"Nobody can sign in as {email}. {advice}")
         token = passwords.begin_reset(session, operator(), account)
     click.echo(f"Send this link to {email}; it works once, for {passwords.RESET_LIFE.seconds // 60} minutes:")

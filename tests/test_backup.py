@@ -198,8 +198,8 @@ def test_a_database_without_tables_is_found_before_anything_is_asked(
 ) -> None:
     with portal_on(blank_url, app) as unmigrated:
         told = refused(unmigrated, "restore", str(file), *options, typed="y\n")
-        assert told == "Error: The database has no tables yet. Run: flask migrate.\n"
-        assert "Run: flask migrate" in refused(unmigrated, "backup", str(file.with_name("another")))
+        assert told == "Error: The database has no tables yet. Run: .venv/bin/flask migrate\n"
+        assert "Run: .venv/bin/flask migrate" in refused(unmigrated, "backup", str(file.with_name("another")))
 
 
 def test_a_backup_names_what_must_be_kept_beside_it(app: Flask, tmp_path: Path) -> None:

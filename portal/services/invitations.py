@@ -179,7 +179,8 @@ def invite_admin(session: Session, actor: Actor, workspace: Workspace, email: st
     """
     address = text.clean_email(email) or ""
     if role := _active_role(session, workspace, address):
-        advice = "For a new password: flask reset-password." if role == Role.ADMIN else "Administrators change roles."
+        reset = f"For a new password: .venv/bin/flask reset-password {address}"
+        advice = reset if role == Role.ADMIN else "Administrators change roles."
         raise Conflict(f"{address} is in {workspace.slug} already, as {role}. {advice}")
     _withdraw_all(session, actor, (Invitation.workspace_id == workspace.id) & (Invitation.email == address))
     return issue(session, actor, workspace, email, Role.ADMIN)
