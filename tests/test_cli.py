@@ -288,7 +288,7 @@ def test_a_role_that_may_not_make_what_is_missing_is_told_so(
     ("slug", "name", "admin", "says"),
     [
         ("acme", "Acme again", "ida@initech.test", "acme already"),
-        ("Initech", "Initech", "ida@initech.test", "slug"),
+        ("Initech", "Initech", "ida@initech.test", "short name"),
         ("initech", "", "ida@initech.test", "name"),
         ("initech", "Initech", "ida", "email"),
     ],
