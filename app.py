@@ -141,6 +141,7 @@ def create_app(environ: Mapping[str, str] | None = None) -> Flask:
         app.register_blueprint(blueprint)
     app.jinja_env.globals["asset"] = _assets(app)
     app.jinja_env.globals["product"] = answers.PRODUCT
+    app.jinja_env.globals["sends_mail"] = settings.smtp_url is not None  # else mails are files in a folder
     app.jinja_env.globals["ui"] = app.jinja_env.get_template("_parts.html").module  # sees the globals until here
     app.register_blueprint(cli.commands)
     stand_before(app, settings)

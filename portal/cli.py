@@ -1,6 +1,8 @@
 """Commands: `.venv/bin/flask <command>`. The same services as the pages, by the hand of an operator."""
 
+import errno
 import json
+import socket
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -60,7 +62,7 @@ def _say_errors(function: Callable[..., None]) -> Callable[..., None]:
             reason = str(getattr(error, "orig", error)).strip().splitlines()[0].rstrip(".")
             advice = ""
             if lacks_tables(error):
-                advice = " If it is new, run: flask migrate."
+                advice = " If it is new, run: .venv/bin/flask migrate"
             elif out_of_reach(error):
                 advice = " See that PORTAL_DATABASE_URL is right and that PostgreSQL runs."
             raise click.ClickException(f"The database cannot do this: {reason}.{advice}") from None
@@ -82,6 +84,7 @@ def command(name: str) -> Callable[[Callable[..., None]], click.Command]:
 def serve() -> None:
     """Migrate, seed the demo into an empty local database, and serve."""
     settings = portal().settings
+    _check_port(settings)
     migrate(settings.database_url)
     _check_peppers()
     with portal().database.reading() as session:
@@ -121,7 +124,7 @@ def create_workspace(slug: str, name: str, admin: str) -> None:
             workspace = workspaces.create(session, actor, slug, name)
             token = invitations.issue(session, actor, workspace, admin, Role.ADMIN)
     except Conflict as error:
-        advice = f"For a new link: flask invite-admin {slug} {admin}"
+        advice = f"For a new link: .venv/bin/flask invite-admin {slug} {admin}"
         raise click.ClickException(f"{error.message} {advice}") from None
     click.echo(f"Workspace {slug} is there.")
     _tell_invitation(admin, token)
@@ -225,9 +228,9 @@ def reset_password(email: str) -> None:
     with portal().database.transaction() as session:
         account = accounts.find_usable(session, clean_email(email) or "")
         if account is None:
-            advice = "Who has not joined yet needs a link: flask invite-admin WORKSPACE EMAIL."
-            advice += f" If the account is deactivated: flask reactivate-account {email}."
-            raise NotFound(f"Nobody can sign in as {email}. {advice}")
+            advice = f"If the account is deactivated: .venv/bin/flask reactivate-account {email}\n"
+            advice += "Who has not joined yet needs a link: .venv/bin/flask invite-admin WORKSPACE EMAIL"
+            raise NotFound(f"Nobody can sign in as {email}.\n{advice}")
         token = passwords.begin_reset(session, operator(), account)
     click.echo(f"Send this link to {email}; it works once, for {passwords.RESET_LIFE.seconds // 60} minutes:")
     click.echo(f"{portal().settings.base_url}/reset/{token}")
@@ -245,7 +248,7 @@ def deactivate_account(email: str) -> None:
     click.echo(f"The account {email} is deactivated, {_counted(ended.sessions, 'session')} ended.")
     click.echo(f"Requests with its keys ({ended.keys} active) are refused from now.")
     for slug in ended.orphans:
-        advice = f"For another administrator: flask invite-admin {slug} EMAIL"
+        advice = f"For another administrator: .venv/bin/flask invite-admin {slug} EMAIL"
         click.echo(f"Warning: nobody administers {slug} any more. {advice}", err=True)
 
 
@@ -367,6 +370,21 @@ def _put_in_place(session: Session, found: backup.Backup, *, keep: bool, replace
     ended = restoring.end_again(session)
     restoring.forget_aside(session)
     return ended
+
+
+def _check_port(settings: Settings) -> None:
+    """Refuse to serve where somebody listens: the server's socket would share the port, and each get some requests."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in settings.bind else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what a stopped server leaves may be closing
+            probe.bind((settings.bind, settings.port))
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            message = f"Cannot listen on {settings.bind}, port {settings.port}: {error.strerror}."
+            raise click.ClickException(f"{message} See PORTAL_BIND and PORT.") from None
+        message = f"Port {settings.port} is taken by another program. Stop it, or choose another port:"
+        other = 8080 if settings.port != 8080 else 8081
+        raise click.ClickException(f"{message} PORT={other} make run") from None
 
 
 def _check_peppers() -> None:

@@ -23,6 +23,7 @@ from portal.store.database import Database
 from portal.store.models import AuditEvent, Member, UserSession, Workspace
 from tests.cast import Cast, MadeKey
 from tests.databases import Template
+from tests.servers import free_port
 from tests.services.office import Office
 
 
@@ -49,7 +50,8 @@ def closing_portal(app: Flask) -> Iterator[Flask]:
 @contextmanager
 def portal_on(url: str, other: Flask) -> Iterator[Flask]:
     """A portal with the secrets of the test's other one."""
-    with closing_portal(create_app({"PORTAL_DATABASE_URL": url, "PORTAL_INSTANCE": other.instance_path})) as app:
+    ours = {"PORTAL_DATABASE_URL": url, "PORTAL_INSTANCE": other.instance_path, "PORT": str(free_port())}
+    with closing_portal(create_app(ours)) as app:
         app.jinja_env.bytecode_cache = other.jinja_env.bytecode_cache  # to compile templates anew takes long
         yield app
 
@@ -196,8 +198,8 @@ def test_a_database_without_tables_is_found_before_anything_is_asked(
 ) -> None:
     with portal_on(blank_url, app) as unmigrated:
         told = refused(unmigrated, "restore", str(file), *options, typed="y\n")
-        assert told == "Error: The database has no tables yet. Run: flask migrate.\n"
-        assert "Run: flask migrate" in refused(unmigrated, "backup", str(file.with_name("another")))
+        assert told == "Error: The database has no tables yet. Run: .venv/bin/flask migrate\n"
+        assert "Run: .venv/bin/flask migrate" in refused(unmigrated, "backup", str(file.with_name("another")))
 
 
 def test_a_backup_names_what_must_be_kept_beside_it(app: Flask, tmp_path: Path) -> None:
@@ -287,7 +289,8 @@ def test_a_secret_that_is_another_than_the_keys_were_made_under_is_noticed(
         file = tmp_path / "backup"
         run(before, "backup", str(file))
     mixed_up = "local:0123456789abcdef0123456789abcdef"
-    other = {"PORTAL_DATABASE_URL": empty_url, "PORTAL_INSTANCE": str(tmp_path), "PORTAL_KEY_PEPPERS": mixed_up}
+    place = {"PORTAL_DATABASE_URL": empty_url, "PORTAL_INSTANCE": str(tmp_path), "PORT": str(free_port())}
+    other = {**place, "PORTAL_KEY_PEPPERS": mixed_up}
     with closing_portal(create_app(other)) as wrong:
         run(wrong, "serve")  # so that it has proofs of its own, which the restored ones replace
         told = run(wrong, "restore", str(file), "--replace", "--resurrect")

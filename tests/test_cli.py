@@ -1,8 +1,9 @@
 """The `flask` commands, as an operator types them; what they do is looked at through HTTP."""
 
 import json
+import socket
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -13,6 +14,7 @@ from flask import Flask
 from sqlalchemy import make_url, select
 
 from app import create_app
+from portal import cli
 from portal.store.database import Database
 from portal.store.key_log import log_of
 from portal.store.migrate import check
@@ -43,7 +45,7 @@ def refused(app: Flask, *arguments: str) -> str:
 @pytest.fixture
 def blank_app(blank_url: str, tmp_path: Path) -> Iterator[Flask]:
     """A portal whose database has no table yet."""
-    app = create_app({"PORTAL_DATABASE_URL": blank_url, "PORTAL_INSTANCE": str(tmp_path)})
+    app = create_app({"PORTAL_DATABASE_URL": blank_url, "PORTAL_INSTANCE": str(tmp_path), "PORT": str(free_port())})
     yield app
     app.extensions["portal"].close()
 
@@ -85,7 +87,7 @@ def test_seed_demo_refuses_a_database_in_which_somebody_is(app: Flask, database:
     "command", [["list-keys", "acme"], ["revoke-key", "key_1"], ["create-workspace", "a1", "A", "--admin", "a@b.test"]]
 )
 def test_a_command_before_the_first_migration_says_so(blank_app: Flask, command: list[str]) -> None:
-    assert "migrate" in refused(blank_app, *command)
+    assert refused(blank_app, *command).endswith(" If it is new, run: .venv/bin/flask migrate\n")  # as it can be pasted
 
 
 def test_code_that_is_older_than_the_database_says_so(blank_app: Flask) -> None:
@@ -96,6 +98,87 @@ def test_code_that_is_older_than_the_database_says_so(blank_app: Flask) -> None:
         told = refused(blank_app, command)
         assert "newer version" in told
         assert "feedbeef0000" in told
+
+
+# --- Serving --------------------------------------------------------------------------------------------------------
+
+
+def listen(address: str, port: int) -> socket.socket:
+    """Listen as the shipped server does: it lets others share its port."""
+    listener = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    listener.bind((address, port))
+    listener.listen()
+    return listener
+
+
+@contextmanager
+def portal_at(address: str, blank_url: str, instance: Path) -> Iterator[Flask]:
+    """A portal that is to listen on an address and a free port, whose database has no table yet."""
+    ours = {"PORTAL_DATABASE_URL": blank_url, "PORTAL_INSTANCE": str(instance)}
+    app = create_app({**ours, "PORT": str(free_port()), "PORTAL_BIND": address})
+    yield app
+    app.extensions["portal"].close()
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The portals that would serve now; none does, for it would not come back."""
+    settings: list[Any] = []
+    monkeypatch.setattr(cli, "run_server", settings.append)
+    return settings
+
+
+def port_of(app: Flask) -> int:
+    port: int = app.extensions["portal"].settings.port
+    return port
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("taken", "address"),
+    [("127.0.0.1", "127.0.0.1"), ("127.0.0.1", "0.0.0.0"), ("0.0.0.0", "127.0.0.1"), ("::1", "::1")],
+)
+def test_a_port_on_which_somebody_listens_is_not_shared(
+    blank_url: str, tmp_path: Path, served: list[Any], taken: str, address: str
+) -> None:
+    with portal_at(address, blank_url, tmp_path) as app:
+        try:
+            listener = listen(taken, port_of(app))
+        except OSError:
+            pytest.skip(f"nobody can listen on {taken} here")
+        with listener:
+            told = refused(app, "serve")
+        assert told.startswith(f"Error: Port {port_of(app)} is taken by another program.")
+        assert "PORT=8080 make run" in told
+        assert told.count("\n") == 1
+        assert "no such table" in refused(app, "list-keys", "acme")  # the database was left alone
+    assert not served
+
+
+@pytest.mark.once
+def test_an_address_of_another_machine_is_refused_in_a_sentence(
+    blank_url: str, tmp_path: Path, served: list[Any]
+) -> None:
+    with portal_at("192.0.2.1", blank_url, tmp_path) as app:
+        told = refused(app, "serve")
+    assert "Cannot listen on 192.0.2.1" in told
+    assert "PORTAL_BIND" in told
+    assert not served
+
+
+@pytest.mark.once
+def test_a_port_whose_last_connections_are_still_closing_is_free(
+    blank_url: str, tmp_path: Path, served: list[Any]
+) -> None:
+    with portal_at("127.0.0.1", blank_url, tmp_path) as app:
+        port = port_of(app)
+        with listen("127.0.0.1", port) as listener, socket.create_connection(("127.0.0.1", port)) as client:
+            listener.accept()[0].close()  # who closes first remembers the connection for a minute (TIME_WAIT)
+            client.recv(1)
+        run(app, "serve")
+    assert len(served) == 1
 
 
 # --- A workspace ----------------------------------------------------------------------------------------------------
@@ -136,10 +219,10 @@ def test_the_link_for_a_new_workspaces_admin_works_once(cast: Cast, database: Da
 
 def test_a_link_that_was_lost_is_made_anew_and_the_old_one_ends(cast: Cast, database: Database) -> None:
     first = run(cast.app, "create-workspace", "initech", "Initech", "--admin", "ida@initech.test").split()[-1]
-    assert "flask invite-admin initech" in refused(
-        cast.app, "create-workspace", "initech", "Initech", "--admin", "ida@initech.test"
-    )
-    assert "flask invite-admin" in refused(cast.app, "reset-password", "ida@initech.test")
+    advice = ".venv/bin/flask invite-admin initech ida@initech.test\n"
+    told = refused(cast.app, "create-workspace", "initech", "Initech", "--admin", "ida@initech.test")
+    assert told.endswith(advice)
+    assert ".venv/bin/flask invite-admin" in refused(cast.app, "reset-password", "ida@initech.test")
     second = run(cast.app, "invite-admin", "initech", "Ida@initech.test").split()[-1]
     old, new = (link.removeprefix("http://127.0.0.1:5000") for link in (first, second))
     ida = cast.stranger("ida")
@@ -150,8 +233,8 @@ def test_a_link_that_was_lost_is_made_anew_and_the_old_one_ends(cast: Cast, data
     assert ida.get("/w/initech/members").status_code == 200  # an administrator
     assert "already" in refused(cast.app, "invite-admin", "initech", "ida@initech.test")
     with database.reading() as session:
-        told = session.scalars(select(AuditEvent.action).where(AuditEvent.means == "command").order_by(AuditEvent.id))
-        assert told.all()[-3:] == ["member_invited", "invitation_withdrawn", "member_invited"]
+        events = session.scalars(select(AuditEvent.action).where(AuditEvent.means == "command").order_by(AuditEvent.id))
+        assert events.all()[-3:] == ["member_invited", "invitation_withdrawn", "member_invited"]
 
 
 @pytest.mark.parametrize(
@@ -159,7 +242,7 @@ def test_a_link_that_was_lost_is_made_anew_and_the_old_one_ends(cast: Cast, data
     [
         ("nowhere", "ida@initech.test", "nowhere"),
         ("acme", "ida", "email"),
-        ("acme", "ana@acme.test", "reset-password"),
+        ("acme", "ana@acme.test", ".venv/bin/flask reset-password ana@acme.test\n"),
         ("acme", "Rio@acme.test", "as member"),
     ],
 )
@@ -171,7 +254,7 @@ def test_who_cannot_be_invited_is_told(app: Flask, workspace: str, email: str, s
 @pytest.mark.parametrize("command", [["migrate"], ["list-keys", "acme"], ["notify"], ["backup", "FILE"], ["serve"]])
 def test_a_database_that_cannot_be_reached_is_not_told_to_be_new(tmp_path: Path, command: list[str]) -> None:
     url = f"postgresql://portal:hunter2@127.0.0.1:{free_port()}/portal"
-    app = create_app({"PORTAL_DATABASE_URL": url, "PORTAL_INSTANCE": str(tmp_path)})
+    app = create_app({"PORTAL_DATABASE_URL": url, "PORTAL_INSTANCE": str(tmp_path), "PORT": str(free_port())})
     told = refused(app, *[word.replace("FILE", str(tmp_path / "file")) for word in command])
     assert "refused" in told
     assert "PORTAL_DATABASE_URL" in told
@@ -205,7 +288,7 @@ def test_a_role_that_may_not_make_what_is_missing_is_told_so(
     ("slug", "name", "admin", "says"),
     [
         ("acme", "Acme again", "ida@initech.test", "acme already"),
-        ("Initech", "Initech", "ida@initech.test", "slug"),
+        ("Initech", "Initech", "ida@initech.test", "short name"),
         ("initech", "", "ida@initech.test", "name"),
         ("initech", "Initech", "ida", "email"),
     ],

@@ -101,7 +101,10 @@ def _read(text: bytes) -> Schema:
     try:
         Draft202012Validator.check_schema(root)
     except SchemaError as error:
-        raise _refuse(f"This is not a JSON Schema: {error.message[:_MAX_MESSAGE]}") from None
+        where = error.json_path[:200]
+        if error.validator_value == "regex":  # the format that a schema of schemas holds patterns to
+            raise _unreadable(f"{_cut(str(error.instance))} at {where}", error.cause) from None
+        raise _refuse(f"This is not a JSON Schema, at {where}: {error.message[:_MAX_MESSAGE]}") from None
     except OverflowError:  # from a pattern
         raise _refuse(_TOO_LONG) from None
     parts = dict(_parts((), root))
@@ -178,7 +181,11 @@ def _check_patterns(patterns: set[str]) -> None:
         try:
             _compile(pattern)
         except (regex.error, RecursionError, OverflowError) as error:
-            raise _refuse(f"This is not a pattern: {_cut(pattern)} ({str(error)[:80]})") from None
+            raise _unreadable(_cut(pattern), error) from None
+
+
+def _unreadable(pattern: str, why: Exception | None) -> Invalid:
+    return _refuse(f"The pattern {pattern} cannot be read as a regular expression: {str(why)[:80]}.")
 
 
 def _written_out(pattern: str) -> int:

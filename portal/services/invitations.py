@@ -1,6 +1,6 @@
 """Invitations into a workspace: one-time links that administrators send and withdraw, and what accepting one does."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -179,7 +179,8 @@ def invite_admin(session: Session, actor: Actor, workspace: Workspace, email: st
     """
     address = text.clean_email(email) or ""
     if role := _active_role(session, workspace, address):
-        advice = "For a new password: flask reset-password." if role == Role.ADMIN else "Administrators change roles."
+        reset = f"For a new password: .venv/bin/flask reset-password {address}"
+        advice = reset if role == Role.ADMIN else "Administrators change roles."
         raise Conflict(f"{address} is in {workspace.slug} already, as {role}. {advice}")
     _withdraw_all(session, actor, (Invitation.workspace_id == workspace.id) & (Invitation.email == address))
     return issue(session, actor, workspace, email, Role.ADMIN)
@@ -284,22 +285,20 @@ def accept(session: Session, actor: Actor, token: str, who: Account | NewAccount
         account = _make_account(session, actor, invitation.email, who)
     elif account is None or isinstance(who, NewAccount) or account.id != who.id:
         raise Conflict(_MEANWHILE)
-    member = session.scalar(
+    known = session.scalar(
         select(Member).where(Member.account_id == account.id, Member.workspace_id == invitation.workspace_id)
     )
-    if member is None:
-        member = Member(
-            public_id=credentials.new_id("mem"),
-            workspace_id=invitation.workspace_id,
-            account_id=account.id,
-            name=account.name,
-            role=invitation.role,
-            created_at=actor.at,
-        )
-        session.add(member)
-        session.flush()
+    member = known or _make_member(session, actor, account, invitation)
+    actor = replace(  # a visitor until now
+        actor,
+        name=member.name,
+        public_id=member.public_id,
+        workspace_id=member.workspace_id,
+        member_id=member.id,
+    )
+    if known is None:
         _give_invited(session, actor, member, invitation)
-    elif not member.is_active:  # somebody who had left is asked back
+    elif not known.is_active:  # somebody who had left is asked back
         _take_back(session, actor, member, invitation)
     invitation.accepted_at = actor.at
     members.tell(session, actor, Event.MEMBER_JOINED, member, {"role": member.role, "invitation": invitation.public_id})
@@ -319,6 +318,20 @@ def _make_account(session: Session, actor: Actor, email: str, chosen: NewAccount
             session.add(made)
     except IntegrityError:
         raise Conflict(_MEANWHILE) from None
+    return made
+
+
+def _make_member(session: Session, actor: Actor, account: Account, invitation: Invitation) -> Member:
+    made = Member(
+        public_id=credentials.new_id("mem"),
+        workspace_id=invitation.workspace_id,
+        account_id=account.id,
+        name=account.name,
+        role=invitation.role,
+        created_at=actor.at,
+    )
+    session.add(made)
+    session.flush()
     return made
 
 

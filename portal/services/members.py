@@ -321,10 +321,12 @@ def set_levels(
         else:
             session.execute(update(Access).where(*this).values(**given))
     if changed and not is_told:
-        details = {
+        details: dict[str, Any] = {
             "before": {slug: before.value for slug, (before, _) in changed.items()},
             "after": {slug: after.value for slug, (_, after) in changed.items()},
         }
+        if by_id != actor.member_id:  # by an invitation, which the member has accepted
+            details["invited_by"] = name_of(session, by_id)
         tell(session, actor, Event.ACCESS_GRANTED, member, details)
     return changed
 

@@ -80,9 +80,10 @@ class Readiness:
             and self._connection.execute("SELECT version_num FROM alembic_version").fetchall()
         )
         if not found:
-            return "The database has no tables yet. Run: flask migrate."
+            return "The database has no tables yet. Run: .venv/bin/flask migrate"
         if found[0][0] != _newest():
-            return "The database is at another migration than this code. Run: flask migrate, or the code that fits."
+            advice = "Run the code that fits, or: .venv/bin/flask migrate"
+            return f"The database is at another migration than this code. {advice}"
         return ""
 
     def _hang_up(self) -> None:

@@ -262,7 +262,7 @@ def _add(session: Session, row: Workspace | Solution | App, taken: str) -> None:
 
 def _slug(slug: str) -> str:
     if not SLUG.fullmatch(slug):
-        message = "A slug is 2 to 40 lower-case letters, digits and hyphens, and begins with a letter."
+        message = "A short name is 2 to 40 lower-case letters, digits and hyphens, and begins with a letter."
         raise Invalid({"slug": message})
     return slug
 

@@ -102,10 +102,10 @@ def _write_all(database: Database, archive: zipfile.ZipFile) -> Manifest:
 def check_migration(connection: Connection) -> str:
     """Name the migration of the database; BadBackup unless it is this code's."""
     if not inspect(connection).has_table("alembic_version"):
-        raise BadBackup("The database has no tables yet. Run: flask migrate.")
+        raise BadBackup("The database has no tables yet. Run: .venv/bin/flask migrate")
     found = connection.scalar(text("SELECT version_num FROM alembic_version"))
     if found != newest():
-        raise BadBackup("The database is at another migration than this code. Run: flask migrate.")
+        raise BadBackup("The database is at another migration than this code. Run: .venv/bin/flask migrate")
     return str(found)
 
 

@@ -292,7 +292,7 @@ _CAUSES: dict[Refusal, tuple[str, str, str]] = {
     ),
     Refusal.EXPIRED: (
         "The key has expired",
-        "Its time is over. Answers told it before, in `X-Key-Expires-At` and `Sunset`, and so did mails.",
+        "Its time is over. Answers told it before, in `X-Key-Expires-At` and `Sunset`.",
         "Rotate it, or generate another one. An expired key does not come back.",
     ),
     Refusal.REVOKED: (

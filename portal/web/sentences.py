@@ -113,6 +113,7 @@ _SAYS: dict[Event, tuple[str, str]] = {
     Event.RECORD_DELETED: ("deleted a {env} record in {target}", "delete a record in {target}"),
     Event.SANDBOX_FILLED: ("filled the sandbox of {target} with {copied} records", "fill the sandbox of {target}"),
 }
+_INVITED = "{target} got the access that their invitation{by} gives"
 _LEVELS = {"none": "no access", "read": "read", "full": "full", "manage": "manage"}
 _ROLES = {"admin": "administrator", "member": "member"}
 _FACTS = {
@@ -136,6 +137,8 @@ def tell(event: AuditEvent, names: Names) -> Telling:
         reason = str(event.details.get("reason") or "the answer does not match")
         attempt = _filled(_words_of(event.action)[1], event, names)
         parts = (Part("tried to "), *attempt, Part(". Refused: "), Part(reason, "name"))
+    elif event.action == Event.ACCESS_GRANTED and "invited_by" in event.details:
+        actor, parts = "", tuple(_filled(_INVITED, event, names))
     else:
         actor = "" if event.action in (Event.MEMBER_JOINED, Event.SIGNED_IN) else actor
         parts = tuple(_filled(_words_of(event.action)[0], event, names))
@@ -207,6 +210,8 @@ def _field(name: str, event: AuditEvent, names: Names) -> Iterator[Part]:
         yield Part(f"; expires {_moment(ends)}" if ends else "; never expires")
     elif name == "retires" and details.get("retires_at"):
         yield Part(f"; the old one stops {_moment(details['retires_at'])}")
+    elif name == "by" and details.get("invited_by"):
+        yield from (Part(" by "), Part(str(details["invited_by"]), "name"))
     elif name == "because" and details.get("reason"):
         yield from (Part(": "), Part(str(details["reason"]), "name"))
     elif name == "as_role" and details.get("role"):

@@ -64,6 +64,29 @@ def test_a_schema_that_could_keep_the_portal_busy_is_refused_at_once(schema: dic
     assert thread_time() - began < 1
 
 
+@pytest.mark.parametrize(
+    ("schema", "says"),
+    [
+        (
+            with_pattern("("),
+            "The pattern ( at $.properties.a.pattern cannot be read as a regular expression: missing )",
+        ),
+        (
+            {**OBJECT, "patternProperties": {"[a": {}}},
+            "The pattern [a at $.patternProperties cannot be read as a regular expression: unterminated",
+        ),
+        (
+            {**OBJECT, "allOf": [{"properties": {"a": {"type": "thing"}}}]},
+            "This is not a JSON Schema, at $.allOf[0].properties.a.type: 'thing'",
+        ),
+    ],
+)
+def test_what_is_wrong_in_a_schema_is_told_with_its_place(schema: dict[str, Any], says: str) -> None:
+    with pytest.raises(Invalid) as refused:
+        Schema.read(schema)
+    assert refused.value.problems["schema"].startswith(says)
+
+
 @pytest.mark.parametrize("depth", [100, 1000])
 def test_a_schema_that_is_nested_without_end_is_refused(depth: int) -> None:
     schema: Any = OBJECT

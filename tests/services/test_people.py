@@ -340,7 +340,7 @@ def test_who_is_invited_has_the_access_that_they_were_invited_with(office: Offic
     with office.database.reading() as session:
         assert members.givers_of(session, office.member("ida")) == {"sales": "Ana Ruiz"}
     (granted,) = office.told(action="access_granted")
-    assert granted.details == {"before": {"sales": "none"}, "after": {"sales": "manage"}}
+    assert granted.details == {"before": {"sales": "none"}, "after": {"sales": "manage"}, "invited_by": "Ana Ruiz"}
 
 
 @pytest.mark.parametrize("then", ["deactivate", "remove"])
@@ -348,6 +348,16 @@ def test_who_had_left_comes_back_with_what_the_invitation_says_and_nothing_else(
     leave(office, "ana", "lea", then)
     accept(office, invite(office, email="lea@acme.test", levels={"sales": FULL}))
     assert levels(office, "lea") == {"operations": NONE, "sales": FULL}
+
+
+def test_who_accepts_an_invitation_is_named_in_all_that_it_does(office: Office) -> None:
+    office.generate("rio")
+    leave(office, "ana", "rio", "deactivate")
+    before = len(office.told())
+    accept(office, invite(office, email="rio@acme.test", levels={"sales": FULL}))
+    did = {event.action: (event.actor_name, event.actor_id) for event in office.told()[before + 1 :]}
+    rio = ("Rio Tanaka", office.member("rio").public_id)
+    assert did == dict.fromkeys(["access_granted", "key_deactivated", "member_joined"], rio)
 
 
 def test_the_link_is_mailed_and_kept_nowhere_else(office: Office) -> None:

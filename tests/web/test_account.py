@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from flask import Flask
 
+from app import create_app
 from portal.services.accounts import PAIR_LIMIT
 from tests.cast import Cast, Person
+from tests.servers import free_port
 
 NEW = "seven green bottles on a wall"
 
@@ -103,6 +105,32 @@ def test_a_forgotten_password_is_chosen_anew_over_the_link_in_the_mail(app: Flas
     assert cast.call("GET", "/me", key).status_code == 401
     assert stranger.get(path).status_code == 404
     assert Person(app, "max").sign_in(NEW).status_code == 303
+
+
+def test_a_mail_is_promised_only_where_a_server_for_it_is_set(cast: Cast, database_url: str, tmp_path: Path) -> None:
+    smtp = {"PORTAL_SMTP_URL": f"smtp://127.0.0.1:{free_port()}", "PORTAL_MAIL_FROM": "keys@acme.test"}
+    mailing = create_app({"PORTAL_DATABASE_URL": database_url, "PORTAL_INSTANCE": str(tmp_path), **smtp})
+
+    def told_by(portal: Cast) -> list[str]:
+        somebody, ana = portal.stranger(), portal.ana
+        invite = "/w/acme/members/invite"
+        pages = [somebody.get("/reset"), somebody.post("/reset", {"email": "rio@acme.test"}), ana.get(invite)]
+        pages.append(ana.post(invite, {"email": "ida@acme.test", "role": "member"}))
+        return [" ".join(page.text.split()) for page in pages]
+
+    promises = (
+        "We mail you a link",
+        "a link is on its way",
+        "They get a link by mail",
+        "A mail with this link is on its way",
+    )
+    instead = ("No mail server is set", "in its mail folder", "no mail server is set", "copy this link")
+    for promise, other, without, with_server in zip(
+        promises, instead, told_by(cast), told_by(Cast(mailing)), strict=True
+    ):
+        assert (promise in without, other in without) == (False, True)
+        assert (promise in with_server, other in with_server) == (True, False)
+    mailing.extensions["portal"].close()
 
 
 @pytest.mark.parametrize("address", ["max@acme.test", "nobody@acme.test"])

@@ -76,7 +76,7 @@ def test_a_database_without_tables_or_at_another_migration_is_not_ready(
 ) -> None:
     without = portal_with(blank_url, tmp_path)
     refused = without.test_client().get("/readyz")
-    assert (refused.status_code, "flask migrate" in refused.text) == (503, True)
+    assert (refused.status_code, "Run: .venv/bin/flask migrate" in refused.text) == (503, True)
     assert 1 <= int(refused.headers["Retry-After"]) <= 30
 
     other = portal_with(database_url, tmp_path)

@@ -93,6 +93,23 @@ def test_the_log_says_who_did_what_with_names_and_from_what_to_what(cast: Cast) 
     assert key.text not in page
 
 
+def test_the_access_of_an_invitation_is_told_as_its_senders(cast: Cast) -> None:
+    reply = cast.ana.post(
+        "/w/acme/members/invite", {"email": "ida@acme.test", "role": "member", "access-sales": "full"}
+    )
+    path = re.findall(r"/invite/[\w-]{43}", reply.text)[0]
+    ida = cast.stranger()
+    ida.get(path)
+    ida.post(path, {"name": "Ida Berg", "password": "twelve chars", "password_again": "twelve chars"})
+    page = cast.ana.get(AUDIT)
+    assert said(page)[:3] == [
+        "Ida Berg joined as member",
+        "Ida Berg got the access that their invitation by Ana Ruiz gives",
+        "Ana Ruiz invited ida@acme.test as member",
+    ]
+    assert "visitor" not in page.text
+
+
 def test_user_text_is_shown_as_it_is(cast: Cast) -> None:
     cast.rio.generate(name="<b hx-get=/x>Bold")
     assert "&lt;b hx-get=/x&gt;Bold" in cast.ana.get(AUDIT).text

@@ -131,11 +131,15 @@ def test_a_pattern_that_never_ends_holds_up_nobody(cast: Cast) -> None:
     ("answers", "words"),
     [
         ({"name": ""}, "Enter a name"),
-        ({"slug": "No Slug"}, "A slug is"),
+        ({"slug": "No Slug"}, "A short name is 2 to 40"),
         ({"schema": "{"}, "This is not JSON"),
         ({"schema": '{"type": "string"}'}, "must be an object"),
         ({"schema": '{"type": "object", "properties": {"a\\ud800": {}}}'}, "lone surrogates"),
         ({"schema": '{"type": "object", "properties": {"a": {"multipleOf": NaN}}}'}, "must be finite"),
+        (
+            {"schema": '{"type": "object", "properties": {"sku": {"pattern": "("}}}'},
+            "The pattern ( at $.properties.sku.pattern cannot be read as a regular expression",
+        ),
         ({"schema": json.dumps(DOUBLING)}, "refer to each other too often"),
         ({"description": "x" * 141}, "at most 140"),
     ],
