@@ -37,6 +37,9 @@ sys.path.insert(0, str(ROOT))
 
 from portal.rules.access import Environment  # noqa: E402
 from portal.rules.credentials import Keyring, PlainKey, new_id  # noqa: E402
+from portal.services import audit  # noqa: E402
+from portal.services.actor import operator  # noqa: E402
+from portal.services.audit import Event  # noqa: E402
 from portal.settings import Settings  # noqa: E402
 from portal.store.database import Database  # noqa: E402
 from portal.store.key_log import log_of  # noqa: E402
@@ -151,6 +154,8 @@ def _add_workspace(session: Session, keyring: Keyring, count: int) -> list[Plain
     tag = new_id("bench")[-12:].lower()
     workspace = {"public_id": new_id("ws"), "slug": f"bench-{tag}", "name": f"Bench {tag}", "created_at": now}
     workspace_id = session.scalars(insert(Workspace).returning(Workspace.id), [workspace]).one()
+    # A workspace whose log is empty has lost it.
+    audit.record(session, operator(), Event.WORKSPACE_CREATED, workspace_id=workspace_id, target_name=f"Bench {tag}")
     here = {"workspace_id": workspace_id, "created_at": now}
     solutions = [here | {"public_id": new_id("sol"), "slug": slug, "name": slug.title()} for slug, _ in _APPS]
     solution_ids = _add(session, Solution, solutions)

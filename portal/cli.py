@@ -108,7 +108,9 @@ def migrate_command() -> None:
 
 @command("seed-demo")
 def seed_demo() -> None:
-    """Fill an empty database with the demo."""
+    """Fill an empty database with the demo; not in production: everybody knows its password."""
+    if not portal().settings.is_local:
+        raise click.ClickException("The demo has a password that everybody knows: it is for http on this machine only.")
     _seed()
 
 

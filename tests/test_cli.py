@@ -14,7 +14,7 @@ from flask import Flask
 from sqlalchemy import make_url, select
 
 from app import create_app
-from portal import cli
+from portal import cli, demo
 from portal.store.database import Database
 from portal.store.key_log import log_of
 from portal.store.migrate import check
@@ -71,6 +71,20 @@ def test_seed_demo_fills_a_migrated_database_once(blank_app: Flask) -> None:
     run(blank_app, "seed-demo")
     assert Cast(blank_app).ana.get("/w/acme").status_code == 200
     assert "accounts" in refused(blank_app, "seed-demo")
+
+
+def test_there_is_no_demo_in_production(blank_url: str, tmp_path: Path) -> None:
+    secrets = {
+        "PORTAL_SECRET_KEY": uuid4().hex,
+        "PORTAL_KEY_PEPPERS": f"a:{uuid4().hex}",
+        "PORTAL_INSTANCE": str(tmp_path),
+    }
+    app = create_app({"PORTAL_DATABASE_URL": blank_url, "PORTAL_BASE_URL": "https://keys.example.org", **secrets})
+    run(app, "migrate")
+    assert "password that everybody knows" in refused(app, "seed-demo")
+    with app.extensions["portal"].database.reading() as session:
+        assert demo.is_empty(session)
+    app.extensions["portal"].close()
 
 
 def test_seed_demo_refuses_a_database_in_which_somebody_is(app: Flask, database: Database) -> None:

@@ -110,13 +110,13 @@ class KeyCheck:
     ) -> Caller:
         """Decide about one request; `account_id` is the workspace that the caller asserts, `query` its query string.
 
-        A key in the query is refused even beside a good header: it is in somebody's log by now.
+        A key in the query beside a good header is refused: it is in somebody's log by now.
 
         Raises KeyRefused, or one of `database.TROUBLE` when the database cannot be asked.
         """
+        plain = self._keyring.format.parse(_credential(authorization))
         if query and self._keyring.format.shape.search(unquote_to_bytes(query).decode("latin-1")):
             raise KeyRefused(Refusal.MALFORMED)
-        plain = self._keyring.format.parse(_credential(authorization))
         if plain is None:
             raise KeyRefused(Refusal.MALFORMED)
         record = self._find(self._keyring.digests(plain))

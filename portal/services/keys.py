@@ -429,7 +429,7 @@ def deactivate_those_active(
 
 def reactivate(session: Session, actor: Actor, keyring: Keyring, key_id: str) -> KeyView:
     """Let a deactivated key work again, with the same scopes; never another human's."""
-    seat, key = hold(session, actor, key_id, Event.KEY_REACTIVATED)
+    seat, key = hold(session, actor, key_id, Event.KEY_REACTIVATED, even_deleted=True)
     if key.member_id != seat.member.id and not key.member.is_api:
         attempt = Attempt(Event.KEY_REACTIVATED, key.public_id, key.name)
         raise Forbidden(ONLY_ITS_OWNER, attempt=attempt)
@@ -605,7 +605,8 @@ def _changed_meanwhile(session: Session, key: ApiKey, now: datetime) -> Conflict
     state = key.state_at(now)
     by = session.get(Member, key.deactivated_by_id) if key.deactivated_by_id else None
     who = f" ({by.name}, {key.deactivated_at:%H:%M} UTC)" if by and state is KeyState.DEACTIVATED else ""
-    return Conflict(f"“{key.name}” is {state} already{who}. Nothing was changed.")
+    word = ("deleted" if key.revoked_at else "retired") if state is KeyState.REVOKED else state
+    return Conflict(f"“{key.name}” is {word} already{who}. Nothing was changed.")
 
 
 def changed(

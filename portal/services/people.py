@@ -188,6 +188,8 @@ def set_access(
         raise Conflict(f"Somebody changed “{member.name}” a moment ago. Nothing was saved. Look at it again.")
     if member.removed_at is not None:
         raise Conflict(f"“{member.name}” was removed. Invite them again first.")
+    if role == Role.MEMBER:
+        _check_not_last(session, seat, member, Event.ROLE_CHANGED)
     raises = (before_role is Role.MEMBER and role == Role.ADMIN) or any(
         before[slug] < level for slug, level in levels.items()
     )

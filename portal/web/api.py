@@ -7,7 +7,7 @@ from urllib.parse import parse_qsl
 
 from flask import Blueprint, Response, current_app, g, request, url_for
 
-from portal.rules.access import Action
+from portal.rules.access import Action, Scope
 from portal.rules.credentials import KEY_SHAPED
 from portal.rules.errors import BreaksRule, Conflict, Forbidden, Invalid, NotFound, Unreadable, UnsupportedType
 from portal.rules.payload import read_object
@@ -47,8 +47,8 @@ _FIRST_ID = "X-Request-Id"  # and the id that its body names
 @declares("Ask who the key is", "The key", Answer(200, "Who the key is and what it can do now.", ME))
 @with_key()
 def me(caller: Caller) -> Response:
-    """Say who the key is; what can be answered without reading a query, the door answers itself."""
-    read_query()
+    """Say who the key is."""
+    read_query()  # without one, the door has answered already
     hint = portal().settings.keyring.format.hint(caller.environment, caller.last_four)
     return api_reply(answers.me(caller, hint))
 
@@ -209,7 +209,12 @@ def get_record(caller: Caller, app: str, record_id: str) -> Response:
 @declares(
     "Change a record",
     "Records",
-    Answer(200, "The record as it is now.", RECORD, headers=("ETag",)),
+    Answer(
+        200,
+        "The record as it is now; of its fields, a key without read is told those that it sent.",
+        RECORD,
+        headers=("ETag",),
+    ),
     takes=(IF_MATCH,),
     body=FIELDS,
     refuses=(NotFound,),
@@ -223,7 +228,10 @@ def change_record(caller: Caller, app: str, record_id: str) -> Response:
         record = records.change(
             session, _actor(caller), _place(caller, app), read_id(record_id), fields, if_match=read_if_match()
         )
-    return _with_etag(api_reply(_record(record)), record)
+    told = _record(record)
+    if Scope(app, Action.READ) not in caller.reach.effective:
+        told["fields"] = {name: value for name, value in record.fields.items() if name in fields}
+    return _with_etag(api_reply(told), record)
 
 
 @api.delete("/apps/<app:app>/records/<record_id>")

@@ -264,6 +264,17 @@ def _form(**context: Any) -> Response:
 
 
 def _explained(asked: str, note: str = "") -> Response:
+    found = _looked_up(asked, note)
+    if found is None:  # it may have been refused just now, and not be written down yet
+        portal().usage.flush()
+        found = _looked_up(asked, note)
+    if found is None:
+        is_end = not note and is_like_an_end(asked)
+        return _form(asked="" if note else asked, note="unknown", is_like_an_end=is_end)
+    return found
+
+
+def _looked_up(asked: str, note: str) -> Response | None:
     found = _REQUEST_ID.search(asked)
     with reading() as session:
         if found:
@@ -279,7 +290,7 @@ def _explained(asked: str, note: str = "") -> Response:
             keys = [(key, [refusals.view_of(each) for each in rows]) for key, rows in listed]
             if keys:
                 return _form(asked=asked, keys=keys, note=note)
-    return _form(asked="" if note else asked, note="unknown", is_like_an_end=not note and is_like_an_end(asked))
+    return None
 
 
 def _explanation(found: Explanation) -> dict[str, Any]:

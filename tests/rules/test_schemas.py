@@ -64,6 +64,12 @@ def test_a_schema_that_could_keep_the_portal_busy_is_refused_at_once(schema: dic
     assert thread_time() - began < 1
 
 
+@pytest.mark.parametrize(("value", "written"), [(None, "null"), (True, "true"), (False, "false")])
+def test_what_does_not_fit_is_written_as_json_writes_it(value: object, written: str) -> None:
+    schema = Schema.read({"type": "object", "properties": {"name": {"type": "string"}}})
+    assert schema.problems({"name": value}) == [{"path": "$.name", "message": f"{written} is not of type 'string'"}]
+
+
 @pytest.mark.parametrize(
     ("schema", "says"),
     [

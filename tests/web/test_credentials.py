@@ -129,7 +129,11 @@ def test_a_key_in_the_query_never_counts_and_spoils_the_one_in_the_header(
 ) -> None:
     for text in (key.text, other.text, key.text.replace("_", "%5F"), key.text.replace("sk", "s%6B")):
         path = f"/me?{name}={text}" if name else f"/me?{text}"
-        assert error(shared_cast.call("GET", path), 401)["code"] in {"missing_key", "malformed_key"}
+        missing = shared_cast.call("GET", path)
+        assert error(missing, 401)["code"] == "missing_key"
+        assert missing.headers["WWW-Authenticate"] == 'Bearer realm="Latchkey"'
+        at_the_door = shared_cast.app.test_client().get(f"/verify?{path.partition('?')[2]}")
+        assert error(at_the_door, 401)["code"] == "missing_key"
         assert error(shared_cast.call("GET", path, key), 401)["code"] == "malformed_key"
         mine = f"/apps/tasks/records?limit=1&{path.partition('?')[2]}"
         assert error(shared_cast.call("GET", mine, key), 401)["code"] == "malformed_key"

@@ -260,8 +260,10 @@ def test_a_change_that_came_too_late_is_told_and_changes_nothing(cast: Cast, dat
         assert "Ana Ruiz" in late.text
     assert kept(database) == before
     assert cast.rio.post(f"keys/{key.id}/delete").status_code == 303
-    for action in ("delete", "deactivate", "reactivate"):
+    for action in ("delete", "deactivate"):
         assert cast.rio.post(f"keys/{key.id}/{action}").status_code == 404
+    final = cast.rio.post(f"keys/{key.id}/reactivate")
+    assert (final.status_code, "is deleted already" in final.text) == (409, True)
 
 
 def test_a_key_in_use_is_deleted_only_under_its_name(cast: Cast) -> None:

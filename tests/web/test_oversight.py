@@ -364,6 +364,12 @@ def test_what_the_key_could_do_is_told_as_of_then(cast: Cast, refused: dict[str,
     assert "No scope worked" in held
 
 
+def test_a_request_that_was_refused_just_now_is_explained_at_once(cast: Cast) -> None:
+    refused = cast.call("POST", "/apps/tasks/records", cast.rio.generate(), json={"fields": {}})
+    assert refused.status_code == 403
+    assert refusals.words_of("missing_scope", "tasks:write") in explained(cast.rio, refused.headers["X-Request-Id"])
+
+
 def mend(page: str) -> str:
     return page[page.index("What would mend it") : page.index("<footer")]
 

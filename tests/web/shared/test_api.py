@@ -233,6 +233,20 @@ def test_a_record_is_made_read_changed_and_deleted(cast: Cast, key: MadeKey) -> 
         assert error(cast.call(method, path, key, json={"fields": {}}), 404)["code"] == "not_found"
 
 
+def test_a_key_that_only_writes_is_told_of_a_record_what_it_sent(cast: Cast, key: MadeKey) -> None:
+    made = make(cast, key, {"name": "Vogel", "email": "vogel@example.org"})
+    writer = cast.max.generate(["leads:write"], name="Drop box")
+    path = f"{LEADS}/{made['id']}"
+    assert data(send(cast, "PATCH", path, writer, {}))["fields"] == {}
+    changed = send(cast, "PATCH", path, writer, {"name": "Adler"})
+    assert data(changed)["fields"] == {"name": "Adler"}
+    read = cast.call("GET", path, key)
+    assert data(read)["fields"] == {"name": "Adler", "email": "vogel@example.org"}
+    assert changed.headers["ETag"] == read.headers["ETag"]
+    assert data(send(cast, "PATCH", path, key, {}))["fields"] == data(read)["fields"]
+    assert cast.call("DELETE", path, key).status_code == 204
+
+
 def test_patch_stores_null_as_null_and_puts_new_fields_last(cast: Cast, open_key: MadeKey) -> None:
     record = make(cast, open_key, {"z": 1, "a": {"deep": 1}, "m": [1]}, "notes")
     path = f"/apps/notes/records/{record['id']}"
