@@ -217,6 +217,7 @@ const portal = {};
     if (opener) openers.set(target, opener.id);
     target.closest("tr").hidden = false;
     portal.start(target).focus();
+    target.scrollIntoView({ block: "nearest" }); // its buttons too: the focus is at its top
   });
   on("click", (event) => {
     const cancel = event.target.closest?.("[data-cancel]");
@@ -341,9 +342,9 @@ const portal = {};
     }
   });
 
-  // --- the search of the list: a pasted key is cut to its last four characters before any request ---
+  // --- the search of the list and of the log: a pasted key is cut to its last four characters before any request ---
   document.addEventListener("input", ({ target }) => {
-    if (target.id !== "q") return;
+    if (!target.matches("#q, #audit-filters [name=key]")) return;
     const pasted = target.value.match(/_(?:live|test)_([0-9A-Za-z]{8,})/);
     if (pasted) {
       target.value = pasted[1].slice(-4);

@@ -91,6 +91,16 @@ def test_the_last_four_find_the_one_key_also_from_a_pasted_one(
         assert [line for line in sent if pasted in line.split(" ")[0]] == []
 
 
+def test_what_a_row_low_on_the_screen_asks_is_seen_down_to_its_button(many: None, new_page: NewPage) -> None:
+    page = new_page("ana", height=800)
+    page.goto(KEYS)
+    ask = page.get_by_role("link", name=re.compile("^Deactivate Key")).last
+    ask.evaluate("link => scrollBy(0, link.closest('tr').getBoundingClientRect().bottom - innerHeight + 120)")
+    ask.click()
+    expect(page.get_by_role("heading", name=re.compile("^Deactivate “"))).to_be_focused()
+    expect(page.get_by_role("button", name=re.compile("^Deactivate Key"))).to_be_in_viewport(ratio=1)
+
+
 @pytest.mark.parametrize("scripts", [True, False])
 def test_a_key_from_a_log_is_found_by_whoever_may_see_it(scripts: bool, new_page: NewPage) -> None:
     name = f"Leaked, {scripts}"

@@ -76,6 +76,22 @@ def made_by(page: Page, name: str, scope: str, *, scripts: bool) -> str:
 
 
 @pytest.mark.parametrize("scripts", [True, False])
+def test_a_whole_key_pasted_into_the_filter_of_the_log_finds_its_events(new_page: NewPage, scripts: bool) -> None:
+    page = new_page("lea", scripts=scripts)
+    text = made_by(page, f"Door counter {scripts}", "Read Tasks", scripts=scripts)
+    sent: list[str] = []
+    page.on("request", lambda request: sent.append(request.url))
+    page.goto(AUDIT)
+    page.get_by_label("Key", exact=True).focus()
+    page.keyboard.insert_text(text)
+    page.keyboard.press("Enter")
+    expect(page.locator(".audit li")).to_have_count(1)
+    expect(page.locator(".audit li")).to_contain_text(f"generated the sandbox key Door counter {scripts}")
+    assert text not in page.url
+    assert not (scripts and [url for url in sent if text in url])
+
+
+@pytest.mark.parametrize("scripts", [True, False])
 def test_from_a_refused_call_to_what_mends_it(new_page: NewPage, live_server: Server, scripts: bool) -> None:
     """With the keyboard alone: paste the request id, read why, follow the link to a key that has the scope."""
     page = new_page("lea", scripts=scripts)

@@ -187,6 +187,7 @@ def test_filters_narrow_and_say_when_nothing_matches(cast: Cast) -> None:
 
     assert all("Test one" in each for each in found(env="test", what="keys"))
     assert len(found(key=live.text[-11:-7])) == len(found(key=live.id)) == 2
+    assert "<p>2 events</p>" in cast.ana.get(f"{AUDIT}?key={live.id}").text
     assert len(found(key=live.id, outcome="refused")) == 0
     rio = re.findall(r'value="(mem_\w+)"[^>]*>Rio', cast.ana.get(AUDIT).text)[0]
     assert {each[:10] for each in found(person=rio, what="keys")} == {"Rio Tanaka"}
@@ -203,6 +204,7 @@ def test_pages_follow_each_other_without_a_gap(cast: Cast, database: Database) -
     with database.transaction() as session:
         session.execute(update(Account).values(page_rows=7))
     first = cast.ana.get(f"{AUDIT}?what=records")
+    assert "7 events on this page" in first.text
     pages, page = [events_of(first)], first
     while older := re.search(r'href="([^"]+)"\s+rel="next"', page.text):
         page = cast.ana.get(older[1].replace("&amp;", "&"))
