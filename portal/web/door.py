@@ -309,8 +309,7 @@ def _limits(passage: Passage) -> Headers:
 @lru_cache(maxsize=4096)
 def _expiry(moment: datetime) -> Sequence[tuple[str, str]]:
     """Write when a key stops, for `X-Key-Expires-At` and for `Sunset` (RFC 8594)."""
-    at = moment.strftime("%Y-%m-%dT%H:%M:%SZ")
-    return [("X-Key-Expires-At", at), ("Sunset", format_datetime(moment, usegmt=True))]
+    return [("X-Key-Expires-At", answers.moment(moment)), ("Sunset", format_datetime(moment, usegmt=True))]
 
 
 def _adding(headers: Headers, start_response: StartResponse) -> StartResponse:

@@ -17,6 +17,7 @@ from portal.services.actor import operator
 from portal.services.rate_limit import PER_SECOND
 from portal.store.database import Database
 from portal.store.models import ApiKey
+from portal.web import answers
 from portal.web.turn import Turn
 from tests.cast import Cast, MadeKey
 from tests.web.looking import error
@@ -288,4 +289,4 @@ def test_a_key_is_checked_again_after_a_long_wait_and_counted_once(
     else:
         assert reply.status_code == 200
         assert reply.headers["X-RateLimit-Remaining"] == str(rate_limit.PER_MINUTE - 1)
-        assert reply.headers["X-Key-Expires-At"] == f"{soon:%Y-%m-%dT%H:%M:%SZ}", "as it is by now"
+        assert reply.headers["X-Key-Expires-At"] == answers.moment(soon), "as it is by now"
