@@ -192,7 +192,7 @@ def list_keys(workspace: str, as_json: bool) -> None:
         return
     for row in rows:
         used = f"last used {row['lastUsedAt']}" if row["lastUsedAt"] else "never used"
-        click.echo(f"{row['id']}  {row['hint']}  {row['state']:<11}  {row['owner']} / {row['name']}  ({used})")
+        click.echo(f"{row['id']}  {row['hint']}  {row['state']:<14}  {row['owner']} / {row['name']}  ({used})")
     click.echo(f"{_counted(len(rows), 'key')}.")
 
 

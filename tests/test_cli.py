@@ -406,6 +406,14 @@ def test_keys_are_listed_as_json_without_any_secret(cast: Cast, key: MadeKey, da
         assert secret not in printed
 
 
+def test_a_key_whose_owner_is_out_is_not_called_active(cast: Cast, key: MadeKey) -> None:
+    for command, state in (("deactivate-account", "owner_inactive"), ("reactivate-account", "active")):
+        run(cast.app, command, "rio@acme.test")
+        (listed,) = json.loads(run(cast.app, "list-keys", "acme", "--json"))
+        assert listed["state"] == state
+        assert state in run(cast.app, "list-keys", "acme")
+
+
 def test_keys_are_listed_for_people_a_line_each(cast: Cast, key: MadeKey) -> None:
     cast.lea.generate(owner=api_member(cast), name="Sync")
     lines = run(cast.app, "list-keys", "acme").splitlines()

@@ -15,7 +15,7 @@ from portal.rules.access import Scope
 from portal.rules.credentials import Keyring, last_four_in_part
 from portal.services import key_views, members
 from portal.services.actor import Actor
-from portal.services.key_views import EXPIRING, KeyView, ShownKey
+from portal.services.key_views import EXPIRING, KeyView, ScopeView, ShownKey
 from portal.services.members import Seat
 from portal.store.database import Moment, Session, read
 from portal.store.models import ApiKey, App, KeyScope, KeyState, Member, Workspace
@@ -321,7 +321,7 @@ def list_all(session: Session, actor: Actor, workspace: Workspace, keyring: Keyr
             "name": key.name,
             "hint": keyring.format.hint(key.environment, key.last_four),
             "environment": key.environment,
-            "state": str(key.state_at(actor.at)),
+            "state": _told_state(key, actor.at, scopes.get(key.id, [])),
             "owner": key.member.name,
             "scopes": [scope.text for scope in scopes.get(key.id, [])],
             "createdAt": _utc(key.created_at),
@@ -330,6 +330,12 @@ def list_all(session: Session, actor: Actor, workspace: Workspace, keyring: Keyr
         }
         for key in rows
     ]
+
+
+def _told_state(key: ApiKey, now: datetime, scopes: Sequence[ScopeView]) -> str:
+    state = key.state_at(now)
+    is_there = key.member.is_active and all(scope.owner_is_active for scope in scopes)
+    return str(state) if is_there or state is not KeyState.ACTIVE else "owner_inactive"
 
 
 def _utc(moment: datetime) -> str:
