@@ -306,15 +306,15 @@ def _additional_properties(validator: Any, schema: Any, fields: Any, beside: Any
 def _bounded(keyword: Callable[..., Any]) -> Callable[..., Iterator[ValidationError]]:
     """Let a keyword look only while there is time, and keep little of what it says: it repeats the whole value.
 
-    What it repeats is Python; what was sent is JSON.
+    Where that is None, True or False in Python, it is what JSON calls it.
     """
 
     def look(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
         _check_clock()
         for error in keyword(validator, value, instance, schema) or ():
             message = error.message[:_MAX_MESSAGE]
-            if instance is None or isinstance(instance, bool):
-                message = message.replace(repr(instance), json.dumps(instance), 1)
+            if (instance is None or isinstance(instance, bool)) and message.startswith(repr(instance)):
+                message = json.dumps(instance) + message.removeprefix(repr(instance))
             error.message, error.context = message, []
             yield error
 

@@ -69,13 +69,23 @@ def create(session: Session, actor: Actor, place: Place, fields: dict[str, Any])
 
 
 def change(
-    session: Session, actor: Actor, place: Place, record_id: str, fields: dict[str, Any], *, if_match: set[str] | None
+    session: Session,
+    actor: Actor,
+    place: Place,
+    record_id: str,
+    fields: dict[str, Any],
+    *,
+    if_match: set[str] | None,
+    may_read: bool,
 ) -> Record:
-    """Merge top-level fields into a record, held to what `create` is; PreconditionFailed for another ETag."""
+    """Merge top-level fields into a record, held to what `create` is; PreconditionFailed for another ETag.
+
+    Who may not read the record is told nothing that stands in it when it does not fit.
+    """
     record = get(session, place, record_id, lock=True)
     check_match(record, if_match)
     merged = {**record.fields, **fields}
-    _check(get_app(session, place.workspace_id, place.app), merged)
+    _check(get_app(session, place.workspace_id, place.app), merged, sent=None if may_read else fields)
     record.fields = merged
     record.version += 1
     record.updated_at = max(actor.at, record.updated_at)
@@ -141,12 +151,20 @@ def _tell(session: Session, actor: Actor, event: Event, place: Place, record: Re
     audit.record(session, actor, event, target_id=record.public_id, target_name=place.app, details=details)
 
 
-def _check(app: App, fields: dict[str, Any]) -> None:
+def _check(app: App, fields: dict[str, Any], *, sent: dict[str, Any] | None = None) -> None:
+    """Raise unless a record fits its app; what is wrong is told as far as it is so of what was `sent` alone."""
     if len(json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()) > MAX_RECORD:
         told = "counted as it is given back: without spaces, 1e15 as 1000000000000000.0"
         raise TooLarge(f"A record may hold at most {MAX_RECORD:,} bytes of JSON, {told}.")
-    if problems := Schema.read(app.schema).problems(fields):
+    schema = Schema.read(app.schema)
+    if problems := schema.problems(fields):
+        if sent is not None:
+            of_sent = schema.problems(sent)
+            problems = [each for each in problems if each in of_sent] or [_WITH_THE_REST]
         raise DoesNotFit(problems)
+
+
+_WITH_THE_REST = {"path": "$", "message": "With what is stored already, the record does not fit the app’s schema."}
 
 
 # --- The sandbox ----------------------------------------------------------------------------------------------------

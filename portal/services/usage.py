@@ -24,7 +24,7 @@ from portal.services.actor import Actor, Means
 from portal.services.audit import Event
 from portal.services.key_check import reach
 from portal.services.outage import Outage
-from portal.store.database import MISTAKES, Database, Session
+from portal.store.database import MISTAKES, PATIENCE, Database, Session
 from portal.store.models import ApiKey, KeyCaller, RefusedRequest, UsageBatch, hour_of
 from portal.store.models import Usage as Counted
 
@@ -177,33 +177,43 @@ class Usage:
         self._ways_of[use.key] = ways + 1
         return True
 
-    def flush(self) -> None:
-        """Write what was noted. Never raises: a batch that cannot be written is kept for the next try."""
-        with self._lock:
-            batch = self._pending
-            if batch is None:
-                with self._noting:
-                    batch, self._batch = self._batch, _Batch()
-            if not batch.counts:
-                return
+    def flush(self, *, patience: int | None = None) -> None:
+        """Write what was noted. Never raises: a batch that cannot be written is kept for the next try.
+
+        Whoever has little `patience`, in milliseconds, with others that write leaves it to that try, and says nothing.
+        """
+        if self._lock.acquire(timeout=-1 if patience is None else patience / 1000):
             try:
-                with self._database.transaction() as session:
-                    touched = self._write(session, batch)
-                self._touched.update(touched)  # once it is committed: what failed is still to be written
-                self._pending = None
-                metrics.usage_flushed("written", 0)
-                self._outage.end()
-            except MISTAKES as error:
-                # The database will not have it however often it is asked, and what comes after must not wait for it.
-                batch.tries += 1
-                self._pending = batch if batch.tries < _MAX_TRIES else None
-                self._tell_failure(batch)
+                self._write_batch(PATIENCE if patience is None else patience, is_quiet=patience is not None)
+            finally:
+                self._lock.release()
+
+    def _write_batch(self, patience: int, *, is_quiet: bool) -> None:
+        batch = self._pending
+        if batch is None:
+            with self._noting:
+                batch, self._batch = self._batch, _Batch()
+        if not batch.counts:
+            return
+        try:
+            with self._database.transaction(patience=patience) as session:
+                touched = self._write(session, batch)
+            self._touched.update(touched)  # once it is committed: what failed is still to be written
+            self._pending = None
+            metrics.usage_flushed("written", 0)
+            self._outage.end()
+        except MISTAKES as error:
+            # The database will not have it however often it is asked, and what comes after must not wait for it.
+            batch.tries += 1
+            self._pending = batch if batch.tries < _MAX_TRIES else None
+            self._tell_failure(batch)
+            self._outage.begin(error)
+            if self._pending is None:
+                _log.error("usage was given up", extra={"batch": batch.id})
+        except Exception as error:
+            self._pending = batch
+            if not is_quiet:
                 self._outage.begin(error)
-                if self._pending is None:
-                    _log.error("usage was given up", extra={"batch": batch.id})
-            except Exception as error:
-                self._outage.begin(error)
-                self._pending = batch
                 self._tell_failure(batch)
 
     def _tell_failure(self, batch: _Batch) -> None:

@@ -224,12 +224,19 @@ def change_record(caller: Caller, app: str, record_id: str) -> Response:
     """Merge top-level fields into a record; null is stored as null."""
     read_query()
     fields = read_fields()
+    may_read = Scope(app, Action.READ) in caller.reach.effective
     with transaction() as session:
         record = records.change(
-            session, _actor(caller), _place(caller, app), read_id(record_id), fields, if_match=read_if_match()
+            session,
+            _actor(caller),
+            _place(caller, app),
+            read_id(record_id),
+            fields,
+            if_match=read_if_match(),
+            may_read=may_read,
         )
     told = _record(record)
-    if Scope(app, Action.READ) not in caller.reach.effective:
+    if not may_read:
         told["fields"] = {name: value for name, value in record.fields.items() if name in fields}
     return _with_etag(api_reply(told), record)
 

@@ -265,8 +265,8 @@ def _form(**context: Any) -> Response:
 
 def _explained(asked: str, note: str = "") -> Response:
     found = _looked_up(asked, note)
-    if found is None:  # it may have been refused just now, and not be written down yet
-        portal().usage.flush()
+    if found is None and _REQUEST_ID.search(asked):  # it may have been refused just now, and not be written down yet
+        portal().usage.flush(patience=50)
         found = _looked_up(asked, note)
     if found is None:
         is_end = not note and is_like_an_end(asked)

@@ -68,6 +68,8 @@ def test_a_schema_that_could_keep_the_portal_busy_is_refused_at_once(schema: dic
 def test_what_does_not_fit_is_written_as_json_writes_it(value: object, written: str) -> None:
     schema = Schema.read({"type": "object", "properties": {"name": {"type": "string"}}})
     assert schema.problems({"name": value}) == [{"path": "$.name", "message": f"{written} is not of type 'string'"}]
+    schema = Schema.read({"type": "object", "properties": {"name": {"const": "None is True or False"}}})
+    assert schema.problems({"name": value})[0]["message"] == "'None is True or False' was expected"
 
 
 @pytest.mark.parametrize(

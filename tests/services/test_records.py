@@ -34,7 +34,7 @@ def change(
 ) -> Record:
     actor = office.actor("ana")
     with office.database.transaction() as session:
-        return records.change(session, actor, where, record_id, fields, if_match=tags)
+        return records.change(session, actor, where, record_id, fields, if_match=tags, may_read=True)
 
 
 def get(office: Office, where: Place, record_id: str) -> Record:
@@ -191,7 +191,7 @@ def test_a_version_that_is_no_longer_the_current_one_is_not_touched(
     def act() -> None:
         with shared_office.database.transaction() as session:
             if action == "change":
-                records.change(session, actor, where, made.public_id, {"priority": 1}, if_match=tags)
+                records.change(session, actor, where, made.public_id, {"priority": 1}, if_match=tags, may_read=True)
             else:
                 records.remove(session, actor, where, made.public_id, if_match=tags)
 

@@ -229,6 +229,22 @@ def test_a_flush_that_was_interrupted_is_tried_again_and_counts_once(
     assert first_of(office, key)
 
 
+def test_who_has_no_patience_leaves_it_to_the_next_try_quietly(
+    office: Office, usage: Usage, key: Used, caplog: pytest.LogCaptureFixture
+) -> None:
+    key.accept(usage, NOON, scope="tasks:read")
+    with caplog.at_level(logging.ERROR):
+        with office.database.transaction():
+            start = time.monotonic()
+            usage.flush(patience=20)
+            assert time.monotonic() - start < 2  # else five seconds
+        with usage._lock:
+            usage.flush(patience=20)
+    assert caplog.text == ""
+    usage.flush()
+    assert counted(office, outcome=ACCEPTED) == 1
+
+
 def test_what_could_not_be_written_is_kept_for_the_next_try_and_raises_nothing(
     office: Office, usage: Usage, key: Used, caplog: pytest.LogCaptureFixture
 ) -> None:

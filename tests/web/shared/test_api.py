@@ -39,11 +39,13 @@ def open_key(cast: Cast, database: Database) -> MadeKey:
     return cast.lea.generate(["notes:read", "notes:write"])
 
 
-def add_app(database: Database, workspace: str, solution: str, slug: str) -> None:
-    """Give a solution an app whose records may be any object."""
+def add_app(database: Database, workspace: str, solution: str, slug: str, schema: dict[str, Any] | None = None) -> None:
+    """Give a solution an app whose records may be any object, or fit a schema."""
     with database.transaction() as session:
         found = workspaces.get_solution(session, workspaces.get(session, workspace), solution)
-        workspaces.add_app(session, operator(), found, slug, slug.capitalize(), Schema.read({"type": "object"}))
+        workspaces.add_app(
+            session, operator(), found, slug, slug.capitalize(), Schema.read(schema or {"type": "object"})
+        )
 
 
 def send(cast: Cast, method: str, path: str, key: MadeKey, fields: Any, **options: Any) -> TestResponse:
@@ -247,6 +249,26 @@ def test_a_key_that_only_writes_is_told_of_a_record_what_it_sent(cast: Cast, key
     assert changed.headers["ETag"] == read.headers["ETag"]
     assert data(send(cast, "PATCH", path, key, {}))["fields"] == data(read)["fields"]
     assert cast.call("DELETE", path, key).status_code == 204
+
+
+def test_a_key_that_only_writes_learns_nothing_from_what_does_not_fit(cast: Cast, database: Database) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"iban": {"type": "string"}, "n": {"type": "integer"}},
+        "maxProperties": 2,
+    }
+    add_app(database, "acme", "sales", "vault", schema)
+    reader, writer = (cast.ana.generate([f"vault:{what}"], name=what, environment="test") for what in ("read", "write"))
+    made = data(send(cast, "POST", "/apps/vault/records", writer, {"iban": "DE99 SECRET", "n": 1}), 201)
+    path = f"/apps/vault/records/{made['id']}"
+    refused = send(cast, "PATCH", path, writer, {"x": 1})
+    assert "SECRET" not in refused.text
+    assert error(refused, 422)["details"] == [
+        {"path": "$", "message": "With what is stored already, the record does not fit the app’s schema."}
+    ]
+    own = send(cast, "PATCH", path, writer, {"n": "one", "x": 1})
+    assert error(own, 422)["details"] == [{"path": "$.n", "message": "'one' is not of type 'integer'"}]
+    assert data(cast.call("GET", path, reader))["fields"] == {"iban": "DE99 SECRET", "n": 1}
 
 
 def test_patch_stores_null_as_null_and_puts_new_fields_last(cast: Cast, open_key: MadeKey) -> None:
