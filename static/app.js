@@ -177,6 +177,8 @@ const portal = {};
       else fail(ctx);
       return;
     }
+    // What was to open the dialog and failed is told on the page: in there nobody sees it.
+    for (const task of tasks) if (task.target?.id === "dlg-alert" && !dialogOpen()) task.target = byId("alert");
     // A row always replaces its own row, whoever asked for it: its strip, the dialog, or a password prompt in between.
     const task = tasks.find(({ fragment }) => fragment?.firstElementChild?.tagName === "TBODY");
     const old = task && byId(task.fragment.firstElementChild.id);
@@ -247,12 +249,12 @@ const portal = {};
   // One after the other: htmx drops what it is to fetch for a panel that is gone by then.
   let reloaded = Promise.resolve();
   portal.reloadPanel = () => (reloaded = reloaded.then(reload, reload));
-  portal.done = async ({ message, focus = [], close, reload }) => {
+  portal.done = async ({ message, refused, focus = [], close, reload }) => {
     if (close) portal.dialog.close();
     const rows = () => [...document.querySelectorAll("#keys-panel tbody[id]")].map((row) => row.id);
     const before = rows();
     if (reload) await portal.reloadPanel();
-    if (message) portal.say("status", message);
+    if (message) portal.say(refused ? "alert" : "status", message);
     // Where a row went, one goes on with the row that followed it.
     const after = rows();
     const gone = before.findIndex((id) => !after.includes(id));

@@ -192,16 +192,22 @@ def fragment_or_redirect(
     focus: Sequence[str] = (),
     close: bool = False,
     reload: bool = False,
+    refused: bool = False,
     **context: Any,
 ) -> Response:
-    """Answer a change: for HTMX with a fragment (None: nothing to swap) and what the script does next; else 303."""
+    """Answer a change: for HTMX with a fragment (None: nothing to swap) and what the script does next; else 303.
+
+    One that was `refused`, because somebody else changed the same thing, is told so with what is there now.
+    """
     if not is_fragment():
         flash(message)
         return make_response(redirect(url, 303))
     response = make_response(render_template(fragment, **context) if fragment else "")
     if not fragment:
         response.headers["HX-Reswap"] = "none"
-    done = {"message": message, "focus": list(focus), "close": close, "reload": reload}
+    done = {"message": message, "focus": list(focus), "close": close, "reload": reload, "refused": refused}
+    if refused:
+        response.status_code = status_of(Conflict)
     response.headers["HX-Trigger"] = json.dumps({"portal:done": done})
     return response
 
@@ -319,7 +325,8 @@ def error_types() -> dict[int, set[str]]:
     return found
 
 
-def _on_portal_error(error: PortalError) -> Response:
+def on_portal_error(error: PortalError) -> Response:
+    """Answer an error of the one family: JSON to integrations, a fragment to HTMX, a page to browsers."""
     if isinstance(error, KeyRefused):
         return _refuse_key(error)
     if isinstance(error, Forbidden) and request.path.startswith("/api/"):
@@ -364,7 +371,7 @@ def _on_http_exception(error: HTTPException) -> Response:
 def _on_trouble(error: Exception) -> Response:
     outage = portal().unwritable if request.method in UNSAFE else portal().unreadable
     outage.begin(error)
-    return _on_portal_error(Unavailable(answers.AWAY))
+    return on_portal_error(Unavailable(answers.AWAY))
 
 
 def _on_bug(error: Exception) -> Response:
@@ -436,7 +443,7 @@ def register(app: Flask) -> None:
     app.session_interface = PortalSessions()
     app.before_request(_begin)
     app.after_request(_finish)
-    app.register_error_handler(PortalError, _on_portal_error)
+    app.register_error_handler(PortalError, on_portal_error)
     app.register_error_handler(HTTPException, _on_http_exception)
     app.register_error_handler(Exception, _on_bug)
     for trouble in TROUBLE:

@@ -12,7 +12,7 @@ from itsdangerous import BadSignature, Signer
 
 from portal.rules.access import Action, Environment, Scope
 from portal.rules.credentials import KEY_SHAPED, Keyring, is_like_an_end, last_four_in_part, last_four_of
-from portal.rules.errors import Forbidden, Invalid, NotFound, TooManyAttempts
+from portal.rules.errors import Conflict, Forbidden, Invalid, NotFound, TooManyAttempts
 from portal.rules.text import clean_line
 from portal.services import activity, identify, key_lists, key_views, keys, members
 from portal.services.key_lists import Filters
@@ -27,6 +27,7 @@ from portal.web.http import (
     in_words,
     is_fragment,
     is_from_dialog,
+    on_portal_error,
     page_number,
     page_of_fragment,
     page_or_fragment,
@@ -243,7 +244,21 @@ def reactivate(key_id: str) -> Response:
     )
 
 
-def row_changed(key: KeyView, message: str, *, focus: str, receipt: dict[str, Any] | None = None) -> Response:
+@pages.errorhandler(Conflict)
+def _changed_meanwhile(conflict: Conflict) -> Response:
+    """Tell what stands against a change; in the list with the row of its key as it is now."""
+    key_id = (request.view_args or {}).get("key_id")
+    if key_id is None or not is_fragment():
+        return on_portal_error(conflict)
+    with reading() as session:
+        key = key_views.get(session, actor(), seat(), keyring(), key_id)
+    action = "reactivate" if key.state is KeyState.DEACTIVATED else "deactivate"
+    return row_changed(key, conflict.message, focus=f"key-{key.id}-{action}", refused=True)
+
+
+def row_changed(
+    key: KeyView, message: str, *, focus: str, receipt: dict[str, Any] | None = None, refused: bool = False
+) -> Response:
     """Swap the key's row, with its `receipt` below it; or reload the list where the answer would land in the dialog."""
     in_dialog = is_from_dialog()
     cards = None
@@ -258,9 +273,10 @@ def row_changed(key: KeyView, message: str, *, focus: str, receipt: dict[str, An
         None if in_dialog else "keys/_rows.html",
         list_url(),
         message=message,
-        focus=[focus, "keys-h"],
+        focus=[focus, f"key-{key.id}-link", "keys-h"],
         close=in_dialog,
         reload=in_dialog,
+        refused=refused,
         rows=[key],
         receipt=receipt,
         new_cards=cards,

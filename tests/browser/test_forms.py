@@ -370,14 +370,44 @@ def test_deleting_offers_deactivating_instead(new_page: NewPage, backstage: Back
 # --- Trouble --------------------------------------------------------------------------------------------------------
 
 
-def test_what_changed_meanwhile_is_told_beside_the_row(new_page: NewPage, backstage: Backstage) -> None:
+def test_what_changed_meanwhile_is_told_beside_the_row_which_is_shown_as_it_is(
+    new_page: NewPage, backstage: Backstage
+) -> None:
     key_id = backstage.key("rio", "Two tabs")
     page = new_page("rio")
+    row = page.locator(f"#key-{key_id}")
     page.goto(KEYS)
     page.get_by_role("link", name="Deactivate Two tabs").click()
     backstage.act("rio", keys.deactivate, key_id, at=datetime.now(UTC))
     page.get_by_role("button", name="Deactivate Two tabs").click()
     expect(page.locator("#alert")).to_contain_text("“Two tabs” is deactivated already")
+    expect(row).to_contain_text("Deactivated")
+    expect(row.locator(".strip")).to_have_count(0)
+    expect(page.locator(f"#key-{key_id}-reactivate")).to_be_focused()
+    expect(page.locator("#cards")).to_contain_text("1 Deactivated or expired")
+
+
+@pytest.mark.parametrize(
+    ("opened", "pressed"), [("Rotate", ""), ("Rotate", "Rotate live key"), ("Delete", "Deactivate instead")]
+)
+def test_what_changed_meanwhile_is_told_where_the_dialog_was_and_the_list_is_shown_as_it_is(
+    opened: str, pressed: str, new_page: NewPage, backstage: Backstage
+) -> None:
+    name = f"{opened} {pressed or 'at once'}"
+    key_id = backstage.key("lea", name)
+    page = new_page("lea")
+    page.goto(KEYS)
+    if not pressed:
+        backstage.act("lea", keys.deactivate, key_id, at=datetime.now(UTC))
+    page.get_by_role("link", name=f"{opened} {name}").click()
+    if pressed:
+        expect(page.get_by_role("heading", name=re.compile(name))).to_be_focused()
+        backstage.act("lea", keys.deactivate, key_id, at=datetime.now(UTC))
+        page.get_by_role("button", name=pressed).click()
+    expect(page.locator("#alert")).to_contain_text(f"“{name}” is deactivated")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    expect(page.locator(f"#key-{key_id}")).to_contain_text("Deactivated")
+    expect(page.locator(f"#key-{key_id}-reactivate")).to_be_focused()
 
 
 def test_generating_into_the_void_loses_no_answer(page: Page) -> None:
