@@ -72,6 +72,10 @@ const portal = {};
     });
   };
 
+  portal.unsay = () => {
+    byId(dialogOpen() ? "dlg-status" : "status").textContent = "";
+  };
+
   // --- htmx: which elements it may take over ---
   // A form that stands on a page of its own posts as a page; only inside the dialog or a strip does it swap.
   on("htmx:before:init", (event) => {

@@ -20,9 +20,13 @@
     return true;
   };
 
+  // What was told in the dialog was about what stood there before.
+  const hush = () => {
+    for (const id of ["dlg-status", "dlg-alert"]) document.getElementById(id).textContent = "";
+  };
   const empty = () => {
     body.replaceChildren();
-    for (const id of ["dlg-status", "dlg-alert"]) document.getElementById(id).textContent = "";
+    hush();
     document.title = title;
   };
 
@@ -55,7 +59,7 @@
       opener = ctx.sourceElement.closest("[id]")?.id ?? "";
       dlg.showModal();
     }
-    document.getElementById("dlg-alert").textContent = "";
+    hush();
     const wrong = body.querySelector(".error-summary, [aria-invalid=true]");
     document.title = wrong ? `Error: ${title}` : title;
     dlg.scrollTop = 0;

@@ -82,7 +82,8 @@
     form.dataset.ready = "1";
     if (form.querySelector(".error-summary")) form.dataset.dirty = "1";
     form.addEventListener("input", () => (form.dataset.dirty = "1"));
-    form.addEventListener("change", ({ target }) => {
+    form.addEventListener("change", ({ target, isTrusted }) => {
+      if (isTrusted) portal.unsay(); // it told of the choice before
       if (target.name === "scopes") byHand(form);
       relabel(form);
       count(form);
@@ -121,8 +122,8 @@
   document.addEventListener("htmx:after:swap", ({ detail: { ctx } }) => {
     if (!["owner-scopes", "preset-apply"].includes(ctx.sourceElement.id)) return;
     const form = document.getElementById("new-key-form");
-    const lost = form?.querySelector("#scopes-lost");
-    if (lost) portal.say("status", lost.textContent.trim().replace(/\s+/g, " "));
+    const lost = form?.querySelector("#scopes-lost strong");
+    if (lost) portal.say("status", lost.textContent);
     form?.querySelector("#scopes")?.dispatchEvent(new Event("change", { bubbles: true }));
   });
 

@@ -245,7 +245,7 @@ def _choices(planned: Plan, add: str = "") -> dict[str, Any]:
         "expiries": expiries(),
         "max_days": seat().workspace.max_key_days,
         "added": {add} & kept,
-        "lost": [_lost(planned, scope) for scope in lost],
+        "lost": _lost(planned, sorted(lost)),
         "cannot_add": cannot_add,
         "replaces": replaced,
         "rotating": rotating,
@@ -296,21 +296,27 @@ def _rotating(session: Session, planned: Plan) -> KeyView | None:
 
 def _cannot_add(session: Session, planned: Plan, add: str) -> dict[str, Any] | None:
     """Tell why a scope cannot be given here, and who could give the access that it needs."""
-    scope = Scope.parse(add)
-    shelf = next((shelf for shelf in planned.shelves if scope and scope.app in {app.slug for app in shelf.apps}), None)
-    if scope is None or shelf is None or planned.owner is None:
+    scope, owner = Scope.parse(add), planned.owner
+    shelf = _shelf_of(planned, scope) if scope else None
+    if scope is None or shelf is None or owner is None:
         return None
-    owner = planned.owner
-    mine = scope.action in shelf.level.actions
-    level = LEVELS[owner.access.get(scope.app, AccessLevel.NONE) if mine else shelf.level]
-    whose = owner.member.name if mine and not owner.is_me else "You"
-    has = "has" if mine and not owner.is_me else "have"
-    for_api, place = mine and not owner.is_me, shelf.solution.id
+    for_api, place = _lacks_itself(owner, scope, shelf), shelf.solution.id
+    level = LEVELS[owner.access.get(scope.app, AccessLevel.NONE) if for_api or owner.is_me else shelf.level]
+    who = f"{owner.member.name} has" if for_api else "You have"
     return {
         "scope": str(scope),
-        "words": f"{whose} {has} {level}{'' if level == 'no access' else ' access'} in {shelf.solution.name}.",
+        "words": f"{who} {level}{'' if level == 'no access' else ' access'} in {shelf.solution.name}.",
         "who": members.granters(session, seat(), [place], for_api_member=for_api)[place],
     }
+
+
+def _shelf_of(planned: Plan, scope: Scope) -> members.Shelf | None:
+    return next((shelf for shelf in planned.shelves if scope.app in {app.slug for app in shelf.apps}), None)
+
+
+def _lacks_itself(owner: keys.Owner, scope: Scope, shelf: members.Shelf) -> bool:
+    """Say whether it is the API member that may not hold a scope; else whoever sits there may not hand it out."""
+    return not owner.is_me and scope.action in shelf.level.actions
 
 
 def _presets(planned: Plan, listed: list[members.Shelf], copyable: list[tuple[str, str]]) -> dict[str, Any]:
@@ -409,9 +415,19 @@ def _why_no_write(planned: Plan, shelf: members.Shelf) -> str:
     return f"Read-only for {owner.member.name}"
 
 
-def _lost(planned: Plan, scope: str) -> str:
-    name = planned.owner.member.name if planned.owner and not planned.owner.is_me else "you"
-    return f"{scope} was removed: it is beyond what {name} may hold."
+def _lost(planned: Plan, scopes: Sequence[str]) -> dict[str, Any] | None:
+    """Say how many ticks went and for want of what: "2 scopes removed: CRM Bot cannot write Projects."."""
+    lacking: dict[str, list[str]] = {}
+    for scope in filter(None, map(Scope.parse, scopes)):
+        if (shelf := _shelf_of(planned, scope)) and (owner := planned.owner):
+            cannot = lacking.setdefault(owner.member.name if _lacks_itself(owner, scope, shelf) else "you", [])
+            if (what := f"{scope.action} {shelf.solution.name}") not in cannot:
+                cannot.append(what)
+    if not lacking:
+        return None
+    why = ", ".join(f"{who} cannot {' or '.join(cannot)}" for who, cannot in lacking.items())
+    count = f"{len(scopes)} {'scope' if len(scopes) == 1 else 'scopes'} removed"
+    return {"words": f"{count}: {why}.", "scopes": scopes}
 
 
 def _other_scopes(planned: Plan) -> int:
