@@ -43,6 +43,7 @@ from portal.store.database import IntegrityError, broken_rule, read
 from portal.store.models import Access, ApiKey, App, KeyScope, KeyState, Member, Solution
 
 KEYS_PER_MEMBER = 20
+KEY_LIMIT = "key_limit"  # the code of the refusal of one more
 ONLY_ITS_OWNER = "Only its owner can reactivate this key."
 ADMINS_SET_RATES = "Only administrators set how many requests a key may send."
 MOST_PER_MINUTE, MOST_PER_SECOND = 100_000, 5_000  # requests that an administrator may allow a key
@@ -356,7 +357,7 @@ def _check_limit(session: Session, owner: Owner, now: datetime) -> None:
     if count >= KEYS_PER_MEMBER:
         who = "You have" if owner.is_me else f"{owner.member.name} has"
         message = f"{who} {count} of {KEYS_PER_MEMBER} keys. Delete one first."
-        raise Conflict(message, code="key_limit", attempt=Attempt(Event.KEY_GENERATED, owner.member.public_id))
+        raise Conflict(message, code=KEY_LIMIT, attempt=Attempt(Event.KEY_GENERATED, owner.member.public_id))
 
 
 def _is_expired(key: ApiKey, now: datetime) -> bool:

@@ -9,12 +9,13 @@ from flask import Response, flash, make_response, redirect, render_template, req
 
 from portal.rules.access import AccessLevel, Action, Environment, Scope
 from portal.rules.credentials import PlainKey
-from portal.rules.errors import AlreadyShown, Invalid, NotFound
+from portal.rules.errors import AlreadyShown, Conflict, Invalid, NotFound
 from portal.rules.lifetimes import Lifetime, Overlap
 from portal.services import key_lists, key_views, keys, members, policy, rotation
 from portal.services.key_views import KeyView
 from portal.services.keys import Draft, Plan
 from portal.store.database import Session
+from portal.store.models import KeyState
 from portal.web.display import absolute, clock
 from portal.web.guards import actor, in_workspace, recently_proved, role_text, seat
 from portal.web.home import LEVELS
@@ -146,12 +147,20 @@ def generate() -> Response:
             key, plain = make(session, actor(), keyring(), draft)
             old = replaced_by(session, key) if draft.replaces else None
     except Invalid as error:
-        with reading() as session:
-            planned = keys.plan(session, actor(), draft)
-        return _form(planned, errors=error.problems)
+        return _form_again(draft, error.problems)
     except AlreadyShown as error:
         return already_shown(error.key_id)
+    except Conflict as error:
+        if error.code != keys.KEY_LIMIT:
+            raise
+        return _form_again(draft, {"limit": error.message})
     return reveal(key, plain, told_of_rotation(key, old) if old else f"“{key.name}” was generated.", old)
+
+
+def _form_again(draft: Draft, errors: Mapping[str, str]) -> Response:
+    with reading() as session:
+        planned = keys.plan(session, actor(), draft)
+    return _form(planned, errors=errors)
 
 
 def already_shown(key_id: str) -> Response:
@@ -279,6 +288,7 @@ def _replaced(session: Session, planned: Plan) -> dict[str, Any] | None:
         "name": old.name,
         "last_four": old.last_four,
         "checked": bool(draft.replaces),
+        "counts": old.state is not KeyState.EXPIRED and owner is not None and owner.member.public_id == old.owner.id,
         "overlap": draft.overlap,
         "overlaps": [(str(each), label, each.ends_at(actor().at, old.expires_at)) for each, label in OVERLAPS.items()],
     }
@@ -363,7 +373,8 @@ def _with_preset(session: Session, planned: Plan) -> Plan:
 
 
 def _at_limit(standing: int, planned: Plan, replaced: dict[str, Any] | None) -> dict[str, Any] | None:
-    if standing < keys.KEYS_PER_MEMBER or planned.owner is None or (replaced and replaced["checked"]):
+    takes_a_place = replaced and replaced["checked"] and replaced["counts"]
+    if standing < keys.KEYS_PER_MEMBER or planned.owner is None or takes_a_place:
         return None
     owner = "me" if planned.owner.is_me else planned.owner.member.public_id
     return {

@@ -108,7 +108,11 @@ def test_the_twenty_first_key_is_refused_in_the_dialog(new_page: NewPage, backst
     open_form(Mouse(page))
     fill_form(Mouse(page), "One too many")
     page.get_by_role("button", name="Generate sandbox key").click()
-    expect(page.locator("#dlg-alert")).to_have_text("You have 20 of 20 keys. Delete one first.")
+    summary = page.get_by_role("group", name=SUMMARY)
+    expect(summary).to_be_focused()
+    summary.get_by_role("link", name="You have 20 of 20 keys. Delete one first.").click()
+    expect(page.locator("#new-limit")).to_be_focused()
+    expect(page.locator("#new-limit").get_by_role("link", name="Show unused keys")).to_be_visible()
     expect(page.get_by_label("What is this key for?")).to_have_value("One too many")
     expect(page.get_by_role("button", name="Generate sandbox key")).to_be_enabled()
 
