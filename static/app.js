@@ -88,7 +88,7 @@ const portal = {};
   // --- htmx: while a request runs ---
   let slow;
   const overtaken = new WeakMap(); // requests that were given up for a later one, which is under way
-  const quiet = (ctx) => ctx.sourceElement.matches("#review, #first, [data-quiet]");
+  const quiet = (ctx) => ctx.sourceElement.matches("#review, [data-quiet]");
   const submitOf = (ctx) => ctx.request.submitter ?? ctx.sourceElement.querySelector?.("[type=submit]:not(.vh)");
   on("htmx:before:request", ({ detail: { ctx } }) => {
     ctx.target?.setAttribute?.("aria-busy", "true");

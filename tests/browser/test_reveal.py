@@ -190,7 +190,7 @@ def wait(page: Page, asked: list[str], milliseconds: int = POLL_MS) -> None:
     """Let time go by until the page has asked again and has its answer."""
     with page.expect_response(lambda response: "/first-request" in response.url):
         page.clock.run_for(milliseconds)
-    expect(page.locator("#first[aria-busy]")).to_have_count(0)
+    expect(page.locator("#first-box[aria-busy]")).to_have_count(0)
 
 
 def test_the_first_accepted_request_is_told_once_and_ends_the_asking(
@@ -228,13 +228,18 @@ def test_a_refused_first_request_is_told_with_its_reason_and_a_way_on(
     assert call(live_server, key, "/apps/leads/records") == 403
     backstage.wait_for_use("Refused first")
     wait(page, asked)
-    expect(page.locator("#first")).to_have_text("A request arrived but was refused: 403: lacks leads:read.")
+    expect(page.locator("#first")).to_have_text("A request arrived but was refused: 403, lacks leads:read.")
+    expect(page.locator("#first code")).to_have_text("leads:read")
+    way_on = page.get_by_role("link", name="Generate a key that includes it")
+    way_on.click()
+    expect(guard(page)).to_be_focused()  # the key is not saved yet
     wait(page, asked)
     assert len(set(page.evaluate("heard"))) == 1
     assert call(live_server, key, "/apps/tasks/records") == 200
     backstage.wait_for_use("Refused first", 2)
     wait(page, asked)
     expect(page.locator("#first")).to_contain_text("It works.")
+    expect(way_on).to_have_count(0)
     assert len(set(page.evaluate("heard"))) == 2
 
 

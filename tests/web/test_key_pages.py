@@ -381,7 +381,7 @@ def test_what_one_may_not_see_has_no_pages(shared_cast: Cast, part: str) -> None
 def first_of(person: Person, key: MadeKey) -> tuple[str, int | None]:
     """Ask as the page does; give what is told, and when it asks again."""
     answer = person.get(f"keys/{key.id}/first-request", headers=HTMX)
-    assert re.match(r'\s*<p\s+id="first"', answer.text)
+    assert re.match(r'\s*<div\s+id="first-box"', answer.text)
     state = re.findall(r'data-state="(\w+)"', answer.text)[0]
     again = re.search(r'hx-trigger="every (\d+)s"', answer.text)
     return state, int(again[1]) if again else None
@@ -411,7 +411,7 @@ def test_the_first_request_is_told_refused_or_accepted_and_then_asked_for_no_mor
     cast.call("GET", "/apps/leads/records", key)
     flush(cast)
     assert first_of(cast.rio, key) == ("refused", 3)
-    assert "403: lacks leads:read" in cast.rio.get(f"keys/{key.id}/first-request").text
+    assert "403, lacks leads:read ." in words(cast.rio.get(f"keys/{key.id}/first-request").text)
     cast.call("GET", "/apps/tasks/records", key)
     flush(cast)
     assert first_of(cast.rio, key) == ("accepted", None)
@@ -436,7 +436,7 @@ def test_nobody_waits_for_the_first_request_of_a_key_that_ended(cast: Cast) -> N
 
 def test_the_reveal_waits_for_the_first_request(cast: Cast) -> None:
     page = cast.rio.post("keys", cast.rio.form()).text
-    assert re.search(r'id="first"[^>]*data-state="waiting"[^>]*every 3s', page)
+    assert re.search(r'id="first-box"[^>]*every 3s.*data-state="waiting"', page, re.DOTALL)
 
 
 # --- Impact ---------------------------------------------------------------------------------------------------------
