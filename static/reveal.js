@@ -89,12 +89,22 @@
     (docked ?? root).remove();
     portal.stale = false;
     portal.dialog.close();
-    portal.done({ message: told, focus: [`key-${key}-link`], reload: true }).then(() => {
-      const row = document.getElementById(`key-${key}`);
-      row?.classList.add("is-new");
-      row?.querySelector(".st")?.after(" ", el("span", { className: "tag tag-new" }, "New"));
-    });
+    portal.done({ message: told, focus: [`key-${key}-link`], reload: true }).then(() => markNew(key));
   };
+
+  const markNew = (key) => {
+    const row = document.getElementById(`key-${key}`);
+    row?.classList.add("is-new");
+    row?.querySelector(".st")?.after(" ", el("span", { className: "tag tag-new" }, "New"));
+  };
+  // The same after a reveal that was a page: its way out names the row. A reload finds nothing new.
+  document.addEventListener("DOMContentLoaded", () => {
+    const [, key] = location.hash.match(/^#key-(\w+)-link$/) ?? [];
+    if (!key) return;
+    history.replaceState(null, "", location.pathname + location.search);
+    portal.focusFirst([`key-${key}-link`, "keys-h"]);
+    markNew(key);
+  });
 
   const guard = (root, link) => {
     let box = part(root, ".guard");
@@ -156,6 +166,8 @@
       if (stored.checked) save(root, "Stored by you. It cannot be shown again.");
     });
     part(root, ".secret-box").append(el("label", { className: "stored" }, stored, `I have stored this ${noun(root)}`));
+    // A part that somebody dragged over stays as it is.
+    field.addEventListener("click", () => field.selectionStart === field.selectionEnd && field.select());
     field.addEventListener("copy", () => {
       if (field.selectionEnd - field.selectionStart === field.value.length) copied(root);
     });

@@ -185,7 +185,7 @@ def reveal(key: KeyView, plain: PlainKey, told: str, old: KeyView | None = None)
         old=old,
         clock=clock(actor().at),
     )
-    if old and not is_fragment():
+    if not is_fragment():
         flash(told)  # after this page is written: the next one says it
     return shown
 

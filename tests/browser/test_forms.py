@@ -357,7 +357,9 @@ def test_a_key_in_use_is_deleted_by_its_name(scripts: bool, new_page: NewPage, b
         field.press("Enter")  # a hurried hand must not end the wrong key
         expect(page.get_by_text("exactly to delete it")).to_have_count(0)
     page.get_by_role("button", name="Delete live key").click()
-    expect(page.get_by_text(f"Type {name} exactly to delete it")).to_be_visible()
+    summary = page.get_by_role("group", name=SUMMARY)
+    expect(summary).to_be_focused()
+    summary.get_by_role("link", name=f"Type {name} exactly to delete it").click()
     expect(field).to_be_focused()
     expect(field).to_have_value("Busy")
     assert not backstage.find(name).revoked_at

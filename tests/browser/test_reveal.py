@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from tests.browser.acting import call, reveal
+from tests.browser.acting import KEYS, NEW, Mouse, call, fill_form, reveal
 from tests.browser.backstage import Backstage
 from tests.browser.conftest import NewPage
 from tests.servers import Server
@@ -146,6 +146,24 @@ def by_hand(page: Page) -> None:
     page.keyboard.press("Control+C")
 
 
+def test_a_click_selects_the_whole_key_and_a_drag_what_one_wants_of_it(page: Page) -> None:
+    key = reveal(page, "Clicked")
+    field = page.get_by_label("API key, full text")
+    selected = "it => it.value.slice(it.selectionStart, it.selectionEnd)"
+    field.focus()
+    assert field.evaluate(selected) == ""
+    field.click()
+    assert field.evaluate(selected) == key
+    box = field.bounding_box()
+    assert box
+    field.evaluate("it => it.setSelectionRange(0, 0)")
+    page.mouse.move(box["x"] + 20, box["y"] + 20)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 60, box["y"] + 20)
+    page.mouse.up()
+    assert 0 < len(field.evaluate(selected)) < len(key)
+
+
 def by_tick(page: Page) -> None:
     page.get_by_role("checkbox", name="I have stored this key").check()
 
@@ -173,6 +191,21 @@ def test_download_is_a_file_to_use_as_it_is_and_counts_as_saved(page: Page) -> N
     )
     page.get_by_role("link", name="Done").click()
     expect_closed(page, "CRM sync, Zürich №7")
+
+
+def test_after_a_reveal_that_was_a_page_the_list_goes_on_as_after_the_dialog(new_page: NewPage) -> None:
+    page = new_page("rio", permissions=["clipboard-write"])
+    page.goto(NEW)
+    fill_form(Mouse(page), "On a page")
+    page.get_by_role("button", name="Generate sandbox key").click()
+    by_tick(page)
+    page.get_by_role("link", name="Done").click()
+    expect_closed(page, "On a page")
+    page.reload()
+    expect(page.get_by_role("row", name="On a page")).to_be_visible()
+    expect(page.get_by_text("New", exact=True)).to_have_count(0)
+    page.goto(f"{KEYS}?owner=me#key-key_gone-link")
+    expect(page.get_by_text("New", exact=True)).to_have_count(0)
 
 
 # --- The first request ----------------------------------------------------------------------------------------------
