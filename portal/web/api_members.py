@@ -15,7 +15,7 @@ from portal.store.database import Session
 from portal.store.models import Member, Solution
 from portal.web import generate
 from portal.web.guards import actor, in_workspace, only, recently_proved, seat
-from portal.web.http import answer, page_number, public_id, reading, transaction, without_keys
+from portal.web.http import answer, page_number, page_or_fragment, public_id, reading, transaction, without_keys
 from portal.web.keys import keyring
 from portal.web.members import (
     TO_API_MEMBERS,
@@ -29,6 +29,7 @@ from portal.web.members import (
     page,
     page_size,
     pages,
+    reach,
     solutions,
     span,
 )
@@ -162,6 +163,14 @@ def new_for_key() -> Response:
     return _new_form(needed, {}, carried, name="")
 
 
+@pages.post("/api-members/new/review", endpoint="review_new_api_member")
+@in_workspace
+@_for_leads
+def review_new() -> Response:
+    """Say what an API member with these answers will be able to do; without scripts, in its form."""
+    return _new_form(levels_in_form(TO_API_MEMBERS), {})
+
+
 def _go_on(made: str) -> Response:
     """Go back to where the API member was needed, else to its page."""
     if f"{_KEY}environment" in request.form:
@@ -201,17 +210,17 @@ def _new_form(
     if carried is None:
         given = request.form.items(multi=True)
         carried = [each for each in given if each[0] == "leaving" or each[0].startswith(_KEY)]
+    typed = without_keys(answer("name") if name is None else name)
     context = {
         "matrix": rows,
-        "answers": {
-            "name": without_keys(answer("name") if name is None else name),
-            "purpose": without_keys(answer("purpose")),
-        },
+        "will": {"name": typed.strip()[:60], "losses": "", **reach(rows)},
+        "review_url": here("review_new_api_member"),
+        "answers": {"name": typed, "purpose": without_keys(answer("purpose"))},
         "carried": [(field, without_keys(value)) for field, value in carried],
         "for_key": any(field.startswith(_KEY) for field, _ in carried),
         "errors": errors,
     }
-    return page("api_members/new.html", 422 if errors else 200, **context)
+    return page_or_fragment("api_members/new.html", "members/_will.html", 422 if errors else 200, **context)
 
 
 @pages.route("/api-members/<public_id:mid>/access", methods=["GET", "POST"], endpoint="api_member_access")
@@ -224,6 +233,13 @@ def access(mid: str) -> Response:
         return _save_access(mid, may_raise=is_proved())
     except NeedsProof:
         return _save_more(mid=mid)  # type: ignore[no-any-return]
+
+
+@pages.post("/api-members/<public_id:mid>/access/review", endpoint="review_api_member_access")
+@in_workspace
+def review_access(mid: str) -> Response:
+    """Say what an API member will be able to do, and what its keys would lose; without scripts, in its form."""
+    return _access_form(mid, levels_in_form(TO_API_MEMBERS))
 
 
 def _save_access(mid: str, *, may_raise: bool) -> Response:
@@ -264,9 +280,18 @@ def _access_form(
         givers = members.givers_of(session, found)
         rows = matrix(session, every, TO_API_MEMBERS, levels, chosen or {}, givers=givers, at_risk=at_risk)
         about = _about(session, found, every, levels)
-    was = api_members.version_of(levels)
-    return page(
-        "api_members/access.html", status, matrix=rows, was=was, errors=errors or {}, conflict=conflict, **about
+    losses = offboarding.losses(at_risk, levels | dict(chosen or {}))
+    return page_or_fragment(
+        "api_members/access.html",
+        "members/_will.html",
+        status,
+        matrix=rows,
+        will={"name": found.name, "losses": losses_in_words(losses, is_saved=False), **reach(rows)},
+        review_url=here("review_api_member_access", mid=mid),
+        was=api_members.version_of(levels),
+        errors=errors or {},
+        conflict=conflict,
+        **about,
     )
 
 

@@ -133,6 +133,15 @@ def matrix(
     return rows
 
 
+def reach(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Name the solutions that a matrix as it is answered lets somebody read, and those that it lets them change."""
+    held = [(row["name"], row["chosen"] if row["may"] else row["level"]) for row in rows]
+    return {
+        "reads": [name for name, level in held if level == AccessLevel.READ.value],
+        "changes": [name for name, level in held if level == AccessLevel.FULL.value],
+    }
+
+
 def _in_use(at_risk: Sequence[KeyAtRisk], solution: str) -> list[dict[str, Any]]:
     """Say which keys use a solution, and how much: what lowering would take."""
     return [
@@ -147,8 +156,8 @@ def access_words(access: Mapping[str, AccessLevel]) -> str:
     return ", ".join(f"{level.value} {name}" for name, level in access.items() if level is not AccessLevel.NONE)
 
 
-def losses_in_words(losses: Sequence[Loss]) -> str:
-    """Say after saving what keys have lost, with how much it was used."""
+def losses_in_words(losses: Sequence[Loss], *, is_saved: bool = True) -> str:
+    """Say what keys have lost, or would lose if it were saved, with how much it was used."""
     if not losses:
         return ""
     scopes = [(loss, scope) for loss in losses for scope in loss.scopes]
@@ -157,7 +166,8 @@ def losses_in_words(losses: Sequence[Loss]) -> str:
     ]
     more = f" and {len(scopes) - 5} more" if len(scopes) > 5 else ""
     keys = f"{len(losses)} active {'key' if len(losses) == 1 else 'keys'}"
-    return f" {keys} lost {len(scopes)} {'scope' if len(scopes) == 1 else 'scopes'}: {'; '.join(told)}{more}."
+    lose = "lost" if is_saved else "loses" if len(losses) == 1 else "lose"
+    return f" {keys} {lose} {len(scopes)} {'scope' if len(scopes) == 1 else 'scopes'}: {'; '.join(told)}{more}."
 
 
 def _used(count: int) -> str:

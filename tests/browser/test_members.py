@@ -111,6 +111,26 @@ def test_forms_say_what_is_wrong_and_nothing_is_dead_without_scripts(new_page: N
     expect(page.get_by_label("Name")).to_have_attribute("aria-invalid", "true")
 
 
+def test_a_sentence_says_what_an_api_member_will_be_able_to_do_while_one_chooses(
+    new_page: NewPage, scene: Scene
+) -> None:
+    page = new_page("ana")
+    page.goto(f"{HOME}/api-members/new")
+    said = page.locator("#review")
+    expect(said).to_have_text("It will be able to reach nothing.")
+    page.get_by_label("Name").fill("Mail robot")
+    page.get_by_role("radiogroup", name="Operations").get_by_role("radio", name="Read-only").check()
+    expect(said).to_have_text("Mail robot will be able to read Operations. Nothing else.")
+    page.get_by_role("radiogroup", name="Sales").get_by_role("radio", name="Full").check()
+    expect(said).to_have_text("Mail robot will be able to read and change Sales, and read Operations. Nothing else.")
+    page.goto(f"{scene.bot}/access")
+    expect(said).to_have_text("CRM bot will be able to read and change Operations, and read Sales. Nothing else.")
+    page.get_by_role("radiogroup", name="Operations").get_by_role("radio", name="Read-only").check()
+    expect(said).to_contain_text("CRM bot will be able to read Operations and Sales. Nothing else.")
+    expect(said).to_contain_text("1 active key loses 1 scope: tasks:write of “Task copier”")
+    expect(said).to_contain_text("used 1 time in 30 days.")
+
+
 def test_a_person_leaves_and_their_program_goes_on(new_page: NewPage, scene: Scene, live_server: Server) -> None:
     """From the preview to the last refused call of the old key: the program has a new one by then."""
     rio = new_page("rio")

@@ -118,9 +118,11 @@ GET    /w/<slug:ws>/api-members                           303 404 403 200 200 40
 GET    /w/<slug:ws>/api-members/new                       303 404 403 200 200 404 303 303
 POST   /w/<slug:ws>/api-members/new                       303 404 403 422 422 404 400 400
 POST   /w/<slug:ws>/api-members/new/for-key               303 404 403 200 200 404 400 400
+POST   /w/<slug:ws>/api-members/new/review                303 404 403 200 200 404 400 400
 GET    /w/<slug:ws>/api-members/<public_id:mid>           303 404 403 200 200 404 303 303
 GET    /w/<slug:ws>/api-members/<public_id:mid>/access    303 404 403 200 200 404 303 303
 POST   /w/<slug:ws>/api-members/<public_id:mid>/access    303 404 403 303 303 404 400 400
+POST   /w/<slug:ws>/api-members/<public_id:mid>/access/review 303 404 403 200 200 404 400 400
 GET    /w/<slug:ws>/api-members/<public_id:mid>/edit      303 404 403 200 200 404 303 303
 POST   /w/<slug:ws>/api-members/<public_id:mid>/edit      303 404 403 422 422 404 400 400
 GET    /w/<slug:ws>/api-members/<public_id:mid>/manager   303 404 403 403 200 404 303 303
