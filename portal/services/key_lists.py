@@ -24,6 +24,7 @@ PAGE_SIZE = 25
 UNUSED = timedelta(days=30)
 _SORTS_OF_LIST = 256  # whose statements are kept
 _COPYABLE = 50
+_OWNERS_OFFERED = 200
 _EXPIRING_SHOWN = 3
 _Successor = aliased(ApiKey, name="successor")
 _Select = Select[*tuple[Any, ...]]  # of columns
@@ -68,8 +69,7 @@ def list_for(
     shape, values = _shape_of(seat, filters), _values_of(seat, filters, actor.at)
     found = read(session, _page(shape), {**values, "size": size, "skip": (number - 1) * size})
     if not found and number > 1:  # beyond the last page: that one is shown
-        total = read(session, _matching(shape).with_only_columns(func.count()), values)[0][0]
-        number = max(1, -(-total // size))
+        number = max(1, -(-total_of(session, actor, seat, filters) // size))
         found = read(session, _page(shape), {**values, "size": size, "skip": (number - 1) * size})
     rows = key_views.shown(found)
     pairs = key_views.pairs_of(session, rows)
@@ -84,6 +84,34 @@ def list_for(
         rows = _old_after_new(rows)
     views = key_views.of(session, seat, keyring, rows, actor.at, with_days=True, pairs=pairs)
     return Page(views, number, found[0].total if found else 0, size)
+
+
+def total_of(session: Session, actor: Actor, seat: Seat, filters: Filters) -> int:
+    """Count the keys of a list, without those old ones that are shown beside their successors."""
+    counting = _matching(_shape_of(seat, filters)).with_only_columns(func.count())
+    return int(read(session, counting, _values_of(seat, filters, actor.at))[0][0])
+
+
+def owners_for(session: Session, seat: Seat, chosen: str = "") -> list[tuple[str, str, bool]]:
+    """List the others who have keys that a seat sees: id, name, and whether it is an API member.
+
+    The one whose id is `chosen` comes first, with or without keys.
+    """
+    who = {"workspace": seat.workspace.id, "me": seat.member.id, "chosen": chosen}
+    found = read(session, _owners(seat.is_admin, seat.is_lead), who)
+    return [(public_id, name, account_id is None) for public_id, name, account_id in found]
+
+
+@cache
+def _owners(is_admin: bool, is_lead: bool) -> _Select:
+    here, me = bindparam("workspace", type_=Integer), bindparam("me", type_=Integer)
+    is_chosen = Member.public_id == bindparam("chosen")
+    has_keys = Member.id.in_(select(ApiKey.member_id).where(ApiKey.workspace_id == here, ApiKey.revoked_at.is_(None)))
+    conditions = [Member.workspace_id == here, Member.id != me, or_(is_chosen, has_keys)]
+    if not is_admin:
+        conditions += members.managed(here, me, is_admin=False, is_lead=is_lead)
+    columns = select(Member.public_id, Member.name, Member.account_id).where(*conditions)
+    return columns.order_by(not_(is_chosen), func.lower(Member.name), Member.id).limit(_OWNERS_OFFERED)
 
 
 def _old_after_new(found: Sequence[ShownKey]) -> list[ShownKey]:
@@ -239,7 +267,8 @@ STATES = (*_NARROWED, "revoked")
 
 _LATEST = [ApiKey.last_used_at.desc().nulls_last(), ApiKey.id.desc()]
 _ORDERS: dict[str, list[Any]] = {
-    "attention": [case((ApiKey.expires_at <= _SOON, 0), else_=1), *_LATEST],
+    # What has expired or will soon comes first, in this order.
+    "attention": [case((ApiKey.expires_at <= _SOON, ApiKey.expires_at)).asc().nulls_last(), *_LATEST],
     "name": [ApiKey.name_folded, ApiKey.id],
     "created": [ApiKey.id.desc()],
     "used": _LATEST,

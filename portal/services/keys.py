@@ -373,7 +373,7 @@ def _insert(session: Session, actor: Actor, key: ApiKey, *, is_mine: bool) -> No
         if "form_id" in rule and (made_before := made_by_form(session, actor, key.form_id or "")):
             raise AlreadyShown(made_before) from None
         if "name" in rule:
-            _refuse_name(session, actor, key, is_mine=is_mine)
+            _refuse_name(session, actor, key.member_id, key.name, is_mine=is_mine)
         raise Unavailable("The key could not be made. Try again.") from error
 
 
@@ -385,17 +385,18 @@ def made_by_form(session: Session, actor: Actor, form_id: str) -> str | None:
     return session.scalar(select(ApiKey.public_id).where(ApiKey.created_by_id == member_id, ApiKey.form_id == form_id))
 
 
-def _refuse_name(session: Session, actor: Actor, key: ApiKey, *, is_mine: bool) -> NoReturn:
+def _refuse_name(session: Session, actor: Actor, member_id: int, name: str, *, is_mine: bool) -> NoReturn:
     other = session.scalars(
         select(ApiKey).where(
-            ApiKey.member_id == key.member_id,
-            ApiKey.name_folded == key.name_folded,
+            ApiKey.member_id == member_id,
+            ApiKey.name_folded == text.fold(name),
             ApiKey.revoked_at.is_(None),
+            ApiKey.retires_at.is_(None),  # an old key gave its name to its successor
         )
     ).first()
-    which = f" (…{other.last_four}, {other.state_at(actor.at)})" if other else ""
+    which = f"“{other.name}” (…{other.last_four}, {other.state_at(actor.at)})" if other else f"“{name}”"
     whose = "You already have" if is_mine else "It already has"
-    raise Invalid({"name": f"{whose} a key called “{key.name}”{which}. Choose a different name."})
+    raise Invalid({"name": f"{whose} a key called {which}. Choose a different name."})
 
 
 # --- Stopping and starting ------------------------------------------------------------------------------------------
@@ -480,12 +481,13 @@ def edit(
     new_name, new_note = _read_words(name, note, problems)
     if problems:
         raise Invalid(problems)
+    member_id = key.member_id
     try:
         with session.begin_nested():
             key.name, key.name_folded, key.note = new_name, text.fold(new_name), new_note
             session.flush()
     except IntegrityError:
-        raise Invalid({"name": "This member already has a key with that name. Choose a different name."}) from None
+        _refuse_name(session, actor, member_id, new_name, is_mine=member_id == seat.member.id)
     tell(session, actor, Event.KEY_EDITED, key, {"before": list(was), "after": [key.name, key.note]})
     session.flush()
     return key_views.of(session, seat, keyring, [key], actor.at)[0]

@@ -62,7 +62,7 @@ def me(caller: Caller) -> Response:
     refuses=(Forbidden, Conflict),
     note="Send it once: a repeat is 409, since the key is being replaced already, and no `Idempotency-Key` brings the "
     "answer back. If the answer was lost, go on with the old key until the overlap ends; meanwhile its owner, or a "
-    "manager of its API member, opens the new key in API Settings and chooses “I lost its text”, which makes another "
+    "manager of its API member, opens the new key in API Settings and chooses “Replace it”, which makes another "
     "one in its place (for 24 hours, while nothing has used it). After an overlap of 0 there is no key to go on with.",
     rotates_itself=True,
 )

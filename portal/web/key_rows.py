@@ -161,7 +161,7 @@ def _actions(key: KeyView, at: str, called: str) -> str:
             (key.may_deactivate, "deactivate", "Deactivate"),
         )
     every = (
-        (key.may_replace, "replace", "I lost its text"),
+        (key.may_replace, "replace", "Replace it"),
         *usual,
         (key.may_reactivate, "reactivate", "Reactivate"),
         (key.may_delete and not key.is_retiring, "delete", "Delete"),

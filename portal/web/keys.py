@@ -1,6 +1,7 @@
 """API Settings: the list of keys, finding one, and stopping, starting or deleting one in its row."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
@@ -85,6 +86,10 @@ def index() -> Response:
         counts = key_lists.count_for(session, actor(), here, filters.owner)
         apps = members.apps_of(session, here)
         admins = [] if may_generate else members.admin_names(session, here.workspace.id)
+        owners = key_lists.owners_for(session, here, filters.owner) if here.is_lead else []
+        elsewhere = 0
+        if filters.env and not page.keys:
+            elsewhere = key_lists.total_of(session, actor(), here, replace(filters, env=""))
     first = (page.number - 1) * page.size + 1
     last = min(first + page.size - 1, page.total)
     return page_or_fragment(
@@ -93,6 +98,7 @@ def index() -> Response:
         rows=page.keys,
         tab=filters.owner,
         tabs=_tabs(),
+        owner_options=_owner_options(owners) if here.is_lead else (),
         filters=filters,
         reduced="reduced" in request.args,
         is_like_an_end="reduced" not in request.args and is_like_an_end(filters.q),
@@ -107,6 +113,7 @@ def index() -> Response:
         old_rows=max(0, len(page.keys) - (last - first + 1)),
         may_generate=may_generate,
         admins=admins,
+        elsewhere=elsewhere,
         is_lead=here.is_lead,
     )
 
@@ -118,6 +125,10 @@ def _tabs() -> list[tuple[str, str]]:
     if seat().is_admin:
         tabs.append(("all", "All keys"))
     return tabs
+
+
+def _owner_options(owners: list[tuple[str, str, bool]]) -> tuple[tuple[str, str], ...]:
+    return *_tabs(), *((owner, f"{name}, API member" if is_api else name) for owner, name, is_api in owners)
 
 
 def _filters() -> Filters:

@@ -115,11 +115,11 @@ def dialogs(page: Page, scene: Scene) -> Iterator[str]:
     expect(page.locator(".error-summary")).to_be_focused()
     yield "rotate in the dialog, wrong"
     page.keyboard.press("Escape")
-    press(page, "I lost its text Text was lost")
+    press(page, "Replace it Text was lost")
     expect(page.get_by_role("heading", name="Replace “Text was lost”")).to_be_focused()
     yield "replace in the dialog"
     page.keyboard.press("Escape")
-    press(page, "Found a key in a log?")
+    press(page, "Which key is this?")
     expect(page.get_by_label("Paste a key")).to_be_focused()
     yield "identify in the dialog"
     page.get_by_label("Paste a key").fill("no key at all")

@@ -86,7 +86,7 @@ def test_each_action_of_a_rotation_leaves_the_focus_where_one_goes_on(new_page: 
     expect(page.get_by_role("heading", name="The old “Partner portal” was retired")).to_be_visible()
     expect(page.locator(f"#key-{old}")).to_contain_text("Revoked")
 
-    page.get_by_role("link", name="I lost its text Customer portal").click()
+    page.get_by_role("link", name="Replace it Customer portal").click()
     expect_focus(page, "dlg-title")
     page.keyboard.press("Escape")
     expect_focus(page, f"key-{new}-replace")
@@ -103,7 +103,7 @@ def test_each_action_of_a_rotation_leaves_the_focus_where_one_goes_on(new_page: 
     page.get_by_role("link", name="Close").click()
     expect(page.get_by_role("link", name="Reactivate Customer portal")).to_be_focused()
 
-    page.get_by_role("link", name="Found a key in a log?").click()
+    page.get_by_role("link", name="Which key is this?").click()
     expect_focus(page, "identify-text")
     page.keyboard.press("Escape")
     expect_focus(page, "identify-key")

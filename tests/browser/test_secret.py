@@ -66,7 +66,7 @@ def show(page: Page, way: Way, subject: str) -> str:
 def show_another(page: Page, deed: Deed, name: str) -> str:
     """Rotate or replace a key; give the new one's text, which the page shows."""
     page.goto(KEYS)
-    page.get_by_role("link", name=f"{'Rotate' if deed is Deed.ROTATE else 'I lost its text'} {name}").click()
+    page.get_by_role("link", name=f"{'Rotate' if deed is Deed.ROTATE else 'Replace it'} {name}").click()
     page.get_by_role("button", name=re.compile("^(Rotate|Replace) live key$")).click()
     return page.get_by_label("API key, full text").input_value()
 

@@ -182,6 +182,34 @@ def test_each_order_is_what_its_name_says(office: Office) -> None:
     assert order("nonsense") == "dcab"
 
 
+def test_what_needs_attention_is_what_has_expired_and_then_what_expires_first(office: Office) -> None:
+    made = {}
+    for name, age in (("Used last", 1), ("In 12 days", 18), ("In 2 days", 28), ("Expired", 31), ("Not used", 2)):
+        made[name] = office.generate("max", name=name, expires="30d", at=NOON - age * DAY)[0].id
+    for hours, name in enumerate(("Used last", "In 12 days", "In 2 days")):
+        office.use(made[name], NOON - hours * HOUR)
+    assert names(office) == ["Expired", "In 2 days", "In 12 days", "Used last", "Not used"]
+
+
+def test_the_owners_to_choose_from_are_those_whose_keys_one_sees(office: Office) -> None:
+    for who in ("ana", "max", "rio", "lea"):
+        office.generate(who, name=f"Of {who}")
+    office.generate("lea", owner=API_MEMBER, name="Of the sync")
+    gone, _ = office.generate("rio", name="Gone")
+    office.act("rio", keys.delete, gone.id, typed="")
+    office.act("rio", keys.delete, office.page("rio").keys[0].id, typed="")
+
+    def offered(who: str, chosen: str = "") -> list[tuple[str, bool]]:
+        with office.database.reading() as session:
+            found = key_lists.owners_for(session, office.seat(who), office.member(chosen).public_id if chosen else "")
+        return [(name, is_api) for _, name, is_api in found]
+
+    assert offered("ana") == [("Lea Okoro", False), ("Max Brandt", False), (API_MEMBER, True)]
+    assert offered("ana", "rio")[0] == ("Rio Tanaka", False)
+    assert offered("lea") == offered("lea", "max") == [(API_MEMBER, True)]
+    assert offered("max") == offered("max", API_MEMBER) == offered("zoe", "ana") == []
+
+
 def test_an_administrator_sorts_by_owner(office: Office) -> None:
     for who in ("rio", "max", "ana"):
         office.generate(who, name=f"One of {who}")

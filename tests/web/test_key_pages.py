@@ -571,7 +571,7 @@ def test_a_search_leads_to_an_address_that_keeps_the_other_filters(cast: Cast) -
     found = cast.rio.post("keys/search", sent)
     assert found.status_code == 303
     assert set(found.location.partition("?")[2].split("&")) == {"q=crm", "env=live", "sort=name", "owner=me"}
-    page = cast.rio.get(found.location).text
+    page = cast.rio.get(found.location, headers=HTMX).text
     assert ("CRM sync" in page, "Billing" in page) == (True, False)
 
 
@@ -609,7 +609,7 @@ def test_a_part_of_a_key_is_found_by_its_last_four(cast: Cast, part: str) -> Non
     key = cast.rio.generate(name="CRM sync")
     cast.rio.generate(name="Billing")
     last_four = key.text[47:51]
-    found = cast.rio.get("keys", query_string={"q": part.format(last_four)}).text
+    found = cast.rio.get("keys", query_string={"q": part.format(last_four)}, headers=HTMX).text
     assert ("CRM sync" in found, "Billing" in found) == (True, False)
     asked = words(cast.rio.post("keys/identify", {"text": part.format(last_four)}).text)
     assert f"This is only a part of a key. Search the list for its last four: …{last_four}" in asked
@@ -673,6 +673,44 @@ def test_a_search_without_a_match_says_so_and_leads_back(cast: Cast) -> None:
     page = cast.rio.get("keys?q=nothing&env=test")
     assert "No keys match “nothing” in Sandbox." in words(page.text).replace("“ ", "“").replace(" ”", "”")
     assert "Clear search" in page.text
+    assert "Search all environments (0)" in page.text
+    assert "Search all environments (1)" in cast.rio.get("keys?q=crm&env=test").text
+
+
+@pytest.mark.both
+def test_leads_choose_an_owner_beside_the_other_filters(cast: Cast, database: Database) -> None:
+    sync = next(row["public_id"] for row in everything(database)["member"] if row["name"] == "Nightly sync")
+    cast.lea.generate(["tasks:read"], owner=sync, name="Of the sync")
+
+    def owners(page: str) -> list[tuple[str, str]]:
+        found = re.search(r'<select name="owner">(.*?)</select>', page, re.DOTALL)
+        return re.findall(r"<option[^>]*?( selected)?>([^<]*)</option>", found[1]) if found else []
+
+    usual = [("", "My keys"), ("", "API members’ keys")]
+    chosen = cast.lea.get(f"keys?owner={sync}&state=active").text
+    assert owners(chosen) == [*usual, (" selected", "Nightly sync, API member")]
+    assert "Of the sync" in chosen
+    assert owners(cast.lea.get("keys?owner=api").text)[1] == (" selected", "API members’ keys")
+    assert owners(cast.rio.get("keys?q=nothing").text) == []
+
+
+def test_the_list_says_whose_keys_these_are_and_how_they_are_sorted(cast: Cast) -> None:
+    cast.lea.generate(["tasks:read"])
+    own, all_keys = cast.lea.get("keys"), cast.ana.get("keys?owner=all&sort=created")
+    assert "Keys act with your permissions in Acme." in words(own.text).replace(" .", ".")
+    assert "Keys act with their owner’s permissions in Acme." in words(all_keys.text).replace(" .", ".")
+    assert "Your API keys, sorted by attention needed" in own.text
+    assert "All keys, newest first" in all_keys.text
+    assert "Which key is this?" in own.text
+
+
+def test_an_empty_list_leads_to_a_quick_start_and_leads_to_an_api_member(cast: Cast) -> None:
+    member, lead = cast.rio.get("keys").text, cast.lea.get("keys").text
+    for page in (member, lead):
+        assert 'href="/docs/api#quick-start"' in page
+    assert "For an integration, make an API member first." in words(lead).replace(" .", ".")
+    assert "For an integration" not in member
+    assert 'id="quick-start"' in cast.stranger().get("/docs/api").text
 
 
 # --- Receipt, and which key this is ---------------------------------------------------------------------------------

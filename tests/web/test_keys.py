@@ -131,8 +131,10 @@ def test_another_owner_leaves_the_ticks_that_this_owner_may_have_and_tells_of_th
         assert reply.status_code == 200
         ticked = re.findall(r'value="([^"]+)"[^>]*?\bchecked', reply.text[reply.text.index('id="scopes"') :])
         assert [scope for scope in ticked if ":" in scope] == ["tasks:read"]
-        assert "tasks:write was removed" in reply.text
-        assert "leads:read was removed" in reply.text
+        assert "2 scopes removed: Nightly sync cannot read Sales or write Operations." in reply.text
+        assert re.search(
+            'id="scopes-lost".*<code[^>]*>leads:read</code> <code[^>]*>tasks:write<', reply.text, re.DOTALL
+        )
     assert "<html" not in fragment.text
     assert 'value="For the sync"' in page.text
     assert lea.post("keys", answers).status_code == 422
@@ -184,7 +186,13 @@ def test_a_name_in_use_is_refused_until_its_key_is_deleted(cast: Cast) -> None:
     for name in ("CRM sync", "  crm SYNC ", "CRM sync"):
         refused = cast.rio.post("keys", cast.rio.form(name=name))
         assert refused.status_code == 422
-        assert "name" in problems(refused)
+        told = f"You already have a key called “CRM sync” (…{key.text[47:51]}, active). Choose a different name."
+        assert problems(refused) == {"name": told}
+        assert '<h2 id="new-errors"' in refused.text
+    other = cast.rio.generate(name="Other")
+    renamed = cast.rio.post(f"keys/{other.id}/edit", {"name": "crm sync", "note": "", "was_name": "Other"})
+    assert renamed.status_code == 422
+    assert told in unescape(renamed.text)
     assert cast.max.generate(["tasks:read"], name="CRM sync")
     cast.rio.post(f"keys/{key.id}/delete")
     assert cast.rio.generate(name="CRM sync")

@@ -148,7 +148,7 @@ def test_a_rotation_is_not_offered_as_one_to_be_sent_again(cast: Cast) -> None:
     said = part(cast.stranger().get(DOCS).text, "rotate-me")
     assert "Idempotency-Key header" not in said  # as a parameter
     assert "a repeat is 409" in said
-    assert "I lost its text" in said
+    assert "Replace it" in said
     assert "0 to 604,800, 86,400 when left out" in said
     document = cast.call("GET", "/openapi.json").get_json()["paths"]
     told = document["/me/rotate"]["post"]

@@ -53,6 +53,14 @@ def test_the_form_comes_filled_with_what_the_key_has(cast: Cast) -> None:
     assert re.search(r'value="0"[^>]*\schecked', leaked)
 
 
+def test_a_scope_counts_as_unused_only_when_the_key_is_old_enough_for_that(cast: Cast) -> None:
+    key = cast.rio.generate()
+    assert "not used in 60 days" not in cast.rio.get(f"keys/{key.id}/rotate").text
+    with time_machine.travel(datetime.now(UTC) + timedelta(days=61)):
+        cast.rio.sign_in()
+        assert "not used in 60 days" in cast.rio.get(f"keys/{key.id}/rotate").text
+
+
 @pytest.mark.parametrize("headers", [{}, IN_DIALOG])
 def test_a_rotation_shows_the_new_key_once_and_both_work(
     cast: Cast, database: Database, headers: dict[str, str]
