@@ -169,6 +169,8 @@ def test_every_choice_of_expiry_names_its_moment(page: Page, backstage: Backstag
         assert moment.inner_text() == f"{ends_at.day} {ends_at:%b %Y, %H:%M} UTC"
     expect(page.locator("label", has_text="Never").locator("time")).to_have_count(0)
     expect(page.get_by_role("radio", name="90 days")).to_be_checked()
+    page.get_by_role("radio", name="Never").check()
+    expect(page.get_by_text("It will be listed in your workspace’s key review.")).to_be_visible()
     reveal(page, "Ninety days")
     made = backstage.find("Ninety days")
     assert made.expires_at == made.created_at + timedelta(days=90)
