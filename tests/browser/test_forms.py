@@ -95,7 +95,7 @@ def test_the_server_judges_what_is_sent_and_the_dialog_stays(page: Page, backsta
     expect(summary).to_be_focused()
     expect(scope(page, "leads:read")).to_be_checked()
     page.get_by_role("button", name="Generate sandbox key").click()
-    expect(summary).to_contain_text("You already have a key called “BILLING”")
+    expect(summary).to_contain_text("You already have a key called “Billing” (…")
     expect(summary).not_to_contain_text("tasks:write")
     expect(page.get_by_role("dialog")).to_be_visible()
 
@@ -410,7 +410,6 @@ def test_what_changed_meanwhile_is_told_beside_the_row_which_is_shown_as_it_is(
     expect(row).to_contain_text("Deactivated")
     expect(row.locator(".strip")).to_have_count(0)
     expect(page.locator(f"#key-{key_id}-reactivate")).to_be_focused()
-    expect(page.locator("#cards")).to_contain_text("1 Deactivated or expired")
 
 
 @pytest.mark.parametrize(
