@@ -34,7 +34,7 @@ TABLE: dict[tuple[KeyState, str], KeyState | type[PortalError]] = {
     (KeyState.EXPIRED, "reactivate"): Conflict,
     (KeyState.EXPIRED, "delete"): KeyState.REVOKED,
     (KeyState.REVOKED, "deactivate"): NotFound,
-    (KeyState.REVOKED, "reactivate"): NotFound,
+    (KeyState.REVOKED, "reactivate"): Conflict,
     (KeyState.REVOKED, "delete"): NotFound,
 }
 REFUSALS = {

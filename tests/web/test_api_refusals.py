@@ -117,7 +117,7 @@ def test_a_key_works_again_once_it_is_reactivated_and_stops_for_good_when_delete
         assert cast.rio.post(f"keys/{key.id}/{action}", {"name": "Nightly export"}).status_code == 303
         answers.append(cast.call("GET", "/me", key).status_code)
     assert answers == [401, 200, 401]
-    assert cast.rio.post(f"keys/{key.id}/reactivate").status_code == 404
+    assert cast.rio.post(f"keys/{key.id}/reactivate").status_code == 409
 
 
 # --- 403 ------------------------------------------------------------------------------------------------------------
