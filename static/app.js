@@ -35,10 +35,11 @@ const portal = {};
   // Where reading begins in what has just arrived: at what is wrong, at the first field, or at the title.
   portal.start = (root) =>
     root.querySelector(".error-summary, .result") ?? root.querySelector(":is(input, textarea)[data-focus]") ?? root.querySelector("[data-focus]") ?? root;
-  // Runs now for the page and again for whatever htmx brings in.
+  // Runs now for the page and again for whatever htmx brings in: captured, so before the focus goes there, for a field
+  // that has the focus loses it when it is wrapped.
   portal.enhance = (work) => {
     on("DOMContentLoaded", () => work(document));
-    on("htmx:after:swap", () => work(document));
+    document.addEventListener("htmx:after:swap", () => work(document), true);
   };
 
   // --- message regions: the nodes stay, only their text changes (a region that is replaced is not announced) ---

@@ -61,7 +61,12 @@ def portal() -> Portal:
 
 @contextmanager
 def transaction() -> Iterator[Session]:
-    """Open the request's writing transaction; a refused change is told in the audit log after the rollback."""
+    """Open the request's writing transaction; a refused change is told in the audit log after the rollback.
+
+    Where the form was cancelled, nothing changes: it is shown again as any that cannot be accepted, without problems.
+    """
+    if is_cancelled():
+        raise Invalid({})
     here = portal()
     with audit.transaction(here.database, g.get("actor")) as session:
         yield session
@@ -139,6 +144,11 @@ def is_from_dialog() -> bool:
     return request.headers.get("HX-Target", "").endswith("#dlg-body")
 
 
+def is_cancelled() -> bool:
+    """Say whether the question for the password was answered with Cancel: its form then carries the answers back."""
+    return not is_api(request) and "cancel" in request.form
+
+
 def page_of_fragment() -> str | None:
     """Name the page that a fragment was asked for on: its path with its query, on this site."""
     current = request.headers.get("HX-Current-URL", "")
@@ -203,14 +213,6 @@ def fragment_or_redirect(
         response.headers["HX-Reswap"] = "none"
     done = {"message": message, "focus": list(focus), "close": close, "reload": reload}
     response.headers["HX-Trigger"] = json.dumps({"portal:done": done})
-    return response
-
-
-def into_dialog(response: Response) -> Response:
-    """Put a fragment into the dialog, whatever the request would have swapped."""
-    if is_fragment():
-        response.headers["HX-Retarget"] = "#dlg-body"
-        response.headers["HX-Reswap"] = "innerHTML"
     return response
 
 

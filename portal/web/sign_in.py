@@ -15,7 +15,7 @@ from portal.services.invitations import NewAccount, OpenInvitation
 from portal.store.database import TROUBLE
 from portal.store.models import Account
 from portal.web.door import client_label
-from portal.web.guards import anybody, prompt, prove_again, signed_in, start_browser_session, visitor
+from portal.web.guards import anybody, prompt, prove_again, question_before, signed_in, start_browser_session, visitor
 from portal.web.http import answer, in_words, page_or_fragment, reading, too_many, transaction, without_keys
 
 pages = Blueprint("sign_in", __name__)
@@ -98,12 +98,10 @@ def reauth() -> Response:
     """Ask for the password again, then go on to `next`."""
     sent = request.args.get("next") if request.method != "POST" else answer("next")
     target = local_path(sent) or url_for("sign_in.start")
-    form = ("to go on", url_for("sign_in.reauth"), [("next", target)])
+    question = question_before(target)
     if request.method == "POST":
-        return prove_again(*form) or make_response(redirect(target, 303))
-    response = prompt(*form)
-    response.status_code = 200
-    return response
+        return prove_again(question) or make_response(redirect(target, 303))
+    return prompt(question, status=200)
 
 
 @pages.get("/w")

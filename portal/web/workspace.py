@@ -168,10 +168,10 @@ def _form(template: str, names: tuple[str, ...], kept: dict[str, str], errors: d
 @pages.route("/policy", methods=["GET", "POST"])
 @in_workspace
 @_for_admins
-@recently_proved("to change the policy")
+@recently_proved("to change the policy", "workspace.index")
 def set_policy() -> Response:
     """Set how long keys may live and whether administrators own live ones; tell which standing keys would break it."""
-    standing = policy.of(seat().workspace)
+    standing = wanted = policy.of(seat().workspace)
     if request.method != "POST":  # HEAD is a GET
         return _policy_page(standing, standing)
     try:
@@ -180,7 +180,7 @@ def set_policy() -> Response:
         with transaction() as session:
             policy.change(session, actor(), wanted, was if "was_days" in request.form else standing)
     except Invalid as error:
-        return _policy_page(standing, standing, errors=error.problems)
+        return _policy_page(standing, wanted, errors=error.problems)
     return _done("The policy is saved. It holds for every key made, rotated or reactivated from now on.")
 
 
