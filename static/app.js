@@ -48,15 +48,17 @@ const portal = {};
   const isInDialog = (node) => Boolean(node.closest?.("#dlg"));
   for (const region of document.querySelectorAll(".notice-text")) {
     const more = el("div", { className: "notice-more" });
-    const dismiss = button("Dismiss", () => {
-      region.textContent = "";
-      (byId(dialogOpen() ? "dlg-title" : "main") ?? byId("main")).focus({ preventScroll: true });
-    });
+    const dismiss = button("Dismiss", () => (region.textContent = ""));
     dismiss.setAttribute("aria-label", "Dismiss message");
     more.append(dismiss);
     region.after(more);
     new MutationObserver(() => {
-      region.parentElement.classList.toggle("on", region.textContent.trim() !== "");
+      const isOn = region.textContent.trim() !== "";
+      // Whoever pressed a button that goes with its message goes on at the head of what is there.
+      if (more.contains(document.activeElement) && !(isOn && document.activeElement === dismiss)) {
+        (byId(dialogOpen() ? "dlg-title" : "main") ?? byId("main")).focus({ preventScroll: true });
+      }
+      region.parentElement.classList.toggle("on", isOn);
       while (more.children.length > 1) more.firstChild.remove();
     }).observe(region, { childList: true, characterData: true, subtree: true });
   }
@@ -280,6 +282,11 @@ const portal = {};
     event.preventDefault();
     event.stopImmediatePropagation();
   }, true);
+  // The list follows what is typed: Enter has nothing to add, and would leave the field.
+  on("submit", (event) => {
+    const typed = event.target.querySelector("#q[hx-get]");
+    if (window.htmx && typed && document.activeElement === typed) event.preventDefault();
+  });
   on("submit", (event) => {
     const form = event.target;
     // A page that is already being sent is not sent twice. htmx has its own guard (hx-sync).

@@ -514,6 +514,18 @@ def break_down(page: Page, address: str, trouble: str) -> Callable[[], None]:
     return lambda: page.unroute(address, fail)
 
 
+def test_whoever_stays_signed_in_goes_on_at_the_head_of_what_is_there(page: Page) -> None:
+    page.clock.install()
+    for path, head in ((KEYS, "#dlg-title"), ("/account", "#main")):
+        page.goto(path)
+        if path == KEYS:
+            open_form(Mouse(page))
+        page.clock.fast_forward("01:59:00")
+        page.get_by_role("button", name="Stay signed in").click()
+        expect(page.get_by_role("status").filter(has_text="You stay signed in.")).to_be_visible()
+        expect(page.locator(head)).to_be_focused()
+
+
 @pytest.mark.parametrize("control", ["Generate new API key", "Deactivate Left open"])
 def test_a_session_that_ended_leads_through_sign_in_and_back(
     control: str, new_page: NewPage, backstage: Backstage
