@@ -10,6 +10,7 @@ from typing import Any
 
 from flask import Flask, Response, current_app, g, make_response, redirect, request, url_for
 from flask_login import LoginManager, UserMixin, current_user, login_user
+from flask_wtf.csrf import CSRFError
 from werkzeug.exceptions import HTTPException
 
 from portal.rules.access import Action, Scope
@@ -26,6 +27,7 @@ from portal.web.door import PASSAGE, Passage
 from portal.web.http import (
     answer,
     carried_answers,
+    form_expired,
     go_to,
     in_words,
     is_api,
@@ -389,6 +391,14 @@ def register(app: Flask) -> None:
     def deny_by_default() -> None:
         if request.endpoint and audience_of(app, request.endpoint) is None:
             raise NotFound()
+
+    @app.errorhandler(CSRFError)
+    def expired(error: CSRFError) -> Response:
+        with suppress(*TROUBLE):  # the answers are kept all the same
+            if current_user.is_authenticated:
+                found, g.workspaces = g.get("places", (None, []))
+                _sit_down(current_user.user_session, found)
+        return form_expired()
 
     @app.context_processor
     def who() -> dict[str, Any]:

@@ -16,7 +16,7 @@ from portal.web.guards import actor, in_workspace, only, recently_proved, seat
 from portal.web.http import answer, page_or_fragment, reading, transaction, without_keys
 
 pages = Blueprint("workspace", __name__, url_prefix="/w/<slug:ws>")
-_for_admins = only(attrgetter("is_admin"), "Only administrators set up the workspace. Ask one of them.")
+_for_admins = only(attrgetter("is_admin"), "Only administrators set up the workspace.")
 
 _LIMITS = {"": "No limit", "30": "30 days", "90": "90 days", "365": "1 year"}
 _EMPTY_SCHEMA = (

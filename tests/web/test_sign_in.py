@@ -100,6 +100,12 @@ def test_no_failure_tells_why(cast: Cast, database: Database) -> None:
         assert fail("max", password) == usual
 
 
+def test_who_mistypes_may_try_again_or_reset_the_password(shared_cast: Cast) -> None:
+    reply = shared_cast.stranger("rio").sign_in("wrong")
+    link = r'That email and password do not match. Try again or <a href="/reset">reset your password</a>\.'
+    assert re.search(link, reply.text)
+
+
 @pytest.mark.parametrize(
     "email",
     [
@@ -295,6 +301,25 @@ def test_next_leads_to_a_page_of_ours(shared_cast: Cast, target: str) -> None:
         stranger.get(asked.location)
         answers = {"email": stranger.email, "password": PASSWORD, "next": target}
         assert stranger.post("/login", answers).location == target
+
+
+def test_who_comes_back_is_told_so_and_who_was_signed_out_why(cast: Cast) -> None:
+    ended, told = "Your session has ended.", "Signed in. Back to API keys."
+    assert ended not in cast.stranger().get(f"/login?next={HOME}").text
+    rio = cast.rio
+    rio.get(HOME)
+    with later(hours=3):
+        asked = rio.get(rio.get(HOME).location)
+        assert ended in asked.text
+        answers = {"email": rio.email, "password": PASSWORD, "next": HOME}
+        assert ended not in rio.post("/login", {**answers, "password": "wrong"}).text
+        assert rio.post("/login", answers).location == HOME
+        assert told in rio.get(HOME).text
+        assert told not in rio.get(HOME).text
+        rio.post("/logout")
+        assert ended not in rio.get("/login").text
+        rio.sign_in()
+        assert "Signed in." not in rio.get("/w/acme").text
 
 
 def test_a_forged_next_in_the_form_is_not_followed(shared_cast: Cast) -> None:
