@@ -35,10 +35,11 @@ const portal = {};
   // Where reading begins in what has just arrived: at what is wrong, at the first field, or at the title.
   portal.start = (root) =>
     root.querySelector(".error-summary, .result") ?? root.querySelector(":is(input, textarea)[data-focus]") ?? root.querySelector("[data-focus]") ?? root;
-  // Runs now for the page and again for whatever htmx brings in.
+  // Runs now for the page and again for whatever htmx brings in: captured, so before the focus goes there, for a field
+  // that has the focus loses it when it is wrapped.
   portal.enhance = (work) => {
     on("DOMContentLoaded", () => work(document));
-    on("htmx:after:swap", () => work(document));
+    document.addEventListener("htmx:after:swap", () => work(document), true);
   };
 
   // --- message regions: the nodes stay, only their text changes (a region that is replaced is not announced) ---
@@ -47,15 +48,17 @@ const portal = {};
   const isInDialog = (node) => Boolean(node.closest?.("#dlg"));
   for (const region of document.querySelectorAll(".notice-text")) {
     const more = el("div", { className: "notice-more" });
-    const dismiss = button("Dismiss", () => {
-      region.textContent = "";
-      (byId(dialogOpen() ? "dlg-title" : "main") ?? byId("main")).focus({ preventScroll: true });
-    });
+    const dismiss = button("Dismiss", () => (region.textContent = ""));
     dismiss.setAttribute("aria-label", "Dismiss message");
     more.append(dismiss);
     region.after(more);
     new MutationObserver(() => {
-      region.parentElement.classList.toggle("on", region.textContent.trim() !== "");
+      const isOn = region.textContent.trim() !== "";
+      // Whoever pressed a button that goes with its message goes on at the head of what is there.
+      if (more.contains(document.activeElement) && !(isOn && document.activeElement === dismiss)) {
+        (byId(dialogOpen() ? "dlg-title" : "main") ?? byId("main")).focus({ preventScroll: true });
+      }
+      region.parentElement.classList.toggle("on", isOn);
       while (more.children.length > 1) more.firstChild.remove();
     }).observe(region, { childList: true, characterData: true, subtree: true });
   }
@@ -285,6 +288,11 @@ const portal = {};
     event.preventDefault();
     event.stopImmediatePropagation();
   }, true);
+  // The list follows what is typed: Enter has nothing to add, and would leave the field.
+  on("submit", (event) => {
+    const typed = event.target.querySelector("#q[hx-get]");
+    if (window.htmx && typed && document.activeElement === typed) event.preventDefault();
+  });
   on("submit", (event) => {
     const form = event.target;
     // A page that is already being sent is not sent twice. htmx has its own guard (hx-sync).

@@ -47,6 +47,9 @@
     },
     ask(how) {
       if (leaveReceipt()) return;
+      // The question for the password stands in a form's place: leaving it leads back to that form.
+      const back = body.querySelector("[name=cancel]");
+      if (back) return back.click();
       const request = new CustomEvent("portal:closing", { cancelable: true, detail: { how } });
       if (dlg.dispatchEvent(request)) this.close({ refocus: true });
     },

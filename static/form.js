@@ -80,7 +80,6 @@
 
   const setUp = (form) => {
     form.dataset.ready = "1";
-    if (form.querySelector(".error-summary")) form.dataset.dirty = "1";
     form.addEventListener("input", () => (form.dataset.dirty = "1"));
     form.addEventListener("change", ({ target, isTrusted }) => {
       if (isTrusted) portal.unsay(); // it told of the choice before

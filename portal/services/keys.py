@@ -452,7 +452,7 @@ def check_still_grantable(session: Session, seat: Seat, key: ApiKey, event: Even
     beyond = sorted(str(scope) for scope in works - grantable_scopes(owners, mine))
     if beyond:
         attempt = Attempt(event, key.public_id, key.name, {"scopes": beyond})
-        message = f"This key holds {beyond[0]}, which you cannot hand out. Ask an administrator."
+        message = f"This key holds {beyond[0]}, which you cannot hand out."
         raise Forbidden(message, attempt=attempt)
 
 

@@ -250,9 +250,9 @@ def _save_access(mid: str, *, may_raise: bool) -> Response:
             was = answer("was") if "was" in request.form else None
             saved = api_members.set_access(session, actor(), keyring(), mid, chosen, was=was, is_proved=may_raise)
     except Invalid as error:
-        return _access_form(mid, chosen, errors=error.problems, status=422)
+        return _access_form(mid, chosen, errors=error.problems)
     except Conflict as error:
-        return _access_form(mid, conflict=error.message, status=409)
+        return _access_form(mid, conflict=error.message)
     name = saved.member.name
     told = f"Access of “{name}” is saved." if saved.changed else f"Access of “{name}” is as it was."
     flash(told + losses_in_words(saved.losses))
@@ -270,7 +270,6 @@ def _access_form(
     *,
     errors: Mapping[str, str] | None = None,
     conflict: str = "",
-    status: int = 200,
 ) -> Response:
     with reading() as session:
         found = api_members.get(session, seat(), mid)
@@ -280,6 +279,7 @@ def _access_form(
         givers = members.givers_of(session, found)
         rows = matrix(session, every, TO_API_MEMBERS, levels, chosen or {}, givers=givers, at_risk=at_risk)
         about = _about(session, found, every, levels)
+    status = 422 if errors else 409 if conflict else 200
     losses = offboarding.losses(at_risk, levels | dict(chosen or {}))
     return page_or_fragment(
         "api_members/access.html",
@@ -340,7 +340,8 @@ def manager(mid: str) -> Response:
         found = api_members.get(session, seat(), mid)
         people = api_members.possible_managers(session, seat())
         now, can = api_members.manager_of(session, found)
-    context = {"one": found, "manager": now, "manager_can": can, "people": people, "errors": errors}
+    chosen = answer("manager") or (now and now.public_id)
+    context = {"one": found, "manager": now, "manager_can": can, "people": people, "chosen": chosen, "errors": errors}
     return page("api_members/manager.html", 422 if errors else 200, **context)
 
 

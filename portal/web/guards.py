@@ -2,13 +2,16 @@
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 from functools import wraps
 from typing import Any
 
-from flask import Flask, Response, current_app, g, make_response, redirect, render_template, request, url_for
+from flask import Flask, Response, current_app, g, make_response, redirect, request, url_for
 from flask_login import LoginManager, UserMixin, current_user, login_user
+from flask_wtf.csrf import CSRFError
+from werkzeug.exceptions import HTTPException
 
 from portal.rules.access import Action, Scope
 from portal.rules.errors import Attempt, Forbidden, KeyRefused, NotFound, Refusal, TooManyAttempts
@@ -24,11 +27,13 @@ from portal.web.door import PASSAGE, Passage
 from portal.web.http import (
     answer,
     carried_answers,
+    form_expired,
     go_to,
     in_words,
-    into_dialog,
     is_api,
+    is_cancelled,
     is_fragment,
+    is_from_dialog,
     page_of_fragment,
     page_or_fragment,
     portal,
@@ -254,61 +259,97 @@ def _refuse_client(header: str, wait: int) -> Response:
     return make_response(body, 401, {"WWW-Authenticate": challenge})
 
 
-def recently_proved(why: str) -> Callable[[View], View]:
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked before somebody goes on: the password, with what it is for and where Cancel leads."""
+
+    why: str
+    back: str
+    action: str  # the form goes there, with everything it carries
+    carried: list[tuple[str, str]]
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether a form was filled in before: Cancel shows it again."""
+        return any(name not in ("form_id", "next") for name, _ in self.carried)
+
+
+def recently_proved(why: str, back: str | None = None) -> Callable[[View], View]:
     """Ask for the password again when the last proof is older than ten minutes; a form keeps all its answers.
 
-    Stands below `in_workspace`. `why` completes "Confirm it's you …".
+    Stands below `in_workspace`. `why` completes "Enter your password …". From the question Cancel leads to the form
+    as it was sent, else to the page of the endpoint `back`, else to the page that the address stands under.
     """
 
     def decorate(view: View) -> View:
         @wraps(view)
         def guarded(**values: Any) -> Any:
-            if accounts.is_proved(current_user.user_session, g.now):
+            if accounts.is_proved(current_user.user_session, g.now) or is_cancelled():
                 return view(**values)
             if request.method != "POST":
-                return _prove_first(why)
-            form = (why, request.path, carried_answers())
+                return _prove_first()
+            question = Question(why, _way_back(request.path, back), request.path, carried_answers())
             if "password" not in request.form:
-                return prompt(*form)
-            return prove_again(*form) or view(**values)
+                return prompt(question)
+            return prove_again(question) or view(**values)
 
+        guarded.asks = why, back  # type: ignore[attr-defined]
         return guarded
 
     return decorate
 
 
-def prove_again(why: str, action: str, carried: list[tuple[str, str]]) -> Response | None:
-    """Check the password that `prompt` asked for; give None when it is right, else the form again."""
+def endpoint_at(path: str) -> str | None:
+    """Name the endpoint of a page of ours."""
+    try:
+        endpoint, _ = current_app.url_map.bind("").match(path.partition("?")[0], "GET")
+    except HTTPException:
+        return None
+    return str(endpoint)
+
+
+def question_before(target: str) -> Question:
+    """Make the question that leads to a page of ours; that page knows what it is asked for."""
+    asks = getattr(current_app.view_functions.get(endpoint_at(target) or ""), "asks", None)
+    why, back = (asks[0], _way_back(target, asks[1])) if asks else ("to go on", address("sign_in.start"))
+    return Question(why, back, address("sign_in.reauth"), [("next", target)])
+
+
+def _way_back(target: str, back: str | None) -> str:
+    path = target.partition("?")[0]
+    return url_for(back, ws=path.split("/")[2]) if back else path.rpartition("/")[0]
+
+
+def prove_again(question: Question) -> Response | None:
+    """Check the password that `prompt` asked for; give None when it is right, else the question again."""
     user_session, password = current_user.user_session, answer("password")
     who = g.actor
     try:
         with transaction() as session:
             attempt = accounts.begin_attempt(session, who, user_session.account.email)
     except TooManyAttempts as limit:
-        return too_many(prompt(why, action, carried, in_words(limit)), limit)
+        return too_many(prompt(question, in_words(limit)), limit)
     if not attempt.verify(password):
         with transaction() as session:
             accounts.fail(session, who, attempt)
         tries = f"{attempt.tries_left} {'try' if attempt.tries_left == 1 else 'tries'} left"
-        return prompt(why, action, carried, f"That password is not right. {tries}.")
+        return prompt(question, f"That password is not right. {tries}.")
     with transaction() as session:
         token = accounts.prove(session, who, attempt, user_session)
     start_browser_session(user_session, token)
     return None
 
 
-def prompt(why: str, action: str, carried: list[tuple[str, str]], error: str | None = None) -> Response:
-    """Ask for the password, with a form that then goes on to `action` with everything it carries."""
-    cancel = url_for("keys.index", ws=seat().workspace.slug) if "seat" in g else url_for("sign_in.start")
-    context = {"why": why, "action": action, "carried": carried, "error": error, "cancel": cancel}
-    return into_dialog(page_or_fragment("sign_in/reauth.html", "sign_in/_reauth.html", 403, **context))
+def prompt(question: Question, error: str | None = None, status: int = 403) -> Response:
+    """Ask for the password, where the form stood that led here: on a page, in the dialog, or in a strip."""
+    context = {"question": question, "error": error, "in_strip": is_fragment() and not is_from_dialog()}
+    return page_or_fragment("sign_in/reauth.html", "sign_in/_reauth.html", status, **context)
 
 
-def _prove_first(why: str) -> Response:
+def _prove_first() -> Response:
     target = request.full_path.rstrip("?")
     if is_fragment():
-        fields = {"why": why, "action": url_for("sign_in.reauth"), "carried": [("next", target)], "error": None}
-        return make_response(render_template("sign_in/_reauth.html", cancel=None, **fields))
+        return prompt(question_before(target), status=200)
     return make_response(redirect(url_for("sign_in.reauth", next=target), 303))
 
 
@@ -350,6 +391,14 @@ def register(app: Flask) -> None:
     def deny_by_default() -> None:
         if request.endpoint and audience_of(app, request.endpoint) is None:
             raise NotFound()
+
+    @app.errorhandler(CSRFError)
+    def expired(error: CSRFError) -> Response:
+        with suppress(*TROUBLE):  # the answers are kept all the same
+            if current_user.is_authenticated:
+                found, g.workspaces = g.get("places", (None, []))
+                _sit_down(current_user.user_session, found)
+        return form_expired()
 
     @app.context_processor
     def who() -> dict[str, Any]:

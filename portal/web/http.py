@@ -4,14 +4,13 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from flask import Flask, Request, Response, current_app, flash, g, make_response, redirect, render_template, request
 from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
-from flask_wtf.csrf import CSRFError
 from werkzeug.exceptions import HTTPException
 
 from portal.mail import mailer
@@ -35,7 +34,8 @@ from portal.rules.errors import (
     Unreadable,
     UnsupportedType,
 )
-from portal.services import audit, outbox
+from portal.services import audit, members, outbox
+from portal.services.members import Seat
 from portal.store.database import MISTAKES, TROUBLE, Session
 from portal.web import answers, display
 from portal.web.door import PASSAGE, Passage, note_refusal
@@ -61,7 +61,12 @@ def portal() -> Portal:
 
 @contextmanager
 def transaction() -> Iterator[Session]:
-    """Open the request's writing transaction; a refused change is told in the audit log after the rollback."""
+    """Open the request's writing transaction; a refused change is told in the audit log after the rollback.
+
+    Where the form was cancelled, nothing changes: it is shown again as any that cannot be accepted, without problems.
+    """
+    if is_cancelled():
+        raise Invalid({})
     here = portal()
     with audit.transaction(here.database, g.get("actor")) as session:
         yield session
@@ -139,6 +144,11 @@ def is_from_dialog() -> bool:
     return request.headers.get("HX-Target", "").endswith("#dlg-body")
 
 
+def is_cancelled() -> bool:
+    """Say whether the question for the password was answered with Cancel: its form then carries the answers back."""
+    return not is_api(request) and "cancel" in request.form
+
+
 def page_of_fragment() -> str | None:
     """Name the page that a fragment was asked for on: its path with its query, on this site."""
     current = request.headers.get("HX-Current-URL", "")
@@ -209,14 +219,6 @@ def fragment_or_redirect(
     if refused:
         response.status_code = status_of(Conflict)
     response.headers["HX-Trigger"] = json.dumps({"portal:done": done})
-    return response
-
-
-def into_dialog(response: Response) -> Response:
-    """Put a fragment into the dialog, whatever the request would have swapped."""
-    if is_fragment():
-        response.headers["HX-Retarget"] = "#dlg-body"
-        response.headers["HX-Reswap"] = "innerHTML"
     return response
 
 
@@ -340,6 +342,8 @@ def on_portal_error(error: PortalError) -> Response:
     message = in_words(error) if isinstance(error, TooManyAttempts) else error.message
     if message == NotFound.words and not is_api(request) and not is_fragment():
         message = _WORDS[404]  # a page's heading says the other words
+    if isinstance(error, Forbidden) and (here := g.get("seat")) and not here.is_admin:
+        message += _whom_to_ask(here)
     response = _error(row, error.code, message, **extra)
     if isinstance(error, TooManyAttempts):
         return too_many(response, error)
@@ -348,10 +352,14 @@ def on_portal_error(error: PortalError) -> Response:
     return response
 
 
+def _whom_to_ask(here: Seat) -> str:
+    with suppress(*TROUBLE), reading() as session:
+        return f" Ask {' or '.join(members.admin_names(session, here.workspace.id))}."
+    return ""
+
+
 def _on_http_exception(error: HTTPException) -> Response:
     """Give werkzeug's own errors (no route, method, size, Host) the same shape."""
-    if isinstance(error, CSRFError):
-        return _form_expired()
     status = error.code or 500
     if status >= 500:
         return _on_bug(getattr(error, "original_exception", None) or error)
@@ -398,7 +406,7 @@ def _error(row: _Row, code: str, message: str, **extra: Any) -> Response:
     return response
 
 
-def _form_expired() -> Response:
+def form_expired() -> Response:
     """Keep what was typed when a form outlived its session's token: it is shown again, to be sent with a new one."""
     if is_fragment() or len(request.form) > _MAX_CARRIED:
         return _error(_Row(400, "validation_error", ""), "csrf", "This form was open too long. Reload the page.")

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import wraps
 from typing import Any
 
 from flask import Response, flash, make_response, redirect, render_template, request, url_for
@@ -18,7 +19,7 @@ from portal.store.models import AuditEvent, FirstRequest, RefusedRequest
 from portal.web import refusals
 from portal.web.display import absolute, thousands
 from portal.web.generate import first_call
-from portal.web.guards import actor, in_workspace, recently_proved, seat
+from portal.web.guards import View, actor, in_workspace, recently_proved, seat
 from portal.web.http import answer, page_or_fragment, portal, reading, reading_much, transaction, without_keys
 from portal.web.keys import keyring, look, pages, row_changed, with_impact
 
@@ -259,18 +260,25 @@ def edit(key_id: str) -> Response:
     return row_changed(key, f"“{key.name}” is saved.", focus=f"key-{key.id}-edit")
 
 
+def _with_key_to_limit(view: View) -> View:
+    """Hand the view its key; Forbidden for those who do not set rates, before they are asked for the password."""
+
+    @wraps(view)
+    def guarded(key_id: str) -> Any:
+        key = look(key_id)
+        if not key.may_set_rate:
+            raise Forbidden(keys.ADMINS_SET_RATES)
+        return view(key=key)
+
+    return guarded
+
+
 @pages.route("/keys/<public_id:key_id>/rate", methods=["GET", "POST"])
 @in_workspace
-def rate(key_id: str) -> Response:
-    """Set how many requests a key may send, or let it have the usual rates again; administrators only."""
-    key = look(key_id)
-    if not key.may_set_rate:
-        raise Forbidden(keys.ADMINS_SET_RATES)
-    return _set_rate(key=key)  # type: ignore[no-any-return]
-
-
+@_with_key_to_limit
 @recently_proved("to change how many requests a key may send")
-def _set_rate(key: KeyView) -> Response:
+def rate(key: KeyView) -> Response:
+    """Set how many requests a key may send, or let it have the usual rates again; administrators only."""
     stands = tuple("" if each is None else str(each) for each in (key.rate_per_minute, key.rate_per_second))
     if request.method != "POST":  # HEAD is a GET
         return _rate_form(key, stands, stands)

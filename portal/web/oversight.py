@@ -178,7 +178,7 @@ def verify() -> Response:
 @pages.get("/audit.csv")
 @in_workspace
 @_for_admins
-@recently_proved("to export the audit log")
+@recently_proved("to export the audit log", "oversight.audit")
 def export_csv() -> Response:
     """Send the log as a table, oldest first; no cell begins as a formula does."""
     return _export("csv", "text/csv", _as_csv)
@@ -187,7 +187,7 @@ def export_csv() -> Response:
 @pages.get("/audit.jsonl")
 @in_workspace
 @_for_admins
-@recently_proved("to export the audit log")
+@recently_proved("to export the audit log", "oversight.audit")
 def export_jsonl() -> Response:
     """Send the log as JSON Lines, oldest first."""
     return _export("jsonl", "application/jsonl", _as_jsonl)

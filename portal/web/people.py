@@ -163,9 +163,9 @@ def _save_access(mid: str, *, may_raise: bool) -> Response:
                 session, actor(), keyring(), mid, role=role, levels=chosen, was=was, is_proved=may_raise
             )
     except Invalid as error:
-        return _access_form(mid, role, chosen, errors=error.problems, status=422)
+        return _access_form(mid, role, chosen, errors=error.problems)
     except Conflict as error:
-        return _access_form(mid, conflict=error.message, status=409)
+        return _access_form(mid, conflict=error.message)
     name = saved.member.name
     told = f"Access of “{name}” is saved." if saved.is_changed else f"Access of “{name}” is as it was."
     if saved.withdrawn:
@@ -195,7 +195,6 @@ def _access_form(
     *,
     errors: Mapping[str, str] | None = None,
     conflict: str = "",
-    status: int = 200,
 ) -> Response:
     with reading() as session:
         found = people.get(session, seat(), mid)
@@ -206,6 +205,7 @@ def _access_form(
     about = _about(found, every, levels)
     about |= {"matrix": rows, "roles": _ROLES, "role": role or found.role, "errors": errors or {}}
     was = people.version_of(found.role, levels)
+    status = 422 if errors else 409 if conflict else 200
     return page("people/access.html", status, was=was, conflict=conflict, **about)
 
 

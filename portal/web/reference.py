@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
-from flask import Blueprint, Response, current_app, g, make_response, render_template, request, url_for
+from flask import Blueprint, Response, current_app, g, make_response, redirect, render_template, request, url_for
 
 from portal.rules.access import AccessLevel, Action, Scope
 from portal.rules.credentials import BASE62, CHECKSUM_LENGTH, KeyFormat
@@ -21,7 +21,7 @@ from portal.store.models import App
 from portal.web import answers
 from portal.web.declared import ACCOUNT_ID, IDEMPOTENCY_KEY, LIMIT, Declared, declared_calls, refusals_of
 from portal.web.fields import fields_of
-from portal.web.guards import Audience, anybody_known
+from portal.web.guards import Audience, anybody, anybody_known
 from portal.web.home import LEVELS
 from portal.web.http import error_types, portal, reading
 from portal.web.openapi import BASE, CODES, EXAMPLE_ID, ROTATES_ITSELF, WORDS, example_of, prefixed
@@ -99,6 +99,20 @@ def errors() -> Response:
         "docs/errors.html",
         refused=[(status, [each for each in causes if each["status"] == status]) for status in (401, 403)],
     )
+
+
+@pages.get("/scopes")
+@anybody
+def to_scopes() -> Response:
+    """Lead to where the one page speaks of scopes."""
+    return make_response(redirect(url_for("reference.index", _anchor="scopes"), 302))
+
+
+@pages.get("/<slug:app>")
+@anybody
+def of_app(app: str) -> Response:
+    """Lead to the page as it speaks of an app."""
+    return make_response(redirect(url_for("reference.index", app=app), 302))
 
 
 def _usual(apps: list[tuple[Shelf, App]], reader: Reader) -> tuple[Shelf, App] | None:

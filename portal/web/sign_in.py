@@ -15,13 +15,22 @@ from portal.services.invitations import NewAccount, OpenInvitation
 from portal.store.database import TROUBLE
 from portal.store.models import Account
 from portal.web.door import client_label
-from portal.web.guards import anybody, prompt, prove_again, signed_in, start_browser_session, visitor
+from portal.web.guards import (
+    anybody,
+    endpoint_at,
+    prompt,
+    prove_again,
+    question_before,
+    signed_in,
+    start_browser_session,
+    visitor,
+)
 from portal.web.http import answer, in_words, page_or_fragment, reading, too_many, transaction, without_keys
 
 pages = Blueprint("sign_in", __name__)
 
 ROLES = {Role.ADMIN: "Administrator", Role.MEMBER: "Member"}
-_NO_MATCH = "That email and password do not match. Try again."
+_NO_MATCH = "That email and password do not match."
 
 
 @pages.get("/")
@@ -49,6 +58,8 @@ def login() -> Response:
         return too_many(_login_page(target, email, in_words(error)), error)
     if not found:
         return _login_page(target, email, _NO_MATCH, 422)
+    if target:
+        flash("Signed in. Back to API keys." if endpoint_at(target) == "keys.index" else "Signed in.")
     return make_response(redirect(target or url_for("sign_in.start"), 303))
 
 
@@ -74,7 +85,13 @@ def _device() -> str:
 
 
 def _login_page(target: str | None, email: str = "", error: str | None = None, status: int = 200) -> Response:
-    context = {"next": target or "", "email": without_keys(email)[:254], "error": error}
+    context = {
+        "next": target or "",
+        "email": without_keys(email)[:254],
+        "error": error,
+        "is_wrong": error is _NO_MATCH,
+        "has_ended": "_user_id" in browser_session,  # Flask-Login's: somebody was signed in here, and did not sign out
+    }
     return make_response(render_template("sign_in/login.html", **context), status)
 
 
@@ -98,12 +115,10 @@ def reauth() -> Response:
     """Ask for the password again, then go on to `next`."""
     sent = request.args.get("next") if request.method != "POST" else answer("next")
     target = local_path(sent) or url_for("sign_in.start")
-    form = ("to go on", url_for("sign_in.reauth"), [("next", target)])
+    question = question_before(target)
     if request.method == "POST":
-        return prove_again(*form) or make_response(redirect(target, 303))
-    response = prompt(*form)
-    response.status_code = 200
-    return response
+        return prove_again(question) or make_response(redirect(target, 303))
+    return prompt(question, status=200)
 
 
 @pages.get("/w")

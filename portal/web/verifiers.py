@@ -14,6 +14,13 @@ from portal.web.workspace import pages
 _for_admins = only(attrgetter("is_admin"), verifiers.ADMINS_ONLY)
 
 
+@pages.get("/verifiers")
+@in_workspace
+def to_verifiers() -> Response:
+    """Lead the short address to the list."""
+    return make_response(redirect(url_for("workspace.list_verifiers", ws=seat().workspace.slug), 302))
+
+
 @pages.get("/workspace/verifiers")
 @in_workspace
 def list_verifiers() -> Response:

@@ -16,7 +16,7 @@ from portal.web.guards import actor, in_workspace, only, recently_proved, seat
 from portal.web.http import answer, page_or_fragment, reading, transaction, without_keys
 
 pages = Blueprint("workspace", __name__, url_prefix="/w/<slug:ws>")
-_for_admins = only(attrgetter("is_admin"), "Only administrators set up the workspace. Ask one of them.")
+_for_admins = only(attrgetter("is_admin"), "Only administrators set up the workspace.")
 
 _LIMITS = {"": "No limit", "30": "30 days", "90": "90 days", "365": "1 year"}
 _EMPTY_SCHEMA = (
@@ -168,10 +168,10 @@ def _form(template: str, names: tuple[str, ...], kept: dict[str, str], errors: d
 @pages.route("/policy", methods=["GET", "POST"])
 @in_workspace
 @_for_admins
-@recently_proved("to change the policy")
+@recently_proved("to change the policy", "workspace.index")
 def set_policy() -> Response:
     """Set how long keys may live and whether administrators own live ones; tell which standing keys would break it."""
-    standing = policy.of(seat().workspace)
+    standing = wanted = policy.of(seat().workspace)
     if request.method != "POST":  # HEAD is a GET
         return _policy_page(standing, standing)
     try:
@@ -180,7 +180,7 @@ def set_policy() -> Response:
         with transaction() as session:
             policy.change(session, actor(), wanted, was if "was_days" in request.form else standing)
     except Invalid as error:
-        return _policy_page(standing, standing, errors=error.problems)
+        return _policy_page(standing, wanted, errors=error.problems)
     return _done("The policy is saved. It holds for every key made, rotated or reactivated from now on.")
 
 

@@ -265,7 +265,7 @@ def expect_whole(*texts: Locator) -> None:
 # --- The password again ---------------------------------------------------------------------------------------------
 
 
-def prove(page: Page, password: str = PASSWORD) -> None:
+def prove(page: Page | Locator, password: str = PASSWORD) -> None:
     """Answer "Confirm it's you"."""
     expect(page.get_by_role("heading", name="Confirm it’s you")).to_be_visible()
     page.get_by_role("textbox", name="Password").fill(password)
@@ -325,6 +325,85 @@ def test_stopping_a_key_never_asks_for_the_password_and_starting_it_does(
     leave_receipt(page, scripts=scripts)
     expect(page.get_by_role("rowheader", name=name)).to_have_count(0)
     assert backstage.find(name).revoked_at
+
+
+@pytest.mark.parametrize(
+    ("verb", "why"), [("Reactivate", "to reactivate an API key"), ("Extend by 24 h", "to let the old key work longer")]
+)
+def test_a_wrong_password_in_a_row_is_told_in_the_row(
+    verb: str, why: str, new_page: NewPage, backstage: Backstage
+) -> None:
+    key_id = backstage.key("max", f"Slip, {verb}")
+    if verb == "Reactivate":
+        backstage.act("max", keys.deactivate, key_id, at=datetime.now(UTC))
+    else:
+        backstage.rotate(key_id, "max")
+    page = new_page()
+    sign_in_unseen(page.context, "max")
+    backstage.lapse("max")
+    page.goto(KEYS)
+    page.get_by_role("link", name=re.compile(f"{re.escape(verb)} Slip")).click()
+    strip = page.locator(".strip")
+    strip.get_by_role("textbox", name="Password").fill("not the password")
+    page.keyboard.press("Enter")
+    expect(strip).to_contain_text("That password is not right. 4 tries left.")
+    expect(strip).to_contain_text(f"Enter your password {why}.")
+    expect(strip.get_by_role("textbox", name="Password")).to_be_focused()
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    # Another question opens over it: each field has a name, and each id is there once.
+    page.get_by_role("link", name="Generate new API key").click()
+    dialog = page.get_by_role("dialog", name="Confirm it’s you")
+    expect(dialog).to_contain_text("Enter your password to generate an API key.")
+    prove(dialog, "not the password")
+    expect(dialog).to_contain_text("That password is not right. 3 tries left.")
+    expect(dialog).to_contain_text("Enter your password to generate an API key.")
+    expect(dialog.get_by_role("textbox", name="Password")).to_be_focused()
+    ids = page.evaluate("[...document.querySelectorAll('[id]')].map((node) => node.id)")
+    assert len(ids) == len(set(ids))
+    page.keyboard.press("Escape")
+    expect(dialog).to_have_count(0)
+    prove(strip)
+    strip.get_by_role("button", name=re.compile(verb.split(maxsplit=1)[0])).click()
+    expect(page.locator("#status")).to_contain_text("is active again" if verb == "Reactivate" else "works longer")
+
+
+@pytest.mark.parametrize(("way", "scripts"), [("Cancel", True), ("Escape", True), ("Cancel", False)])
+def test_whoever_gives_no_password_has_the_filled_form_again(
+    way: str, scripts: bool, new_page: NewPage, backstage: Backstage
+) -> None:
+    page = new_page(scripts=scripts)
+    sign_in_unseen(page.context, "lea")
+    page.goto(KEYS)
+    open_form(Mouse(page))
+    name = f"Changed my mind, {way}, {scripts}"
+    page.get_by_label("Used in").fill("Loading dock")
+    page.get_by_role("radio", name="30 days").check()
+    fill_form(Mouse(page), name, ["tasks:read"], live=True)
+    if not scripts:
+        page.get_by_role("button", name="Continue").click()
+    backstage.lapse("lea")
+    page.get_by_role("button", name="Generate live key").click()
+    password = page.get_by_role("textbox", name="Password")
+    password.fill(PASSWORD)  # typed, and then thought better of
+    password.press("Escape") if way == "Escape" else page.get_by_role("button", name="Cancel").click()
+    field = page.get_by_label("What is this key for?")
+    expect(field).to_have_value(name)
+    expect(page.get_by_label("Used in")).to_have_value("Loading dock")
+    for answer in (page.get_by_role("radio", name="Live"), page.get_by_role("radio", name="30 days")):
+        expect(answer).to_be_checked()
+    expect(page.locator(f"{SCOPE}:checked")).to_have_count(1)
+    expect(page.get_by_text(SUMMARY)).to_have_count(0)
+    if not scripts:
+        page.get_by_role("button", name="Continue").click()
+    else:
+        expect(field).to_be_focused()
+        page.keyboard.press("Escape")
+        expect(page.get_by_role("group", name="Discard this new key?")).to_be_visible()
+        page.get_by_role("button", name="Keep editing").click()
+    page.get_by_role("button", name="Generate live key").click()
+    prove(page)
+    expect(page.get_by_label("API key, full text")).to_be_visible()
+    assert backstage.find(name).note == "Loading dock"
 
 
 def press(page: Page, verb: str, name: str) -> None:
@@ -488,6 +567,18 @@ def break_down(page: Page, address: str, trouble: str) -> Callable[[], None]:
 
     page.route(address, fail)
     return lambda: page.unroute(address, fail)
+
+
+def test_whoever_stays_signed_in_goes_on_at_the_head_of_what_is_there(page: Page) -> None:
+    page.clock.install()
+    for path, head in ((KEYS, "#dlg-title"), ("/account", "#main")):
+        page.goto(path)
+        if path == KEYS:
+            open_form(Mouse(page))
+        page.clock.fast_forward("01:59:00")
+        page.get_by_role("button", name="Stay signed in").click()
+        expect(page.get_by_role("status").filter(has_text="You stay signed in.")).to_be_visible()
+        expect(page.locator(head)).to_be_focused()
 
 
 @pytest.mark.parametrize("control", ["Generate new API key", "Deactivate Left open"])

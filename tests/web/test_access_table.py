@@ -98,6 +98,7 @@ POST   /w/<slug:ws>/review/<public_id:key_id>/reviewed    303 404 404 404 404 40
 GET    /w/<slug:ws>/review/deactivate                     303 404 200 200 200 404 303 303
 POST   /w/<slug:ws>/review/deactivate                     303 404 303 303 303 404 400 400
 GET    /w/<slug:ws>/workspace                             303 404 403 403 200 404 303 303
+GET    /w/<slug:ws>/verifiers                             303 404 302 302 302 404 303 303
 GET    /w/<slug:ws>/workspace/verifiers                   303 404 403 403 200 404 303 303
 GET    /w/<slug:ws>/workspace/verifiers/new               303 404 403 403 200 404 303 303
 POST   /w/<slug:ws>/workspace/verifiers/new               303 404 403 403 422 404 400 400
@@ -147,6 +148,8 @@ GET    /w/<slug:ws>/members/invitations/<public_id:iid>/withdraw 303 404 403 403
 POST   /w/<slug:ws>/members/invitations/<public_id:iid>/withdraw 303 404 403 403 303 404 400 400
 GET    /docs/api                                          200 200 200 200 200 200 200 200
 GET    /docs/api/errors                                   200 200 200 200 200 200 200 200
+GET    /docs/api/scopes                                   302 302 302 302 302 302 302 302
+GET    /docs/api/<slug:app>                               302 302 302 302 302 302 302 302
 GET    /api/v1/openapi.json                               200 200 200 200 200 200 200 200
 GET    /api/v1/me                                         401 401 401 401 401 401 200 200
 POST   /api/v1/me/rotate                                  401 401 401 401 401 401 403 403

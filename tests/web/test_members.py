@@ -18,7 +18,7 @@ from portal.services import invitations, workspaces
 from portal.services.actor import operator
 from portal.store.database import Database
 from portal.store.models import Access, Account, ApiKey, AuditEvent, Member, Solution, UserSession
-from tests.cast import Cast, MadeKey, Person
+from tests.cast import HTMX, Cast, MadeKey, Person
 from tests.web.looking import kept
 
 API = "/w/acme/api-members"
@@ -348,6 +348,18 @@ def test_offboarding_lists_what_stops_and_moves_it_to_an_api_member(cast: Cast, 
     assert cast.ana.post(f"{rio}/leave", {"then": "remove"}).status_code == 303
     assert (status(cast, old), status(cast, new)) == (401, 200)
     assert cast.rio.get("/w/acme").status_code == 404
+
+
+@pytest.mark.both
+def test_who_is_refused_is_told_whom_to_ask(cast: Cast, database: Database) -> None:
+    for path in (PEOPLE, "/w/acme/workspace", "/w/acme/policy"):
+        for headers in ({}, HTMX):
+            reply = cast.rio.get(path, headers=headers)
+            assert (reply.status_code, "dministrators" in reply.text) == (403, True)
+            assert " Ask Ana Ruiz." in reply.text
+            assert "Ask one of them" not in reply.text
+    mine = cast.ana.post(f"{person_id(database, 'ana')}/access", {"access-operations": "manage"})
+    assert "Ask Ana Ruiz" not in mine.text
 
 
 def test_leaving_needs_no_password_and_coming_back_does(cast: Cast, database: Database) -> None:

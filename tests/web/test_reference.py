@@ -82,6 +82,17 @@ def test_everybody_reads_it_and_finds_every_call_with_its_scope(cast: Cast) -> N
     assert "None of your keys" not in words_of(page.text)
 
 
+def test_short_addresses_lead_to_where_their_thing_stands(shared_cast: Cast) -> None:
+    for path, to in (
+        (f"{DOCS}/scopes", f"{DOCS}#scopes"),
+        (f"{DOCS}/tasks", f"{DOCS}?app=tasks"),
+        ("/w/acme/verifiers", "/w/acme/workspace/verifiers"),
+    ):
+        reply = shared_cast.ana.get(path)
+        assert (reply.status_code, reply.location) == (302, to)
+        assert shared_cast.ana.get(to).status_code == 200
+
+
 def test_the_samples_language_is_chosen_by_a_link_and_kept_in_a_cookie(cast: Cast) -> None:
     visitor = cast.stranger()
     assert block(visitor.get(DOCS).text, "list-records-sample").startswith("curl ")

@@ -87,6 +87,14 @@ def test_what_was_typed_into_a_form_that_expired_can_be_sent_again(cast: Cast) -
     stale = max_.browser.post(KEYS, data={**answers, "csrf_token": "stale"})
     assert "Typed &lt;once&gt;" in stale.text
     assert f'action="{KEYS}"' in stale.text
+    assert "<title>Error: This form was open too long – Acme – Latchkey</title>" in stale.text
+    told = unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", stale.text.partition("<main")[2])))
+    assert "Your answers are kept below: press “Generate live key” again." in told
+    facts = told.partition("again.")[2].partition("Request id")[0].split()
+    assert " ".join(facts) == (
+        "Name Typed <once> Used in “here” Environment Live Scopes leads:read , leads:write Expires 90 days "
+        "Generate live key"
+    )
     fields: dict[str, list[str]] = {}
     for tag in re.findall(r"<input[^>]*>", stale.text.partition("<main")[2]):
         name, value = re.search(r'name="([^"]*)"', tag), re.search(r'value="([^"]*)"', tag)
