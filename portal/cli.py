@@ -234,8 +234,7 @@ def reset_password(email: str) -> None:
             advice += "Who has not joined yet needs a link: .venv/bin/flask invite-admin WORKSPACE EMAIL"
             raise NotFound(f"Nobody can sign in as {email}.\n{advice}")
         token = passwords.begin_reset(session, operator(), account)
-    click.echo(f"Send this link to {email}; it works once, for {passwords.RESET_LIFE.seconds // 60} minutes:")
-    click.echo(f"{portal().settings.base_url}/reset/{token}")
+    _tell_reset(email, token)
 
 
 @command("deactivate-account")
@@ -257,13 +256,14 @@ def deactivate_account(email: str) -> None:
 @command("reactivate-account")
 @click.argument("email")
 def reactivate_account(email: str) -> None:
-    """Give a person's account back what it had: sign-in, memberships, keys. They sign in anew."""
+    """Let a person in again with their keys, and print a one-time link for a new password: the old one has ended."""
     with portal().database.transaction() as session:
-        is_changed = people.reactivate_account(session, operator(), email)
-    if is_changed:
-        click.echo(f"The account {email} is active again, with its password and its keys as they were.")
-    else:
+        token = people.reactivate_account(session, operator(), email)
+    if token is None:
         click.echo(f"The account {email} is active already. Nothing was changed.")
+        return
+    click.echo(f"The account {email} is active again, with its keys as they were. Its old password has ended.")
+    _tell_reset(email, token)
 
 
 @command("backup")
@@ -340,6 +340,11 @@ def notify() -> None:
 def _tell_invitation(email: str, token: str) -> None:
     click.echo(f"Send this link to {email}; it works once, for {invitations.INVITATION_LIFE.days} days:")
     click.echo(f"{portal().settings.base_url}/invite/{token}")
+
+
+def _tell_reset(email: str, token: str) -> None:
+    click.echo(f"Send this link to {email}; it works once, for {passwords.RESET_LIFE.seconds // 60} minutes:")
+    click.echo(f"{portal().settings.base_url}/reset/{token}")
 
 
 def _is_blank() -> bool:

@@ -1,6 +1,7 @@
 """The `flask` commands, as an operator types them; what they do is looked at through HTTP."""
 
 import json
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -492,11 +493,24 @@ def test_a_deactivated_account_is_out_at_once_and_shown_as_what_it_is(
     assert "already" in run(cast.app, "deactivate-account", "rio@acme.test")
 
     assert "reactivate-account rio@acme.test" in refused(cast.app, "reset-password", "rio@acme.test")
-    assert "active again" in run(cast.app, "reactivate-account", "Rio@acme.test")
+    printed = run(cast.app, "reactivate-account", "Rio@acme.test")
+    assert "active again" in printed
     assert "already" in run(cast.app, "reactivate-account", "rio@acme.test")
     assert cast.call("GET", "/me", key).status_code == 200
     assert "/login" in cast.rio.get("/w/acme").location
-    assert cast.rio.sign_in().status_code == 303
+    assert cast.rio.sign_in().status_code == 422  # whoever knew the old password does not get in again
+    (link,) = re.findall(r"/reset/\S+", printed)
+    new = "seven green bottles on a wall"
+    cast.rio.get(link)
+    assert cast.rio.post(link, {"password": new, "password_again": new}).status_code == 303
+    assert cast.rio.sign_in(new).status_code == 303
+
+
+def test_a_key_that_others_may_know_can_be_stopped_before_its_account_comes_back(cast: Cast, key: MadeKey) -> None:
+    run(cast.app, "deactivate-account", "rio@acme.test")
+    run(cast.app, "revoke-key", key.id)
+    run(cast.app, "reactivate-account", "rio@acme.test")
+    assert cast.call("GET", "/me", key).status_code == 401
 
 
 def test_a_workspaces_last_administrator_can_be_stopped_and_the_operator_is_warned(cast: Cast) -> None:

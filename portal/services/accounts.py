@@ -194,14 +194,14 @@ def sign_in(session: Session, actor: Actor, attempt: Attempt, client: str) -> tu
 def confirm(session: Session, attempt: Attempt, now: datetime) -> Account:
     """Take a verified attempt back and give its account, held; Conflict when it is deactivated or has a new password.
 
-    Else whoever knew the old password could begin a session just after all others had ended.
+    Else whoever knew the old password could begin a session just after all others had ended. The two are told alike.
     """
     account = attempt.account
     if account is None:
         raise ValueError("an attempt at nobody's account cannot succeed")
     standing = select(Account.password_hash).where(Account.id == account.id, Account.deactivated_at.is_(None))
     if session.scalar(standing.with_for_update(key_share=True)) != account.password_hash:
-        raise Conflict("The password was changed a moment ago. Try again.")
+        raise Conflict("The account changed a moment ago. Try again.")
     take_back(session, attempt, now)
     return account
 

@@ -238,7 +238,11 @@ class OpenInvitation:
 
 
 def get_by_token(session: Session, token: str, actor: Actor, *, lock: bool = False) -> OpenInvitation:
-    """Find an invitation by its token; NotFound once it is used, withdrawn, expired or unknown."""
+    """Find an invitation by its token; NotFound once it is used, withdrawn, expired or unknown.
+
+    It ends too when its sender is out, or no administrator any more; an operator's has no sender.
+    """
+    is_operators = Invitation.invited_by_id.is_(None)
     statement = (
         select(Invitation)
         .options(joinedload(Invitation.workspace, innerjoin=True))
@@ -247,6 +251,7 @@ def get_by_token(session: Session, token: str, actor: Actor, *, lock: bool = Fal
             Invitation.accepted_at.is_(None),
             Invitation.withdrawn_at.is_(None),
             Invitation.expires_at > actor.at,
+            is_operators | Invitation.invited_by_id.in_(select(Member.id).where(members.is_admin_now())),
         )
         .execution_options(populate_existing=True)
     )

@@ -117,7 +117,10 @@ _PLACES = (
 def seat_of(session: Session, actor: Actor, *, lock: bool = False) -> Seat:
     """Read the acting member's seat again, inside the transaction that relies on it; Forbidden when it is gone."""
     workspace_id, member_id = actor.seat
-    rows = read(session, _SEAT_HELD if lock else _SEAT, {"workspace": workspace_id, "member": member_id})
+    this = {"workspace": workspace_id, "member": member_id}
+    if lock and session.get_bind().dialect.name == "postgresql":
+        read(session, _HELD, this)  # by itself: a statement that waits sees other tables as they were before
+    rows = read(session, _SEAT, this)
     if not rows:
         raise Forbidden("You are no longer a member of this workspace.")
     member, workspace = _who_and_where(rows[0])
@@ -132,7 +135,11 @@ _SEAT = (
     .where(Account.deactivated_at.is_(None))
 )
 # `key_share`: who only writes this member's id elsewhere, as a stop of a key does, does not wait, nor deadlock.
-_SEAT_HELD = _SEAT.with_for_update(of=Member, key_share=True)
+_HELD = (
+    select(Member.id)
+    .where(Member.id == bindparam("member"), Member.workspace_id == bindparam("workspace"))
+    .with_for_update(key_share=True)
+)
 
 
 def granted_to(session: Session, member: Member | SeatMember) -> dict[int, AccessLevel]:
@@ -187,9 +194,14 @@ def has_account_off(member: Any = Member) -> ColumnElement[bool]:
     return and_(member.account_id.is_not(None), member.account_id.in_(_ACCOUNTS_OFF))
 
 
+def is_admin_now() -> ColumnElement[bool]:
+    """Give the condition that a member acts as an administrator: neither they nor their account are out."""
+    return and_(Member.role == Role.ADMIN, *ACTIVE, ~has_account_off())
+
+
 def admin_names(session: Session, workspace_id: int) -> list[str]:
     """Name a few administrators, for "ask …"."""
-    admins = (Member.workspace_id == workspace_id, Member.role == Role.ADMIN, *ACTIVE, ~has_account_off())
+    admins = (Member.workspace_id == workspace_id, is_admin_now())
     return list(session.scalars(select(Member.name).where(*admins).order_by(Member.id).limit(_ADMINS_NAMED)))
 
 

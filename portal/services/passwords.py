@@ -108,7 +108,14 @@ def begin_reset(session: Session, actor: Actor, account: Account) -> str:
     return token
 
 
-def open_reset(session: Session, actor: Actor, token: str, *, lock: bool = False) -> tuple[PasswordReset, Account]:
+def take_away(session: Session, actor: Actor, account: Account) -> str:
+    """Make a held account's password and open links good for nothing; give the token of a new link."""
+    account.password_hash = credentials.NO_PASSWORD
+    _end_links(session, actor, account)
+    return begin_reset(session, actor, account)
+
+
+def open_reset(session: Session, actor: Actor, token: str) -> tuple[PasswordReset, Account]:
     """Find a reset by its link's token; NotFound once it is used, expired or unknown, or its account deactivated."""
     statement = (
         select(PasswordReset, Account)
@@ -120,7 +127,7 @@ def open_reset(session: Session, actor: Actor, token: str, *, lock: bool = False
             Account.deactivated_at.is_(None),
         )
     )
-    row = session.execute(statement.with_for_update(of=PasswordReset) if lock else statement).one_or_none()
+    row = session.execute(statement).one_or_none()
     if row is None:
         raise NotFound("This link was used or has expired. Ask for a new one.")
     return row[0], row[1]
@@ -128,7 +135,10 @@ def open_reset(session: Session, actor: Actor, token: str, *, lock: bool = False
 
 def reset(session: Session, actor: Actor, token: str, new: NewPassword) -> int:
     """Choose a new password over a one-time link; end every session. Give how many keys were stopped."""
-    _, account = open_reset(session, actor, token, lock=True)
+    _, account = open_reset(session, actor, token)
+    # The account is locked before its links, as by everybody, and only then is the link looked at for good.
+    session.execute(select(Account.id).where(Account.id == account.id).with_for_update(key_share=True))
+    open_reset(session, actor, token)
     stopped = _set(session, actor, account, new, keep=None)
     details = {"keys_stopped": stopped}
     audit.record(
@@ -144,12 +154,16 @@ def active_keys(session: Session, account_id: int, actor: Actor) -> int:
 
 def _set(session: Session, actor: Actor, account: Account, new: NewPassword, *, keep: LiveSession | None) -> int:
     session.execute(update(Account).where(Account.id == account.id).values(password_hash=new.password_hash))
-    # Links that were sent before are of no use any more, to whoever reads the mail.
-    links = (PasswordReset.account_id == account.id, PasswordReset.used_at.is_(None))
-    session.execute(update(PasswordReset).where(*links).values(used_at=actor.at))
+    _end_links(session, actor, account)
     ended = delete(UserSession).where(UserSession.account_id == account.id)
     session.execute(ended.where(UserSession.id != keep.id) if keep else ended)
     return _stop_keys(session, actor, account) if new.stop_keys else 0
+
+
+def _end_links(session: Session, actor: Actor, account: Account) -> None:
+    """Make links that were sent before good for nothing, to whoever reads the mail."""
+    links = (PasswordReset.account_id == account.id, PasswordReset.used_at.is_(None))
+    session.execute(update(PasswordReset).where(*links).values(used_at=actor.at))
 
 
 def _stop_keys(session: Session, actor: Actor, account: Account) -> int:

@@ -6,7 +6,7 @@ Accounts as a whole, in all their workspaces, are switched off and on by an oper
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, and_, delete, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, delete, exists, func, or_, select
 from sqlalchemy.orm import Session, contains_eager, joinedload
 
 from portal.rules.access import AccessLevel, Levels, Role
@@ -18,7 +18,7 @@ from portal.services.actor import Actor
 from portal.services.audit import Event
 from portal.services.members import Seat
 from portal.services.offboarding import KeyAtRisk, Loss
-from portal.store.models import Access, Account, ApiKey, Member, PasswordReset, Solution, UserSession
+from portal.store.models import Access, Account, ApiKey, Member, Solution, UserSession
 
 LEADS_ONLY = "Only team leads and administrators see the people of a workspace."
 LAST_ADMIN = "{} is the last administrator of {}. Make somebody else an administrator first."
@@ -320,11 +320,6 @@ def deactivate_account(session: Session, actor: Actor, email: str) -> Ended | No
         return None
     account.deactivated_at = actor.at
     keys = passwords.active_keys(session, account.id, actor)
-    session.execute(
-        update(PasswordReset)
-        .where(PasswordReset.account_id == account.id, PasswordReset.used_at.is_(None))
-        .values(used_at=actor.at)
-    )
     ended = delete(UserSession).where(UserSession.account_id == account.id).returning(UserSession.id)
     sessions = len(session.scalars(ended).all())
     orphans = []
@@ -335,20 +330,25 @@ def deactivate_account(session: Session, actor: Actor, email: str) -> Ended | No
     return Ended(sessions, keys, orphans)
 
 
-def reactivate_account(session: Session, actor: Actor, email: str) -> bool:
-    """Give an account back what it had but for sessions; False where it had that. NotFound for an unknown one."""
+def reactivate_account(session: Session, actor: Actor, email: str) -> str | None:
+    """Give an account its memberships and keys back, but not its password, which may be known to whoever took it over.
+
+    Gives the token of a one-time link for a new one; None where it is active, NotFound for an unknown one.
+    """
     account = _hold_account(session, email)
     if account.deactivated_at is None:
-        return False
+        return None
     account.deactivated_at = None
     _tell_of_account(session, actor, Event.ACCOUNT_REACTIVATED, account)
-    return True
+    return passwords.take_away(session, actor, account)
 
 
 def _hold_account(session: Session, email: str) -> Account:
-    account = session.scalar(
-        select(Account).where(Account.email == (clean_email(email) or "")).with_for_update(key_share=True)
-    )
+    """Lock an account after its members: what they are doing just now is done first, and what comes later sees it."""
+    this = Account.email == (clean_email(email) or "")
+    mine = select(Member.id).join(Member.account).where(this).order_by(Member.id)
+    session.execute(mine.with_for_update(of=Member, key_share=True))
+    account = session.scalar(select(Account).where(this).with_for_update(key_share=True))
     if account is None:
         raise NotFound(f"Nobody has an account with the address {email}.")
     return account

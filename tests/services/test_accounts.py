@@ -371,7 +371,7 @@ def test_no_session_begins_by_a_password_that_was_verified_before_its_account_wa
     assert attempt.verify(PASSWORD)
     with database.transaction() as session:
         session.execute(update(Account).where(Account.email == RIO).values(deactivated_at=NOON))
-    with pytest.raises(Conflict), database.transaction() as session:
+    with pytest.raises(Conflict, match="The account changed"), database.transaction() as session:
         accounts.sign_in(session, visitor(), attempt, "Firefox/145")
 
 

@@ -1,6 +1,8 @@
 """New passwords: who may choose one, what ends with the old one, and what a one-time link is good for."""
 
+from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -8,11 +10,11 @@ from sqlalchemy import func, select
 
 from portal.rules.credentials import verify_password
 from portal.rules.errors import Conflict, Invalid, KeyRefused, NotFound
-from portal.services import accounts, passwords, sessions
+from portal.services import accounts, passwords, people, sessions
 from portal.services.accounts import LiveSession
 from portal.services.passwords import MAILS_AN_HOUR, RESET_LIFE, NewPassword
 from portal.store.models import Account, OutgoingMail, UserSession
-from tests.services.office import NOON, Office
+from tests.services.office import NOON, Office, at_once
 
 OLD = "correct horse battery staple"
 NEW = "seven green bottles on a wall"
@@ -132,6 +134,39 @@ def test_using_one_link_ends_the_others(office: Office) -> None:
     reset(office, second)
     with pytest.raises(NotFound):
         reset(office, first)
+
+
+def test_a_link_that_is_used_many_times_at_once_counts_once(office: Office) -> None:
+    token = link(office)
+    assert token
+    ends = at_once({str(n): partial(reset, office, token) for n in range(4)})
+    assert (
+        sorted(str(end) for end in ends.values())
+        == ["0"] + ["This link was used or has expired. Ask for a new one."] * 3
+    )
+
+
+@pytest.mark.server
+def test_a_link_that_is_used_while_its_account_is_switched_off_opens_nothing(office: Office) -> None:
+    """Two that lock account and link in two orders would wait for each other."""
+    token = link(office)
+    assert token
+
+    def switch_off() -> object:
+        with office.database.transaction() as session:
+            return people.deactivate_account(session, office.actor("max"), "max@acme.test")
+
+    with ThreadPoolExecutor() as pool:
+        with office.database.transaction() as session:
+            session.get_one(Account, account(office).id, with_for_update=True)
+            waiting = [pool.submit(switch_off)]
+            wait(waiting, 0.3)
+            waiting.append(pool.submit(reset, office, token))
+            assert wait(waiting, 0.3).done == set()
+        assert waiting[0].result()
+        with pytest.raises(NotFound):
+            waiting[1].result()
+    assert verify_password(account(office).password_hash, OLD)
 
 
 def test_a_changed_password_ends_the_links_that_were_sent(office: Office) -> None:

@@ -1,11 +1,14 @@
 """People: roles and access, leaving and coming back, invitations (T-29, T-30)."""
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
 from sqlalchemy import select, update
 
+from portal.demo import PASSWORD
 from portal.rules.access import AccessLevel, Role
 from portal.rules.credentials import token_digest
 from portal.rules.errors import (
@@ -18,14 +21,17 @@ from portal.rules.errors import (
     PortalError,
     TooManyAttempts,
 )
-from portal.services import accounts, api_members, audit, invitations, key_lists, keys, members, people
+from portal.services import accounts, api_members, audit, invitations, key_lists, keys, members, passwords, people
 from portal.services.actor import Actor, Means
 from portal.services.invitations import NewAccount
+from portal.services.passwords import NewPassword
 from portal.services.people import Filters
-from portal.store.models import Invitation, Member, OutgoingMail, UserSession, Workspace
+from portal.store.models import Account, Invitation, Member, OutgoingMail, UserSession, Workspace
 from tests.services.office import API_MEMBER, NOON, Office
 
 NONE, READ, FULL, MANAGE = AccessLevel
+MALLORY: dict[str, Any] = {"email": "mallory@acme.test", "role": "admin", "levels": {}, "base_url": "https://keys.test"}
+_A_WHILE = 0.3  # seconds in which a statement that waits for nobody is done
 
 
 def do(office: Office, who: str, what: Any, *given: Any, **named: Any) -> Any:
@@ -183,6 +189,8 @@ def test_an_account_that_is_off_has_no_session_and_no_key_and_on_again_its_keys(
         assert session.scalars(select(UserSession)).all() == []
         shown = people.list_for(session, office.seat("ana"), Filters(state="deactivated"), number=1, size=9, now=NOON)
         assert [row.member.name for row in shown.rows] == ["Rio Tanaka"]
+        shown = people.list_for(session, office.seat("ana"), Filters(state="active"), number=1, size=9, now=NOON)
+        assert [row.member.name for row in shown.rows] == ["Ana Ruiz", "Lea Okoro", "Max Brandt"]
         asked = key_lists.count_for(session, office.actor("ana"), office.seat("ana"), "all")
         assert (asked.active, asked.stopped) == (0, 1)
     assert not office.view("ana", made.id).owner.is_active
@@ -191,7 +199,7 @@ def test_an_account_that_is_off_has_no_session_and_no_key_and_on_again_its_keys(
     assert switch(office, people.deactivate_account, email) is None
 
     assert switch(office, people.reactivate_account, email)
-    assert not switch(office, people.reactivate_account, email)
+    assert switch(office, people.reactivate_account, email) is None
     assert office.check(plain)
     assert office.view("ana", made.id).owner.is_active
     told = [event for event in office.told() if event.action.startswith("account_")]
@@ -209,13 +217,65 @@ def test_an_account_that_was_taken_over_is_stopped_though_it_is_the_last_admins(
     assert switch(office, people.deactivate_account, "ana@acme.test").orphans == []
     with office.database.reading() as session:
         open_to = session.scalars(select(Invitation.email).where(Invitation.withdrawn_at.is_(None))).all()
-        assert members.admin_names(session, office.member("max").workspace_id) == [office.member("max").name]
+        max_ = office.seat("max")
+        assert members.admin_names(session, max_.workspace.id) == [max_.member.name]
+        (sales,) = (each.id for each in members.solutions_of(session, max_.workspace.id) if each.slug == "sales")
+        assert members.granters(session, max_, [sales], for_api_member=True) == {sales: [max_.member.name]}
         assert api_members.manager_of(session, office.member(API_MEMBER))[1]
     assert open_to == ["ida@acme.test"]
     switch(office, people.deactivate_account, "lea@acme.test")
     with office.database.reading() as session:
         assert not api_members.manager_of(session, office.member(API_MEMBER))[1]  # administrators are told of it
     assert switch(office, people.deactivate_account, "max@acme.test").orphans == ["acme"]
+
+
+def test_an_account_comes_back_without_its_password_and_with_one_new_link(office: Office) -> None:
+    email, rio = "rio@acme.test", office.actor("rio")
+    with office.database.transaction() as session:
+        account = session.scalars(select(Account).where(Account.email == email)).one()
+        sent = passwords.begin_reset(session, rio, account)
+        attempt = accounts.begin_attempt(session, rio, email)
+    switch(office, people.deactivate_account, email)
+    token = switch(office, people.reactivate_account, email)
+    with pytest.raises(Conflict), office.database.transaction() as session:  # a sign-in that was under way
+        accounts.sign_in(session, rio, attempt, "Firefox")
+    with office.database.transaction() as session:
+        assert not accounts.begin_attempt(session, rio, email).verify(PASSWORD)
+        with pytest.raises(NotFound):
+            passwords.open_reset(session, rio, sent)
+        passwords.reset(session, rio, token, NewPassword.choose("twelve chars", "twelve chars", stop_keys=False))
+        assert accounts.begin_attempt(session, rio, email).verify("twelve chars")
+
+
+def test_an_invitation_that_is_being_sent_while_its_account_is_switched_off_is_withdrawn(office: Office) -> None:
+    office.change("max", role=Role.ADMIN)
+    with ThreadPoolExecutor() as pool:
+        with office.database.transaction() as session:
+            invitations.invite(session, office.actor("ana"), **MALLORY)
+            off = pool.submit(switch, office, people.deactivate_account, "ana@acme.test")
+            with pytest.raises(TimeoutError):
+                off.result(_A_WHILE)
+        off.result()
+    with office.database.reading() as session:
+        assert session.scalars(select(Invitation.withdrawn_at)).all() == [NOON]
+
+
+@pytest.mark.parametrize("what", ["invites", "gives a role", "generates a key"])
+def test_who_waits_while_their_account_is_switched_off_does_nothing_more(office: Office, what: str) -> None:
+    office.change("max", role=Role.ADMIN)
+    then = {
+        "invites": partial(do, office, "ana", invitations.invite, **MALLORY),
+        "gives a role": partial(give, office, "ana", "rio", "admin"),
+        "generates a key": partial(office.generate, "ana"),
+    }[what]
+    with ThreadPoolExecutor() as pool:
+        with office.database.transaction() as session:
+            people.deactivate_account(session, Actor(NOON, Means.COMMAND, "operator"), "ana@acme.test")
+            waits = pool.submit(then)
+            with pytest.raises(TimeoutError):
+                waits.result(_A_WHILE)
+        with pytest.raises(Forbidden):
+            waits.result()
 
 
 @pytest.mark.parametrize("email", ["nobody@acme.test", "", "Nightly sync", "\x00"])
@@ -409,6 +469,21 @@ def test_a_withdrawn_invitation_and_an_earlier_one_open_nothing(office: Office) 
         accept(office, second)
     with pytest.raises(NotFound):
         do(office, "ana", invitations.withdraw, waiting.public_id)
+
+
+@pytest.mark.parametrize("change", [{"role": Role.MEMBER}, {"deactivated_at": NOON}, {"removed_at": NOON}, {}])
+def test_an_invitation_opens_nothing_once_its_sender_invites_nobody_any_more(
+    office: Office, change: dict[str, Any]
+) -> None:
+    """Also one that was not withdrawn with the sender's rights."""
+    link = invite(office)
+    if change:
+        office.change("ana", **change)
+    else:
+        with office.database.transaction() as session:
+            session.execute(update(Account).where(Account.email == "ana@acme.test").values(deactivated_at=NOON))
+    with pytest.raises(NotFound, match="used or has expired"):
+        accept(office, link)
 
 
 def test_so_many_invitations_are_open_at_once_and_no_more(office: Office) -> None:
