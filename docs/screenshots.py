@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from portal.demo import PASSWORD  # noqa: E402
+from tests.browser.conftest import ARGUMENTS, BROWSERS  # noqa: E402
 from tests.servers import serving  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images"
@@ -40,7 +41,8 @@ def sign_in(browser: Browser, url: str, theme: str) -> Page:
     page.get_by_label("Email").fill("lea@acme.test")
     page.get_by_label("Password", exact=True).fill(PASSWORD)
     page.keyboard.press("Enter")
-    page.wait_for_url("**/api/keys")
+    page.get_by_text("Signed in.").wait_for()
+    page.goto("/w/acme/api/keys")  # again, without the greeting
     page.wait_for_load_state("networkidle")
     return page
 
@@ -69,7 +71,8 @@ def main() -> None:
     """Take all pictures."""
     IMAGES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"))
+        executable = next(filter(None, map(shutil.which, BROWSERS)), None)
+        browser = playwright.chromium.launch(executable_path=executable, args=ARGUMENTS)
         with serving(f"sqlite:///{folder}/portal.db", Path(folder)) as server:
             page = sign_in(browser, server.url, "light")
             for answers in KEYS:
