@@ -146,7 +146,7 @@ def is_from_dialog() -> bool:
 
 def is_cancelled() -> bool:
     """Say whether the question for the password was answered with Cancel: its form then carries the answers back."""
-    return not is_api(request) and "cancel" in request.form
+    return request.method == "POST" and not is_api(request) and "cancel" in request.form
 
 
 def page_of_fragment() -> str | None:

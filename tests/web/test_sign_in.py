@@ -535,6 +535,27 @@ def test_whoever_cancels_at_the_password_has_the_form_as_it_was_sent_and_nothing
         assert kept(database) == before
 
 
+def test_nothing_that_asks_for_the_password_is_done_without_it_by_cancelling(cast: Cast, database: Database) -> None:
+    key = cast.rio.generate()
+    cast.rio.post(f"keys/{key.id}/deactivate")
+    made = cast.ana.post("/w/acme/api-members/new", {"name": "CRM bot", "access-sales": "read"}).location
+    values = {"ws": "acme", "key_id": key.id, "mid": made.rpartition("/")[2]}
+    asking = [rule for rule in cast.app.url_map.iter_rules() if hasattr(cast.app.view_functions[rule.endpoint], "asks")]
+    before = kept(database)
+    tried = 0
+    with later(minutes=11):
+        for rule in asking:
+            _, path = rule.build({name: values[name] for name in rule.arguments}) or ("", "")
+            for person in (cast.rio, cast.ana):
+                for answers in ({"cancel": "yes"}, {"cancel": "", "name": "CRM bot", "then": "x"}):
+                    assert person.post(path, answers).status_code < 500, path
+                    tried += 1
+                if "GET" in (rule.methods or ()):
+                    assert person.get(f"{path}?cancel=yes").status_code in (303, 403, 404), path
+    assert tried > 40
+    assert kept(database) == before
+
+
 @pytest.mark.parametrize(
     ("path", "asked", "why", "back"),
     [
