@@ -1,8 +1,8 @@
 """What a million checks of keys cost: `.venv/bin/python bench/million.py` prints CPU time, the database's included.
 
 With 100,000 stored keys, 5,000 of them in use over eight kept connections to one worker, everything as shipped: limits,
-usage and numbers on. For `GET /api/v1/me`, as any view behind a key, and for `/verify`. SQLite and PostgreSQL (from the
-test environment); needs Linux, for /proc.
+usage and numbers on. For `GET /api/v1/me` and `/verify`, both answered before Flask, and for a view with a key. SQLite
+and PostgreSQL (from the test environment); needs Linux, for /proc.
 """
 
 import signal
