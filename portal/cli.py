@@ -1,8 +1,8 @@
 """Commands: `.venv/bin/flask <command>`. The same services as the pages, by the hand of an operator."""
 
+import ctypes
 import errno
 import json
-import os
 import socket
 import sys
 from collections.abc import Callable
@@ -44,6 +44,7 @@ from portal.store.database import MISTAKES, TROUBLE, Session, lacks_tables, out_
 from portal.store.migrate import NewerDatabase, migrate
 from portal.web.http import portal
 
+_M_ARENA_MAX = -8
 THREADS = 64  # a process; all but one wait: for bodies that are still on their way, for Redis, for their turn
 _MAX_HEADERS = 16 * 1024  # bytes of a request's header block
 
@@ -447,6 +448,6 @@ def run_server(settings: Settings, target: str = "app:create_app") -> None:
         log_level=LogLevels.error,  # it warns of the threads that are meant, and tells what we have told
         working_dir=Path(__file__).parent.parent,
     )
-    # For the workers, which read it as they start: so many threads need no heap each (glibc's mallopt(3)), 7 MB in all.
-    os.environ.setdefault("MALLOC_ARENA_MAX", "2")
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # glibc's, see mallopt(3); workers are forked
+        mallopt(_M_ARENA_MAX, 2)  # heaps for so many threads would take 7 MB
     server.serve()
