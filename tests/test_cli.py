@@ -162,7 +162,9 @@ def test_a_port_on_which_somebody_listens_is_not_shared(
         try:
             listener = listen(taken, port_of(app))
         except OSError:
-            pytest.skip(f"nobody can listen on {taken} here")
+            if taken != "::1":  # the one that a machine may lack; the others go the same way
+                raise
+            pytest.skip("this machine has no IPv6")
         with listener:
             told = refused(app, "serve")
         assert told.startswith(f"Error: Port {port_of(app)} is taken by another program.")

@@ -7,6 +7,7 @@ from random import getrandbits
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
+from portal.rules.credentials import KeyFormat
 from portal.rules.errors import KeyRefused, Refusal
 from portal.services.key_check import Caller
 
@@ -53,8 +54,8 @@ def data(found: Any, request_id: str, **meta: Any) -> bytes:
     return to_json({"data": found, "meta": {"requestId": request_id, **meta}}).encode()
 
 
-def me(caller: Caller, hint: str) -> dict[str, Any]:
-    """Say who a key is; `hint` is what lists show of it."""
+def me(caller: Caller, key_format: KeyFormat) -> dict[str, Any]:
+    """Say who a key is."""
     return {
         "workspace": {"id": caller.workspace_id, "slug": caller.workspace_slug, "name": caller.workspace_name},
         "member": {
@@ -65,7 +66,7 @@ def me(caller: Caller, hint: str) -> dict[str, Any]:
         "key": {
             "id": caller.key_id,
             "name": caller.key_name,
-            "hint": hint,
+            "hint": key_format.hint(caller.environment, caller.last_four),
             "environment": caller.environment,
             "scopes": caller.reach.texts,
             "effectiveScopes": caller.reach.effective_texts,

@@ -49,8 +49,7 @@ _FIRST_ID = "X-Request-Id"  # and the id that its body names
 def me(caller: Caller) -> Response:
     """Say who the key is."""
     read_query()  # without one, the door has answered already
-    hint = portal().settings.keyring.format.hint(caller.environment, caller.last_four)
-    return api_reply(answers.me(caller, hint))
+    return api_reply(answers.me(caller, portal().settings.keyring.format))
 
 
 @api.post("/me/rotate")

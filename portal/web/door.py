@@ -212,8 +212,8 @@ class Door:
         """Say who a key is, as the view does."""
         environ[ENDPOINT] = "api.me"
         self._note(environ, passage, caller, 200)
-        hint = self._parts().settings.keyring.format.hint(caller.environment, caller.last_four)
-        return Answer(200, [], answers.data(answers.me(caller, hint), passage.request_id))
+        found = answers.me(caller, self._parts().settings.keyring.format)
+        return Answer(200, [], answers.data(found, passage.request_id))
 
     def _note(self, environ: dict[str, Any], passage: Passage, caller: Caller, status: int) -> None:
         noted = _use(environ, passage, caller.key_pk, passage.scope, status)
