@@ -199,19 +199,18 @@ def set_access(
     if raises and not is_proved:
         raise NeedsProof()
     at_risk = offboarding.keys_at_risk(session, actor, seat, keyring, member)
-    withdrawn = _set_role(session, actor, seat, member, Role(role))
+    withdrawn = _set_role(session, actor, member, Role(role))
     changed = members.set_levels(session, actor, member, levels, by_id=seat.member.id)
     lost = [] if role == Role.ADMIN else offboarding.losses(at_risk, before | dict(levels))
     return Saved(member, bool(changed) or role != before_role, lost, withdrawn)
 
 
-def _set_role(session: Session, actor: Actor, seat: Seat, member: Member, role: Role) -> int:
-    """Change a role and tell of it; gives how many open invitations an administrator took with them."""
+def _set_role(session: Session, actor: Actor, member: Member, role: Role) -> int:
+    """Change a role, not the last administrator's, and tell of it; gives how many open invitations went with it."""
     if member.role == role:
         return 0
     withdrawn = 0
     if role is Role.MEMBER:
-        _check_not_last(session, seat, member, Event.ROLE_CHANGED)
         withdrawn = invitations.withdraw_those_of(session, actor, member)
     members.tell(session, actor, Event.ROLE_CHANGED, member, {"before": str(member.role), "after": str(role)})
     member.role = role
@@ -265,7 +264,8 @@ def leave(session: Session, actor: Actor, public_id: str, then: str) -> Member:
     if then == "demote":
         if member.role != Role.ADMIN:
             raise Conflict(f"“{member.name}” is no administrator. Nothing was changed.")
-        _set_role(session, actor, seat, member, Role.MEMBER)
+        _check_not_last(session, seat, member, event)
+        _set_role(session, actor, member, Role.MEMBER)
         return member
     if member.removed_at is not None or (then == "deactivate" and member.deactivated_at is not None):
         state = "removed" if member.removed_at else "deactivated"
@@ -295,7 +295,7 @@ def reactivate(session: Session, actor: Actor, public_id: str) -> tuple[Member, 
     member.deactivated_at = member.removed_at = None
     members.tell(session, actor, Event.MEMBER_REACTIVATED, member, {"kind": "human"})
     if was_removed:
-        _set_role(session, actor, seat, member, Role.MEMBER)
+        _set_role(session, actor, member, Role.MEMBER)
         nothing = dict.fromkeys(members.levels_of(session, member), AccessLevel.NONE)
         members.set_levels(session, actor, member, nothing, by_id=seat.member.id)
     return member, len(members.stop_keys(session, actor, member, "its owner had left and came back"))
