@@ -50,9 +50,10 @@ class KeyCache(Generic[R]):
         except BaseException:  # news that were told and not followed, for want of memory, are never told again
             self._drop_all()
             raise
-        if not self._log.is_current:
-            return None
-        return next((record for digest in digests if (record := self._records.get(digest))), None)
+        for digest in digests:
+            if (record := self._records.get(digest)) and self._log.covers(record.key_pk):
+                return record
+        return None
 
     def keep(self, digest: bytes, record: R) -> None:
         """Keep what was read after `find` had not found it."""

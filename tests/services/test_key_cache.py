@@ -1,18 +1,19 @@
 """Records of keys that a process keeps are never older than the last commit, whoever made it and however (T-19)."""
 
+import random
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from psycopg.errors import LockNotAvailable
 from psycopg.types.json import JsonDumper
-from sqlalchemy import Connection, create_engine, text
+from sqlalchemy import Connection, create_engine, select, text
 from sqlalchemy.exc import DataError, IntegrityError, InternalError, ProgrammingError
 
 from portal.rules.access import AccessLevel
@@ -431,6 +432,166 @@ def test_while_a_change_is_half_way_each_request_reads_its_key(
         assert counting.reads == before + 3
         (other.commit if is_kept else other.rollback)()
     assert (told(warm, plain) is Refusal.REVOKED) == is_kept
+
+
+@pytest.fixture
+def many(office: Office) -> dict[int, list[tuple[int, PlainKey]]]:
+    """A few keys by the parts that they are in: two in the first part, one each in others."""
+    made = [office.generate("rio", name=f"Key {n}") for n in range(on_postgresql.PARTS + 1)]
+    parts: dict[int, list[tuple[int, PlainKey]]] = {}
+    with office.database.reading() as session:
+        for key, plain in made:
+            pk = session.scalars(select(ApiKey.id).where(ApiKey.public_id == key.id)).one()
+            parts.setdefault(pk % on_postgresql.PARTS, []).append((pk, plain))
+    return dict(sorted(parts.items(), key=lambda each: -len(each[1])))
+
+
+def set_revoked(connection: Connection, key: int, at: str | None = LONG_AGO) -> None:
+    connection.execute(text("UPDATE api_key SET revoked_at = :at WHERE id = :key"), {"at": at, "key": key})
+
+
+def wait_for_leases(check: KeyCheck, plain: PlainKey) -> None:
+    """Use a key until there is a lease on every part."""
+    told(check, plain)
+    assert check._cache
+    log: Any = check._cache._log
+    while not all(log.covers(part) for part in range(on_postgresql.PARTS)):
+        told(check, plain)
+
+
+@pytest.mark.server
+def test_a_key_s_change_ends_the_leases_of_its_part_alone(
+    counting: Counting, warm: KeyCheck, many: dict[int, list[tuple[int, PlainKey]]]
+) -> None:
+    (changed, plain), (_, beside) = next(iter(many.values()))
+    elsewhere = [each[0][1] for each in list(many.values())[1:]]
+    for each in (plain, beside, *elsewhere):
+        told(warm, each)
+    with counting.engine.connect() as other:
+        set_revoked(other, changed)
+        held = other.exec_driver_sql(f"SELECT held FROM {on_postgresql._SINCE_NAME}(-1)").scalar_one()
+        with closing(counting.driver_connection()) as connection:
+            for_another = connection.execute(f"SELECT held FROM {on_postgresql._SINCE_NAME}(-1)").fetchone()[0]
+        assert held == on_postgresql._EVERY  # nobody is in his own way
+        assert for_another == on_postgresql._EVERY - (1 << changed % on_postgresql.PARTS)
+        for each in (plain, beside):
+            before = counting.reads
+            assert isinstance(told(warm, each), Caller)
+            assert counting.reads == before + 1
+        before = counting.reads
+        for each in elsewhere * 3:
+            assert isinstance(told(warm, each), Caller)
+        assert counting.reads == before
+        other.commit()
+    assert told(warm, plain) is Refusal.REVOKED
+    assert isinstance(told(warm, beside), Caller)
+
+
+@pytest.mark.server
+def test_a_line_that_is_committed_after_a_later_one_is_read(
+    counting: Counting, warm: KeyCheck, by_hand: Connection, many: dict[int, list[tuple[int, PlainKey]]]
+) -> None:
+    """They are of two parts, and the first one's part had no lease when the second line was read."""
+    (slow, plain), (quick, other_plain) = (each[0] for each in list(many.values())[:2])
+    told(warm, plain)
+    with counting.engine.connect() as other:
+        set_revoked(other, slow)
+        set_revoked(by_hand, quick)
+        assert told(warm, other_plain) is Refusal.REVOKED
+        assert isinstance(told(warm, plain), Caller)  # read, and kept
+        other.commit()
+    wait_for_leases(warm, other_plain)
+    assert told(warm, plain) is Refusal.REVOKED
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("second", ["another key", "its member"])
+def test_a_transaction_that_comes_to_a_second_part_waits_out_its_leases_too(
+    counting: Counting, warm: KeyCheck, many: dict[int, list[tuple[int, PlainKey]]], second: str
+) -> None:
+    (first, plain), (later, other_plain) = (each[0] for each in list(many.values())[:2])
+    for _ in range(5):
+        with counting.engine.connect() as other:
+            set_revoked(other, first)
+            told(warm, other_plain)  # of a part on which there is a lease
+            if second == "another key":
+                set_revoked(other, later)
+            else:
+                other.exec_driver_sql("UPDATE member SET deactivated_at = now()")
+            other.commit()
+        assert isinstance(told(warm, other_plain), Refusal)
+        assert isinstance(told(warm, plain), Refusal)
+        with counting.engine.begin() as other:
+            for key in (first, later):
+                set_revoked(other, key, None)
+            other.exec_driver_sql("UPDATE member SET deactivated_at = NULL")
+        assert isinstance(told(warm, other_plain), Caller)
+
+
+@pytest.mark.server
+def test_a_change_after_one_that_was_taken_back_waits_again(
+    counting: Counting, warm: KeyCheck, many: dict[int, list[tuple[int, PlainKey]]]
+) -> None:
+    """Rolling back to a savepoint lets go of the part, and there are leases on it again."""
+    key, plain = next(iter(many.values()))[0]
+    for _ in range(5):
+        with counting.engine.connect() as other:
+            other.exec_driver_sql("UPDATE account SET name = name")  # a transaction that changes nothing watched
+            with other.begin_nested() as savepoint:
+                set_revoked(other, key)
+                savepoint.rollback()
+            wait_for_leases(warm, plain)
+            told(warm, plain)
+            set_revoked(other, key)
+            other.commit()
+        assert told(warm, plain) is Refusal.REVOKED
+        with counting.engine.begin() as other:
+            set_revoked(other, key, None)
+        assert isinstance(told(warm, plain), Caller)
+
+
+@pytest.mark.server
+def test_whatever_transactions_do_beside_each_other_counts_when_they_end(
+    counting: Counting, many: dict[int, list[tuple[int, PlainKey]]]
+) -> None:
+    """Three that change keys of their own, one or many at once, and now and then take something back."""
+    everything = [each for part in many.values() for each in part]
+    over = threading.Event()
+
+    def change(mine: list[tuple[int, PlainKey]], checks: list[KeyCheck], seed: int) -> int:
+        chance, is_off, count = random.Random(seed), dict.fromkeys((key for key, _ in mine), False), 0
+        for _ in range(40):
+            with counting.engine.connect() as other:
+                for key, _ in chance.sample(mine, chance.choice((1, 1, 1, 2, 4))):
+                    savepoint = other.begin_nested()
+                    set_revoked(other, key, None if is_off[key] else LONG_AGO)
+                    if chance.random() < 0.2:
+                        savepoint.rollback()
+                    else:
+                        is_off[key] = not is_off[key]
+                        savepoint.commit()
+                other.commit()
+            for check in checks:
+                for key, plain in chance.sample(mine, len(mine)):
+                    assert (told(check, plain) is Refusal.REVOKED) == is_off[key]
+                    count += 1
+        return count
+
+    def ask(check: KeyCheck) -> None:
+        while not over.is_set():
+            for _, plain in everything:
+                told(check, plain)
+
+    with ExitStack() as stack, ThreadPoolExecutor(5) as pool:
+        checks = [stack.enter_context(closing(KeyCheck(counting, RING))) for _ in range(2)]
+        askers = [pool.submit(ask, check) for check in checks]
+        writers = [pool.submit(change, everything[n::3], checks, n) for n in range(3)]
+        try:
+            assert all(writer.result() for writer in writers)
+        finally:
+            over.set()
+        for asker in askers:
+            asker.result()
 
 
 class Clock:

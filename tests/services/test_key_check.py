@@ -99,7 +99,7 @@ def test_one_statement_decides_and_nothing_is_written(office: Office, watched: W
     office.act("rio", keys.deactivate, stopped.id)
     ring = Keyring(RING.format, (*(Pepper(f"p{n}", bytes([n]) * 32) for n in range(peppers - 1)), *RING.peppers))
     # Whether anything changed (`store.key_log`), unless that is known for a moment.
-    news = "PRAGMA data_version" if watched.is_sqlite else "SELECT seq, key_id, member_id FROM key_change_since_"
+    news = "PRAGMA data_version" if watched.is_sqlite else "SELECT held, seq, key_id, member_id FROM key_change_since_"
     with checking(watched, ring) as check:
         with suppress(KeyRefused):
             check.check(f"Bearer {RING.format.mint(Environment.LIVE).reveal()}", now=NOON)

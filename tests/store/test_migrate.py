@@ -47,7 +47,7 @@ def schema(url: str) -> dict[str, Any]:
             }
         )
         for name in found.get_table_names()
-        if name not in ("alembic_version", TABLE)
+        if name != "alembic_version" and not name.startswith(TABLE)
     }
     database.close()
     return described

@@ -19,14 +19,14 @@ class KeyLog(Protocol):
     is_fit: bool
     """Whether what is read from now on may be kept: whatever changes it will be among the news."""
 
-    is_current: bool
-    """Whether the news are complete up to this moment, so that what was kept may be used."""
-
     def news(self) -> Sequence[Change] | None:
         """Give what changed since the last call; None when all may have.
 
         Raises one of `database.TROUBLE` when the database cannot be asked.
         """
+
+    def covers(self, key: int) -> bool:
+        """Say whether the last news of a key were complete up to that moment, so that what was kept may be used."""
 
     def is_installed(self) -> bool:
         """Say whether every change is written down as this code wants it."""

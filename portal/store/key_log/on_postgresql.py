@@ -5,17 +5,23 @@ the next lease before this one ends, and goes on meanwhile. The triggers let eve
 lease before it can be committed, while nobody gets another one. (Gray and Cheriton, Leases: an efficient fault-tolerant
 mechanism for distributed file cache consistency, SOSP 1989.)
 
-Why nobody who uses a lease is told less than the last commit that ended before he looked:
+Keys are in `PARTS` parts by their numbers, so that one key's change ends the leases of one part alone. Each part has an
+empty table, to be locked. A change to one key is of that key's part; any other change (of a member, say) is of all.
 
-1. A lease is given by a function that holds the log locked in a mode that no writer of the log shares (SHARE against
-   ROW EXCLUSIVE), and only if it gets that lock at once. So no change is half-way then: it ended before, and its line
-   is read, or it has not come to its line yet.
-2. A change writes its line, which locks the log against leases until the change ends, and then waits for `WAIT`.
-   Leases given before that line end meanwhile, for each is counted from before it was asked for, on its host's own
-   clock, however late its lines are looked at. None is given until the change has ended, and PostgreSQL lets go of its
-   locks after others can see it.
-3. Lines get rising numbers under that lock, so behind what a lease has read comes whatever is committed after it. The
-   log keeps the newest few thousand lines; whoever does not find the line that he read last takes all for changed.
+Why nobody who uses a lease on a part is told less of it than the last commit that ended before he looked:
+
+1. A lease on a part is given by a function that holds the part locked in a mode that no change shares (SHARE against
+   ROW EXCLUSIVE), and only if it gets that lock at once. So no change of the part is half-way then: it ended before,
+   and its line is read, or it has not come to its line yet.
+2. A change locks its part against leases until it ends, then writes its line, and then waits for `WAIT`. Leases given
+   before the lock end meanwhile, for each is counted from before it was asked for, on its host's own clock, however
+   late its lines are looked at. None is given until the change has ended, and PostgreSQL lets go of its locks after
+   others can see it. A transaction that comes to a second part locks all the others with it, and waits once more.
+3. Lines get rising numbers. A line of a part gets its number while the part is locked, so under a lease's lock all of
+   the part's lines can be seen or have numbers to come, above any that can be seen: behind the last line that a lease
+   has read, of whatever part, comes whatever is committed of this one after it. That is kept for each part, for parts
+   without a lease stay behind. The log keeps the newest few thousand lines; whoever does not find the line that he read
+   last takes all for changed.
 4. The functions' names hold a digest of all that `install` makes, and each lease counts the triggers that are on.
    Without them there are no leases, and each request reads its key.
 
@@ -44,23 +50,31 @@ _log = logging.getLogger("portal.store.key_log")
 LEASE = 0.006  # seconds
 WAIT = 0.0072  # seconds
 _AHEAD = 0.0045  # seconds of a lease after which the next request asks for another, and does not wait for it
+PARTS = 16  # a power of two
 PRUNED = 1_000  # lines that are taken out of the log at once, at most
 _PATIENCE = 100  # milliseconds that the log's maker waits for a lock, and then lets others pass
 _TRIES = 50
-_RETRY = 0.002  # seconds until a lease is asked for again while a change is half-way
+_RETRY = 0.002  # seconds until a lease is asked for again while changes of all parts are half-way
 _LEFT_ALONE = 1.0  # seconds between two looks for functions that were not there
 
 _CREATE = """
     CREATE TABLE key_change
     (seq bigint GENERATED ALWAYS AS IDENTITY (START WITH %d) PRIMARY KEY, key_id bigint, member_id bigint)
 """
+_PART = f"{TABLE}_part_%s"
+_EACH = [_PART % part for part in range(PARTS)]
+_EVERY = (1 << PARTS) - 1  # parts, a bit for each
 # Its arguments: the log's column, and the table's. Two settings that end with the transaction remember which keys it
-# made and whether it has waited; rolling back to a savepoint sets them back too.
+# made and which part it has locked; rolling back to a savepoint sets them back too, and lets go of the locks.
 _NOTE = f"""
 DECLARE
     was bigint := to_jsonb(OLD) ->> TG_ARGV[1];
     becomes bigint := to_jsonb(NEW) ->> TG_ARGV[1];
     made text := coalesce(current_setting('portal.made', true), '');
+    locked text := coalesce(current_setting('portal.locked', true), '');
+    part bigint;
+    is_first boolean := locked = '';
+    is_new boolean;
 BEGIN
     IF TG_OP = 'INSERT' AND TG_TABLE_NAME = '{KEYS.table}' THEN
         IF length(made) < 1000 THEN  -- a restore makes so many that looking through them would take longer than a wait
@@ -71,10 +85,21 @@ BEGIN
     IF TG_OP = 'INSERT' AND TG_ARGV[0] = 'key_id' AND position(' ' || becomes || ' ' IN ' ' || made) > 0 THEN
         RETURN NULL;
     END IF;
+    IF TG_ARGV[0] = 'key_id' AND coalesce(was, becomes) & {PARTS - 1} = coalesce(becomes, was) & {PARTS - 1} THEN
+        part := coalesce(was, becomes) & {PARTS - 1};
+    END IF;
+    is_new := locked <> 'all' AND locked IS DISTINCT FROM part::text;
+    IF is_new AND is_first AND part IS NOT NULL THEN
+        EXECUTE format('LOCK TABLE {_PART} IN ROW EXCLUSIVE MODE', part);
+        locked := part;
+    ELSIF is_new THEN
+        LOCK TABLE {", ".join(_EACH)} IN ROW EXCLUSIVE MODE;
+        locked := 'all';
+    END IF;
     INSERT INTO key_change (key_id, member_id)
         SELECT DISTINCT CASE WHEN TG_ARGV[0] = 'key_id' THEN id END, CASE WHEN TG_ARGV[0] = 'member_id' THEN id END
         FROM unnest(ARRAY[was, becomes]) AS id WHERE id IS NOT NULL OR TG_ARGV[0] = '';
-    IF current_setting('portal.waited', true) IS DISTINCT FROM 'yes' THEN
+    IF is_first THEN
         -- One transaction at a time, or the oldest lines could outlive newer ones; and none that sees an older moment,
         -- for which the lines that another one took out would be a conflict.
         IF current_setting('transaction_isolation') = 'read committed'
@@ -85,36 +110,47 @@ BEGIN
                 ORDER BY seq LIMIT {PRUNED}
             );
         END IF;
+    END IF;
+    IF is_new THEN
         PERFORM pg_sleep({WAIT});
-        PERFORM set_config('portal.waited', 'yes', true);
+        PERFORM set_config('portal.locked', locked, true);
     END IF;
     RETURN NULL;
 END
 """  # noqa: S608 - constants
 _SINCE = """
+DECLARE
+    held bigint := 0;
 BEGIN
     -- To hold a lease's lock is to hold up every change: that is for those who could do so without it.
     IF NOT has_table_privilege(session_user, '%(keys)s', 'UPDATE') THEN
         RETURN;
     END IF;
     BEGIN
-        LOCK TABLE key_change IN SHARE MODE NOWAIT;
+        LOCK TABLE %(each)s IN SHARE MODE NOWAIT;
+        held := %(every)d;
     EXCEPTION WHEN lock_not_available THEN
-        RETURN QUERY SELECT NULL::bigint, NULL::bigint, NULL::bigint;
-        RETURN;
+        FOR part IN 0..%(last)d LOOP
+            BEGIN
+                EXECUTE format('LOCK TABLE %(part)s IN SHARE MODE NOWAIT', part);
+                held := held | (1 << part);
+            EXCEPTION WHEN lock_not_available THEN
+                NULL;
+            END;
+        END LOOP;
     END;
     IF (SELECT count(*) FROM pg_trigger WHERE %(on)s) <> %(triggers)d THEN
         RETURN;
     END IF;
-    IF seen < 0 THEN
-        RETURN QUERY SELECT l.seq, l.key_id, l.member_id FROM key_change l ORDER BY l.seq DESC LIMIT 1;
+    IF seen < 0 OR held = 0 THEN
+        RETURN QUERY SELECT held, l.seq, l.key_id, l.member_id FROM key_change l ORDER BY l.seq DESC LIMIT 1;
     ELSE
         RETURN QUERY
-            SELECT l.seq, l.key_id, l.member_id FROM key_change l WHERE l.seq >= seen ORDER BY l.seq LIMIT %(lines)d;
+            SELECT held, l.seq, l.key_id, l.member_id FROM key_change l
+            WHERE l.seq >= seen ORDER BY l.seq LIMIT %(lines)d;
     END IF;
 END
 """
-_BUSY = [(None, None, None)]  # instead of lines: a change is half-way
 # Whoever may edit a table may have it written down; and his temporary tables, which are found first unless named, must
 # not stand in for ours.
 _AS_OWNER = "LANGUAGE plpgsql SECURITY DEFINER SET search_path = %s, pg_temp"
@@ -124,16 +160,19 @@ class PostgresqlLog:
     """See `KeyLog`."""
 
     is_fit = False
-    is_current = False
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
+        self._held = 0  # the parts that there is a lease on, a bit for each
         self._until = 0.0  # when the lease ends
         self._next_at = 0.0  # when the next one is asked for
         self._asked_ahead: float | None = None  # when it was
         self._not_before = 0.0  # when one is asked for again, after none was given
         self._is_there = False
-        self._seen = -1  # the last line that was read
+        self._seen = [-1] * PARTS  # the last line that was read when there was a lease on the part
+
+    def covers(self, key: int) -> bool:
+        return bool(self._held >> (key & (PARTS - 1)) & 1)
 
     def news(self) -> Sequence[Change] | None:
         now = _clock()
@@ -142,31 +181,38 @@ class PostgresqlLog:
                 self._asked_ahead = now  # before it is: an answer that nobody knows of would be taken for the next one
                 self._connection.ask_ahead(_FOLLOW, self._seen_bytes())
             return ()
-        self.is_current = False
+        self._held = 0
         if now < self._not_before:
             return ()
         lines: Sequence[tuple[Any, ...]] = ()
         asked, self._asked_ahead = self._asked_ahead, None
         if asked is not None:
             lines = self._told(self._connection.answer)
-        if asked is None or not lines or lines == _BUSY or now >= asked + LEASE:
+        if asked is None or not lines or not lines[0][0] or now >= asked + LEASE:
             lines, asked = self._ask(), now
-        if lines == _BUSY:
-            self._not_before = now + _RETRY
-            return ()
         if not lines:
             if self.is_fit or not self._not_before:
                 _log.warning("each request reads its key: the tables need `flask migrate`")
             self._not_before = now + _LEFT_ALONE
-            self._seen, self.is_fit = -1, False
+            self._start_anew()
             return None
-        if self._seen >= 0 and (lines[0][0] != self._seen or len(lines) > MOST + 1):
-            self._seen, self.is_fit = -1, False
+        held, first, last, behind = lines[0][0], lines[0][1], lines[-1][1], min(self._seen)
+        if not held:
+            self._not_before = now + _RETRY
+            return ()
+        if behind >= 0 and (first != behind or len(lines) > MOST + 1):
+            self._start_anew()
             return None
-        is_first = self._seen < 0
-        self._seen, self._until, self._next_at = lines[-1][0], asked + LEASE, asked + _AHEAD
-        self.is_fit = self.is_current = True
-        return None if is_first else [Change(key, member) for _, key, member in lines[1:]]
+        parts = [part for part in range(PARTS) if held >> part & 1]
+        seen = min(self._seen[part] for part in parts)
+        for part in parts:
+            self._seen[part] = last
+        self._held, self._until, self._next_at = held, asked + LEASE, asked + _AHEAD
+        self.is_fit = True
+        return None if behind < 0 else [Change(key, member) for _, seq, key, member in lines if seq > seen]
+
+    def _start_anew(self) -> None:
+        self._seen, self.is_fit = [-1] * PARTS, False  # until there was a lease on each, each lease drops all records
 
     def _ask(self) -> Sequence[tuple[Any, ...]]:
         """Ask for a lease and the lines behind the last one read, if the function for it is there."""
@@ -185,12 +231,12 @@ class PostgresqlLog:
             return ()
 
     def _seen_bytes(self) -> Sequence[bytes]:
-        return [struct.pack(">q", self._seen)]
+        return [struct.pack(">q", min(self._seen))]
 
     def is_installed(self) -> bool:
         execute = self._connection.execute
         there = "SELECT to_regproc(%s) IS NOT NULL AND to_regclass(%s) IS NOT NULL"
-        if execute(there, (_SINCE_NAME, TABLE)).fetchone() == (False,):
+        if execute(there, (_SINCE_NAME, TABLE)).fetchone() == (False,) or sorted(self._parts()) != sorted(_EACH):
             return False
         if execute(f"SELECT count(*) FROM pg_trigger WHERE {_ON}").fetchone() != (len(_TRIGGERS),):  # noqa: S608
             return False
@@ -230,13 +276,15 @@ class PostgresqlLog:
         execute = self._connection.execute
         execute(_CREATE % (time.time_ns() // 1000))  # or it might seem to go on where one before it ended
         execute("INSERT INTO key_change DEFAULT VALUES")  # the log is never empty from now on
+        for part in _EACH:
+            execute(f"CREATE TABLE IF NOT EXISTS {part} ()")
         (schema,) = execute("SELECT quote_ident(current_schema())").fetchone()
         how = _AS_OWNER % schema
         execute(f"CREATE FUNCTION {_NOTE_NAME}() RETURNS trigger {how} AS $do${_NOTE}$do$")
         for table, name, sql in _TRIGGERS:
             execute(sql)
             execute(f"ALTER TABLE {table} ENABLE ALWAYS TRIGGER {name}")  # also for whoever plays a replica
-        answer = "TABLE (seq bigint, key_id bigint, member_id bigint)"
+        answer = "TABLE (held bigint, seq bigint, key_id bigint, member_id bigint)"
         execute(f"CREATE FUNCTION {_SINCE_NAME}(seen bigint) RETURNS {answer} {how} AS $do${_SINCE}$do$")
 
     def _remove(self) -> None:
@@ -246,13 +294,18 @@ class PostgresqlLog:
         # All at once: when who holds the log has ended, nobody may come between. The tables may be those of other code.
         triggers = f"FROM pg_trigger WHERE tgname ^@ '{TABLE}_' AND NOT tgisinternal"
         found = execute(f"SELECT DISTINCT tgrelid::regclass::text {triggers}").fetchall()
-        execute(f"LOCK TABLE {', '.join([TABLE, *(name for (name,) in found)])} IN ACCESS EXCLUSIVE MODE")
+        parts = self._parts()
+        execute(f"LOCK TABLE {', '.join([*parts, TABLE, *(name for (name,) in found)])} IN ACCESS EXCLUSIVE MODE")
         execute(f"SELECT pg_sleep({WAIT})")  # this is a change too
         functions = "SELECT oid::regprocedure::text FROM pg_proc"
         ours = "proname ^@ 'key_change_' AND pronamespace = current_schema()::regnamespace"
         for (function,) in execute(f"{functions} WHERE {ours}").fetchall():
             execute(f"DROP FUNCTION {function} CASCADE")
-        execute(f"DROP TABLE {TABLE}")
+        execute(f"DROP TABLE {', '.join([TABLE, *parts])}")
+
+    def _parts(self) -> Sequence[str]:
+        tables = "SELECT relname::text FROM pg_class WHERE relkind = 'r' AND pg_table_is_visible(oid) AND relname ^@ %s"
+        return [name for (name,) in self._connection.execute(tables, (_PART % "",)).fetchall()]
 
     def _is_table(self, name: str) -> bool:
         return bool(self._connection.execute("SELECT to_regclass(%s) IS NOT NULL", (name,)).fetchone() == (True,))
@@ -283,14 +336,19 @@ def _triggers(note: str) -> Iterator[tuple[str, str, str]]:
 
 # Which triggers are those of this code, and on for everybody.
 _ON = "tgrelid = ANY('{%(tables)s}'::regclass[]) AND tgfoid = to_regproc('%(note)s') AND tgenabled = 'A'"
-_VERSION = hashlib.sha256(repr((_CREATE, _NOTE, _SINCE, _ON, _AS_OWNER, *_triggers(""))).encode()).hexdigest()[:12]
+_MADE = (_CREATE, _EACH, _NOTE, _SINCE, _ON, _AS_OWNER, *_triggers(""))
+_VERSION = hashlib.sha256(repr(_MADE).encode()).hexdigest()[:12]
 _NOTE_NAME, _SINCE_NAME = f"key_change_note_{_VERSION}", f"key_change_since_{_VERSION}"
 _TRIGGERS = tuple(_triggers(_NOTE_NAME))
 _ON %= {"tables": ",".join(watched.table for watched in WATCHED), "note": _NOTE_NAME}
 _SINCE %= {
     "keys": KEYS.table,
+    "each": ", ".join(_EACH),
+    "every": _EVERY,
+    "last": PARTS - 1,
+    "part": _PART,
     "on": _ON,
     "triggers": len(_TRIGGERS),
     "lines": MOST + 2,
 }
-_FOLLOW = f"SELECT seq, key_id, member_id FROM {_SINCE_NAME}($1)"  # noqa: S608 - a name of ours
+_FOLLOW = f"SELECT held, seq, key_id, member_id FROM {_SINCE_NAME}($1)"  # noqa: S608 - a name of ours

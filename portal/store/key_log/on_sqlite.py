@@ -31,7 +31,6 @@ class SqliteLog:
     """See `KeyLog`."""
 
     is_fit = False
-    is_current = False
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
@@ -40,6 +39,9 @@ class SqliteLog:
         self._version = -1
         self._schema = -1
         self._seen = -1  # the last line that was read
+
+    def covers(self, _key: int) -> bool:
+        return self.is_fit
 
     def news(self) -> Sequence[Change] | None:
         header = self._read_header()
@@ -53,7 +55,7 @@ class SqliteLog:
     def _read(self) -> Sequence[Change] | None:
         schema = self._ask("PRAGMA schema_version")
         if schema != self._schema:
-            self.is_fit = self.is_current = self._ask("PRAGMA journal_mode") == "wal" and self.is_installed()
+            self.is_fit = self._ask("PRAGMA journal_mode") == "wal" and self.is_installed()
             if not self.is_fit:
                 _log.warning("each request reads its key: no write-ahead log, or the tables need `flask migrate`")
             self._read_header = wal_index.reader_of(self._connection) if self.is_fit else bytes

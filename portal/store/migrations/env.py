@@ -48,7 +48,7 @@ def _run(connection: Connection) -> None:
         render_as_batch=True,
         render_item=_render,
         compare_type=True,
-        include_name=lambda name, kind, _: not (kind == "table" and name == TABLE),
+        include_name=lambda name, kind, _: not (kind == "table" and name is not None and name.startswith(TABLE)),
         transaction_per_migration=True,
     )
     with context.begin_transaction():
