@@ -23,6 +23,12 @@ from portal.store.models import ApiKey, App, KeyState, Member, RefusedRequest
 _KEYS = 5  # that a hint may lead to
 _REFUSALS = 20  # listed of them
 _OF_THE_KEY = (Refusal.MISSING_SCOPE, Refusal.ACCESS_WITHDRAWN)
+_STOPPED = {
+    KeyState.REVOKED: Refusal.REVOKED,
+    KeyState.EXPIRED: Refusal.EXPIRED,
+    KeyState.DEACTIVATED: Refusal.DEACTIVATED,
+}
+_STOPS = (*_STOPPED.values(), Refusal.RETIRED, Refusal.OWNER_INACTIVE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +37,7 @@ class Explanation:
 
     request: RefusedRequest
     reason: Refusal
+    cause: Refusal  # what stands in the way now: a key may have been stopped in another way since
     key: KeyView
     owner: Member
     held: tuple[str, ...]  # what the key could have done at that moment
@@ -55,6 +62,7 @@ def explain(session: Session, actor: Actor, seat: Seat, keyring: Keyring, reques
     row, request = found
     reason = Refusal(request.reason)
     key = key_views.of(session, seat, keyring, [row], actor.at)[0]
+    cause = _cause(key) if reason in _STOPS else reason
     scope = Scope.parse(request.required)
     app = _app(session, seat, scope, row)
     may_generate = False
@@ -66,12 +74,13 @@ def explain(session: Session, actor: Actor, seat: Seat, keyring: Keyring, reques
         here = app.solution_id
         ask = tuple(members.granters(session, seat, [here], for_api_member=row.member.is_api)[here])
         may_help = seat.is_admin or (row.member.is_api and seat.level_in(app.solution_id) is AccessLevel.MANAGE)
-    elif reason is Refusal.OWNER_INACTIVE:
+    elif cause is Refusal.OWNER_INACTIVE:
         may_help = seat.is_admin or row.member.is_api
         ask = tuple(members.admin_names(session, seat.workspace.id))
     return Explanation(
         request=request,
         reason=reason,
+        cause=cause,
         key=key,
         owner=row.member,
         held=tuple(request.held.split()),
@@ -92,6 +101,13 @@ def _app(session: Session, seat: Seat, scope: Scope | None, key: ApiKey) -> App 
     is_own = any(view.app_slug == scope.app for view in key_views.scopes_of(session, [key]).get(key.id, ()))
     reachable = {each.id for each in members.apps_of(session, seat)}
     return app if app and (is_own or app.id in reachable) else None
+
+
+def _cause(key: KeyView) -> Refusal:
+    """Say what stops a key now, if anything does; what is final comes first, for nothing else needs mending then."""
+    if key.state is not KeyState.REVOKED and not key.owner.is_active:
+        return Refusal.OWNER_INACTIVE
+    return _STOPPED.get(key.state, Refusal.DEACTIVATED)
 
 
 def _is_mended(key: KeyView, reason: Refusal, scope: Scope | None) -> bool:

@@ -368,7 +368,7 @@ def _mends(found: Explanation) -> Iterator[dict[str, str]]:
     new: dict[str, Any] = {"ws": ws, "from": key.id}
     similar = {"text": "Generate a similar key", "url": url_for("keys.new", **new)}
     may_hand_out = key.owner.kind != "human"
-    if found.reason is Refusal.MISSING_SCOPE:
+    if found.cause is Refusal.MISSING_SCOPE:
         if found.may_generate:
             yield {"text": f"Generate a key with {scope}", "url": url_for("keys.new", add=scope, **new)}
         elif found.app is None:
@@ -380,35 +380,35 @@ def _mends(found: Explanation) -> Iterator[dict[str, str]]:
             yield {"text": f"Then generate a key with {scope}", "url": url_for("keys.new", add=scope, **new)}
         else:
             yield {"text": f"{_ask(found)} for the access that {scope} needs, then generate a key with it."}
-    elif found.reason is Refusal.ACCESS_WITHDRAWN and found.may_help:
+    elif found.cause is Refusal.ACCESS_WITHDRAWN and found.may_help:
         yield _give_access(found)
-    elif found.reason is Refusal.ACCESS_WITHDRAWN:
+    elif found.cause is Refusal.ACCESS_WITHDRAWN:
         yield {"text": f"{_ask(found)} to give {key.owner.name} the access that {scope} needs."}
-    elif found.reason is Refusal.DEACTIVATED:
+    elif found.cause is Refusal.DEACTIVATED:
         if key.successor_works:
             yield _successor(found)
         if key.may_reactivate:
             yield {"text": "Reactivate the key", "url": url_for("keys.reactivate", **here)}
         else:
             yield {"text": f"{key.owner.name} can reactivate it."}
-    elif found.reason is Refusal.EXPIRED:
+    elif found.cause is Refusal.EXPIRED:
         if key.may_rotate:
             yield {"text": "Rotate the key", "url": url_for("keys.rotate", **here)}
         yield similar if may_hand_out else {"text": f"{key.owner.name} can rotate it."}
-    elif found.reason in (Refusal.REVOKED, Refusal.RETIRED) and key.successor_works:
+    elif found.cause is Refusal.REVOKED and key.successor_works:
         yield _successor(found)
-    elif found.reason in (Refusal.REVOKED, Refusal.RETIRED):
+    elif found.cause is Refusal.REVOKED:
         yield similar if may_hand_out else {"text": f"{key.owner.name} can generate another one."}
-    elif found.reason is Refusal.OWNER_INACTIVE and found.owner.is_active and not key.owner.is_active:
+    elif found.cause is Refusal.OWNER_INACTIVE and found.owner.is_active and not key.owner.is_active:
         yield {"text": f"Whoever runs Latchkey can reactivate the account of {key.owner.name}."}
-    elif found.reason is Refusal.OWNER_INACTIVE and found.may_help:
+    elif found.cause is Refusal.OWNER_INACTIVE and found.may_help:
         page = "members.reactivate_api_member" if found.owner.is_api else "members.reactivate_person"
         yield {"text": f"Reactivate {found.owner.name}", "url": url_for(page, ws=ws, mid=found.owner.public_id)}
-    elif found.reason is Refusal.OWNER_INACTIVE:
+    elif found.cause is Refusal.OWNER_INACTIVE:
         yield {"text": f"{_ask(found)} to reactivate {key.owner.name}, or generate a key for another member."}
-    elif found.reason is Refusal.OTHER_WORKSPACE:
+    elif found.cause is Refusal.OTHER_WORKSPACE:
         yield {"text": f"Let the program send Account-Id: {seat().workspace.public_id}, or leave the header out."}
-    elif found.reason is Refusal.RATE_LIMITED:
+    elif found.cause is Refusal.RATE_LIMITED:
         yield {"text": "Let the program wait for as long as Retry-After says, and spread its requests."}
         if key.may_set_rate:
             yield {"text": "Change how many requests the key may send", "url": url_for("keys.rate", **here)}

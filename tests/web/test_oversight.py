@@ -390,6 +390,21 @@ def test_what_would_mend_it_is_a_link_where_one_can_do_it(cast: Cast) -> None:
     assert "mended since" in mend(explained(cast.lea, stopped))
 
 
+def test_what_stops_the_key_now_is_to_be_mended_not_what_stopped_it_then(cast: Cast) -> None:
+    address = cast.lea.post("/w/acme/api-members/new", {"name": "Night bot", "access-operations": "read"}).location
+    key = cast.lea.generate(["tasks:read"], owner=address.rpartition("/")[2])
+    cast.lea.post(f"{address}/deactivate")
+    refused = cast.call("GET", "/me", key).get_json()["meta"]["requestId"]
+    flush(cast)
+    cast.lea.post(f"keys/{key.id}/deactivate")
+    assert f'href="{address}/reactivate"' in mend(explained(cast.lea, refused))
+    cast.lea.post(f"{address}/reactivate")
+    assert f"{key.id}/reactivate" in mend(explained(cast.lea, refused))
+    assert f'href="{address}/reactivate"' not in mend(explained(cast.lea, refused))
+    cast.lea.post(f"keys/{key.id}/delete")
+    assert "Generate a similar key" in mend(explained(cast.lea, refused))
+
+
 def test_whoever_can_give_the_access_back_gets_a_link_and_is_not_told_to_ask_themselves(cast: Cast) -> None:
     made = cast.lea.post("/w/acme/api-members/new", {"name": "Night bot", "access-operations": "read"})
     address = made.headers["Location"]
