@@ -177,6 +177,14 @@ const portal = {};
   // --- htmx: swaps ---
   on("htmx:before:swap", (event) => {
     const { ctx, tasks } = event.detail;
+    // A form of an earlier sign-in goes as a page: that one shows what was typed, to be sent again.
+    if (ctx.response.raw.headers.has("X-Form-Expired") && ctx.sourceElement.matches("form")) {
+      event.preventDefault();
+      const by = ctx.request.submitter;
+      if (by?.name) ctx.sourceElement.append(el("input", { type: "hidden", name: by.name, value: by.value }));
+      HTMLFormElement.prototype.submit.call(ctx.sourceElement);
+      return;
+    }
     // A whole document is never put into a page: follow where the server went, or say that it failed.
     if (/^\s*<!doctype/i.test(ctx.text ?? "")) {
       event.preventDefault();

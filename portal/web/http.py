@@ -407,9 +407,14 @@ def _error(row: _Row, code: str, message: str, **extra: Any) -> Response:
 
 
 def form_expired() -> Response:
-    """Keep what was typed when a form outlived its session's token: it is shown again, to be sent with a new one."""
+    """Keep what was typed when a form outlived its session's token: it is shown again, to be sent with a new one.
+
+    htmx is told so, and sends the form as a page.
+    """
     if is_fragment() or len(request.form) > _MAX_CARRIED:
-        return _error(_Row(400, "validation_error", ""), "csrf", "This form was open too long. Reload the page.")
+        told = _error(_Row(400, "validation_error", ""), "csrf", "This form was open too long. Reload the page.")
+        told.headers["X-Form-Expired"] = "yes"
+        return told
     context = {
         "action": request.path,
         "carried": carried_answers(),

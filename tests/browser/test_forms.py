@@ -16,6 +16,7 @@ from tests.browser.acting import (
     SCOPE,
     Mouse,
     fill_form,
+    keep,
     leave_receipt,
     open_form,
     reveal,
@@ -75,6 +76,29 @@ def test_an_empty_form_says_what_is_missing_and_keeps_the_rest(scripts: bool, ne
         page.get_by_role("button", name="Continue").click()
     page.get_by_role("button", name="Generate live key").click()
     expect(page.get_by_label("API key, full text")).to_be_visible()
+
+
+def test_a_form_of_an_earlier_sign_in_is_shown_again_with_what_was_typed(page: Page) -> None:
+    """In the dialog and in a strip of a row; another tab has signed out and in meanwhile."""
+    page.goto(KEYS)
+    open_form(Mouse(page))
+    fill_form(Mouse(page), "Left over lunch", ["leads:read"])
+    page.context.clear_cookies()
+    sign_in_unseen(page.context, "max")
+    page.locator("#new-submit").click()
+    expect(page.get_by_role("heading", name="This form was open too long")).to_be_visible()
+    expect(page.locator("main")).to_contain_text("Left over lunch")
+    page.get_by_role("button", name="Generate sandbox key").click()
+    expect(page.get_by_label("API key, full text")).to_be_visible()
+    keep(page)
+    page.get_by_role("row", name="Left over lunch").get_by_role("link", name="Deactivate").click()
+    button = page.locator(".strip").get_by_role("button", name="Deactivate")
+    expect(button).to_be_visible()
+    page.context.clear_cookies()
+    sign_in_unseen(page.context, "max")
+    button.click()
+    page.get_by_role("button", name="Deactivate").click()
+    expect(page.get_by_role("heading", name="“Left over lunch” is deactivated")).to_be_visible()
 
 
 def test_the_server_judges_what_is_sent_and_the_dialog_stays(page: Page, backstage: Backstage) -> None:
