@@ -109,6 +109,9 @@ class PlainSecret:
     __hash__ = None  # type: ignore[assignment]
 
 
+BEARER = re.compile(r"bearer +([^ \t,]+) *", re.IGNORECASE | re.ASCII)  # a whole header with its credential, RFC 6750
+
+
 class PlainKey(PlainSecret):
     """The text of a key."""
 

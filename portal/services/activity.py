@@ -15,6 +15,7 @@ from portal.store.models import ApiKey, App, FirstRequest, KeyCaller, RefusedReq
 
 RECENT_DAYS = 14
 _HOUR = timedelta(hours=1)
+_BUSY = timedelta(hours=24)  # a key that was accepted this recently is in use: ending it asks for its name
 _CALLERS = 5
 _MOST_CALLERS = 50
 _DENIALS = 20  # kinds of refused requests that are listed
@@ -107,7 +108,7 @@ class Denial:
 
 def impact_of(session: Session, key: ApiKey, now: datetime) -> Impact:
     """Count what a key did in the last 24 hours, and find its last use."""
-    since = now - timedelta(hours=24)
+    since = now - _BUSY
     rows = session.execute(
         select(
             Usage.scope,
@@ -150,8 +151,8 @@ def last_use_of(session: Session, key: ApiKey) -> datetime | None:
 
 
 def is_busy(session: Session, key: ApiKey, now: datetime) -> bool:
-    """Say whether a key was accepted in the last 24 hours; cheaper than its whole impact."""
-    since = now - timedelta(hours=24)
+    """Say what its impact would of a key: whether it was accepted in the last 24 hours; cheaper than to count all."""
+    since = now - _BUSY
     recent = (
         Usage.key_id == key.id,
         Usage.outcome == ACCEPTED,

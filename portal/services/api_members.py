@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, exists, func, or_, select
+from sqlalchemy import ColumnElement, Select, func, select
 from sqlalchemy.orm import Session, aliased
 
 from portal.rules import credentials, text
@@ -17,7 +17,7 @@ from portal.services.actor import Actor
 from portal.services.audit import Event
 from portal.services.key_lists import UNUSED
 from portal.services.members import Seat
-from portal.store.models import Access, ApiKey, Member, Workspace
+from portal.store.models import ApiKey, Member, Workspace
 
 LIMIT = 200  # in a workspace
 FILTERS = ("", "no-keys", "unused", "deactivated", "unmanaged")
@@ -58,13 +58,13 @@ def list_for(session: Session, actor: Actor, seat: Seat, *, state: str, number: 
     manager = aliased(Member)
     active, last_used = _key_facts(actor.at)
     statement = (
-        select(Member, manager, _can_manage(manager), func.coalesce(active.c.count, 0), last_used.c.at)
+        select(Member, manager, members.is_lead_now(manager), func.coalesce(active.c.count, 0), last_used.c.at)
         .outerjoin(manager, manager.id == Member.manager_id)
         .outerjoin(active, active.c.member_id == Member.id)
         .outerjoin(last_used, last_used.c.member_id == Member.id)
         .where(*members.managed_by(seat))
     )
-    orphaned = ~func.coalesce(_can_manage(manager), False)
+    orphaned = ~func.coalesce(members.is_lead_now(manager), False)
     narrowed: dict[str, ColumnElement[bool]] = {
         "no-keys": active.c.count.is_(None),
         "unused": func.coalesce(last_used.c.at, Member.created_at) < actor.at - UNUSED,
@@ -101,13 +101,6 @@ def _count(session: Session, statement: Select[Any]) -> int:
     return session.scalar(select(func.count()).select_from(statement.with_only_columns(Member.id).subquery())) or 0
 
 
-def _can_manage(manager: Any) -> ColumnElement[bool]:
-    """Say in SQL whether a member is still here and still a lead."""
-    leads = exists().where(Access.member_id == manager.id, Access.level == AccessLevel.MANAGE.value)
-    is_here = (manager.deactivated_at.is_(None), manager.removed_at.is_(None), ~members.has_account_off(manager))
-    return and_(*is_here, or_(manager.role == Role.ADMIN, leads))
-
-
 def get(session: Session, seat: Seat, public_id: str) -> Member:
     """Find an API member that a seat manages; NotFound for any other."""
     if not seat.is_lead:
@@ -120,13 +113,13 @@ def get(session: Session, seat: Seat, public_id: str) -> Member:
 
 def manager_of(session: Session, member: Member) -> tuple[Member | None, bool]:
     """Give the manager of an API member, and whether they can still manage it."""
-    row = session.execute(select(Member, _can_manage(Member)).where(Member.id == member.manager_id)).one_or_none()
+    row = session.execute(select(Member, members.is_lead_now()).where(Member.id == member.manager_id)).one_or_none()
     return (row[0], bool(row[1])) if row else (None, False)
 
 
 def possible_managers(session: Session, seat: Seat) -> list[Member]:
     """List who can be made a manager: the workspace's leads and administrators."""
-    here = (Member.workspace_id == seat.workspace.id, Member.account_id.is_not(None), _can_manage(Member))
+    here = (Member.workspace_id == seat.workspace.id, Member.account_id.is_not(None), members.is_lead_now())
     return list(session.scalars(select(Member).where(*here).order_by(func.lower(Member.name), Member.id)))
 
 

@@ -23,12 +23,7 @@ from portal.store.models import ApiKey, App, KeyState, Member, RefusedRequest
 _KEYS = 5  # that a hint may lead to
 _REFUSALS = 20  # listed of them
 _OF_THE_KEY = (Refusal.MISSING_SCOPE, Refusal.ACCESS_WITHDRAWN)
-_STOPPED = {
-    KeyState.REVOKED: Refusal.REVOKED,
-    KeyState.EXPIRED: Refusal.EXPIRED,
-    KeyState.DEACTIVATED: Refusal.DEACTIVATED,
-}
-_STOPS = (*_STOPPED.values(), Refusal.RETIRED, Refusal.OWNER_INACTIVE)
+_STOPS = (Refusal.REVOKED, Refusal.EXPIRED, Refusal.DEACTIVATED, Refusal.RETIRED, Refusal.OWNER_INACTIVE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +100,9 @@ def _app(session: Session, seat: Seat, scope: Scope | None, key: ApiKey) -> App 
 
 def _cause(key: KeyView) -> Refusal:
     """Say what stops a key now, if anything does; what is final comes first, for nothing else needs mending then."""
-    if key.state is not KeyState.REVOKED and not key.owner.is_active:
+    if key.state is KeyState.ACTIVE or (key.state is not KeyState.REVOKED and not key.owner.is_active):
         return Refusal.OWNER_INACTIVE
-    return _STOPPED.get(key.state, Refusal.DEACTIVATED)
+    return Refusal(key.state)
 
 
 def _is_mended(key: KeyView, reason: Refusal, scope: Scope | None) -> bool:

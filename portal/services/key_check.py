@@ -8,7 +8,6 @@ and checksum never reaches the database.
 """
 
 import os
-import re
 import threading
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -23,14 +22,12 @@ from sqlalchemy.dialects.postgresql import psycopg
 
 from portal import metrics
 from portal.rules.access import AccessLevel, Role, Scope, effective_scopes, level_of
-from portal.rules.credentials import KeyDigest, Keyring
+from portal.rules.credentials import BEARER, KeyDigest, Keyring
 from portal.rules.errors import KeyRefused, Refusal
 from portal.store.database import TROUBLE, Database
 from portal.store.key_cache import KeyCache
 from portal.store.key_log import log_of
 from portal.store.models import Access, Account, ApiKey, App, KeyScope, Member, Workspace
-
-_BEARER = re.compile(r"bearer +([^ \t,]+) *", re.IGNORECASE | re.ASCII)
 
 
 class Caller(NamedTuple):
@@ -208,7 +205,7 @@ class KeyCheck:
 
 def _credential(authorization: str | None) -> str:
     """Take the one Bearer credential out of a header; '' for what is not one."""
-    match = _BEARER.fullmatch(authorization or "")
+    match = BEARER.fullmatch(authorization or "")
     if match:
         return match[1]
     if authorization and authorization[:6].lower() == "bearer" and authorization[6:7] in ("", " ", "\t"):

@@ -25,7 +25,6 @@ from portal.services.members import Seat
 from portal.store.database import Session, read
 from portal.store.models import Access, Account, ApiKey, App, KeyScope, KeyState, Member, Solution, state_of
 
-BUSY = timedelta(hours=24)  # a key used this recently is in use: ending it asks for its name
 EXPIRING = timedelta(days=14)
 REPLACEABLE = timedelta(hours=24)
 
@@ -94,7 +93,6 @@ class KeyView:
     refused: int  # requests of a key that was never accepted, as far as its use was read
     is_retiring: bool
     is_old: bool  # of a rotation: its successor has its name
-    is_busy: bool
     is_expiring: bool
     self_rotate: bool
     rate_per_minute: int | None  # where an administrator set one
@@ -371,7 +369,6 @@ def _view(sight: _Sight, key: _Key, scopes: tuple[ScopeView, ...], recent: DayBa
         refused=refused,
         is_retiring=is_retiring,
         is_old=is_retiring or (not is_standing and key.revoked_at is None and has_its_name),
-        is_busy=used_at is not None and now - used_at < BUSY,
         is_expiring=is_active and expires_at is not None and expires_at - now <= EXPIRING,
         self_rotate=key.self_rotate,
         rate_per_minute=key.rate_per_minute,

@@ -557,15 +557,8 @@ def hold_itself(session: Session, actor: Actor, key_pk: int) -> tuple[Actor, Api
     statement = select(ApiKey).options(joinedload(ApiKey.member, innerjoin=True)).where(ApiKey.id == key_pk)
     key = session.scalars(statement.with_for_update(of=ApiKey, key_share=True)).one()
     if (state := key.state_at(actor.at)) is not KeyState.ACTIVE:
-        raise KeyRefused(_STOPPED[state], key_id=key.public_id, key_pk=key_pk)
+        raise KeyRefused(Refusal(state), key_id=key.public_id, key_pk=key_pk)
     return actor, key
-
-
-_STOPPED = {
-    KeyState.REVOKED: Refusal.REVOKED,
-    KeyState.EXPIRED: Refusal.EXPIRED,
-    KeyState.DEACTIVATED: Refusal.DEACTIVATED,
-}
 
 
 def revoke(session: Session, actor: Actor, key_id: str) -> str:

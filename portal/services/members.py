@@ -194,9 +194,14 @@ def has_account_off(member: Any = Member) -> ColumnElement[bool]:
     return and_(member.account_id.is_not(None), member.account_id.in_(_ACCOUNTS_OFF))
 
 
+def is_in(member: Any = Member) -> ColumnElement[bool]:
+    """Give the condition that a member may act: neither they nor their account are out."""
+    return and_(member.deactivated_at.is_(None), member.removed_at.is_(None), ~has_account_off(member))
+
+
 def is_admin_now() -> ColumnElement[bool]:
-    """Give the condition that a member acts as an administrator: neither they nor their account are out."""
-    return and_(Member.role == Role.ADMIN, *ACTIVE, ~has_account_off())
+    """Give the condition that a member acts as an administrator."""
+    return and_(Member.role == Role.ADMIN, is_in())
 
 
 def admin_names(session: Session, workspace_id: int) -> list[str]:
@@ -219,17 +224,21 @@ def granters(
     statement = (
         select(Member.name, Access.solution_id)
         .outerjoin(Access, manages)
-        .where(Member.workspace_id == seat.workspace.id, may, *ACTIVE, ~has_account_off())
+        .where(Member.workspace_id == seat.workspace.id, may, is_in())
         .order_by(Member.role.desc(), Member.id)  # leads before administrators, who are asked by everybody
     )
     found = session.execute(statement).all()
     return {each: [name for name, where in found if where in (each, None)][:_GRANTERS_NAMED] for each in solution_ids}
 
 
-def is_lead_now() -> ColumnElement[bool]:
+def manages_any(member: Any = Member) -> ColumnElement[bool]:
+    """Give the condition that a member was given a solution to manage."""
+    return exists().where(Access.member_id == member.id, Access.level == AccessLevel.MANAGE.value).correlate(member)
+
+
+def is_lead_now(member: Any = Member) -> ColumnElement[bool]:
     """Give the condition under which a member may make API members: see `Seat.is_lead`."""
-    manages = exists().where(Access.member_id == Member.id, Access.level == AccessLevel.MANAGE.value)
-    return (Member.role == Role.ADMIN) | manages.correlate(Member)
+    return and_(is_in(member), or_(member.role == Role.ADMIN, manages_any(member)))
 
 
 def managed_by(seat: Seat) -> list[ColumnElement[bool]]:

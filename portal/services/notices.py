@@ -8,7 +8,6 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy import select
 from sqlalchemy.orm import contains_eager
 
-from portal.rules.access import Role
 from portal.rules.credentials import Keyring
 from portal.services import members, outbox
 from portal.store.database import Session
@@ -89,13 +88,12 @@ def _days(key: ApiKey, now: datetime) -> int | None:
 
 def _who_answers(session: Session, key: ApiKey) -> Sequence[Account]:
     member = key.member
-    active = (Member.deactivated_at.is_(None), Member.removed_at.is_(None), Account.deactivated_at.is_(None))
-    people = select(Account).join(Member, Member.account_id == Account.id).where(*active)
+    people = select(Account).join(Member, Member.account_id == Account.id).where(members.is_in())
     answers = Member.id == member.id
     if member.is_api:
         answers = (Member.id == member.manager_id) & members.is_lead_now()
     found = session.scalars(people.where(answers)).all()
-    admins = people.where(Member.workspace_id == key.workspace_id, Member.role == Role.ADMIN).order_by(Member.id)
+    admins = people.where(Member.workspace_id == key.workspace_id, members.is_admin_now()).order_by(Member.id)
     return found or session.scalars(admins).all()
 
 

@@ -6,7 +6,7 @@ Accounts as a whole, in all their workspaces, are switched off and on by an oper
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, and_, delete, exists, func, or_, select
+from sqlalchemy import ColumnElement, and_, delete, func, or_, select
 from sqlalchemy.orm import Session, contains_eager, joinedload
 
 from portal.rules.access import AccessLevel, Levels, Role
@@ -64,7 +64,7 @@ def list_for(session: Session, seat: Seat, filters: Filters, *, number: int, siz
     """List the people of a workspace by name."""
     if not seat.is_lead:
         raise Forbidden(LEADS_ONLY)
-    manages = exists().where(Access.member_id == Member.id, Access.level == AccessLevel.MANAGE.value)
+    manages = members.manages_any()
     is_lead = and_(Member.role != Role.ADMIN, manages)
     conditions: list[ColumnElement[bool]] = [Member.workspace_id == seat.workspace.id, Member.account_id.is_not(None)]
     if filters.q:
@@ -129,16 +129,8 @@ def get(session: Session, seat: Seat, public_id: str) -> Member:
 
 def is_last_admin(session: Session, member: Member) -> bool:
     """Say whether nobody else could let people in."""
-    others = (
-        select(Member.id)
-        .join(Member.account)
-        .where(
-            Member.workspace_id == member.workspace_id,
-            Member.id != member.id,
-            Member.role == Role.ADMIN,
-            Account.deactivated_at.is_(None),
-            *members.ACTIVE,
-        )
+    others = select(Member.id).where(
+        Member.workspace_id == member.workspace_id, Member.id != member.id, members.is_admin_now()
     )
     return member.role == Role.ADMIN and member.is_active and session.scalar(others.limit(1)) is None
 

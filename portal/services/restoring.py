@@ -10,11 +10,11 @@ from datetime import datetime
 from sqlalchemy import exists, func, select, text, update
 
 from portal.rules.access import AccessLevel, Role
-from portal.services import audit
+from portal.services import audit, members
 from portal.services.actor import Actor
 from portal.services.audit import Event
 from portal.store.database import Session
-from portal.store.models import Account, ApiKey, Member, Workspace
+from portal.store.models import ApiKey, Member, Workspace
 
 # Table, column that ends a thing, and what it is called.
 _ENDINGS = (
@@ -137,17 +137,7 @@ def tell(session: Session, actor: Actor, made_at: datetime) -> None:
 
 def without_admin(session: Session) -> list[str]:
     """List the workspaces, by slug, that no administrator can sign in to any more."""
-    admin = (
-        select(Member.id)
-        .join(Account, Account.id == Member.account_id)
-        .where(
-            Member.workspace_id == Workspace.id,
-            Member.role == Role.ADMIN,
-            Member.deactivated_at.is_(None),
-            Member.removed_at.is_(None),
-            Account.deactivated_at.is_(None),
-        )
-    )
+    admin = select(Member.id).where(Member.workspace_id == Workspace.id, members.is_admin_now())
     return list(session.scalars(select(Workspace.slug).where(~exists(admin)).order_by(Workspace.slug)))
 
 

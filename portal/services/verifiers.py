@@ -9,7 +9,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import aliased
 
 from portal.rules import text
-from portal.rules.credentials import VERIFIER_WORD, Keyring, PlainVerifier, new_id
+from portal.rules.credentials import BEARER, VERIFIER_WORD, Keyring, PlainVerifier, new_id
 from portal.rules.errors import AlreadyShown, Attempt, Conflict, Forbidden, Invalid, NotFound, Unavailable
 from portal.services import audit, members
 from portal.services.actor import Actor
@@ -21,7 +21,6 @@ from portal.store.models import ApiKey, Member, Verifier, Workspace
 LIMIT = 20  # of a workspace that are not revoked
 ADMINS_ONLY = "Only administrators make and revoke verifiers."
 _LISTED = 100
-_BEARER = re.compile(r"bearer +([^ \t,]+) *", re.IGNORECASE | re.ASCII)
 _BASIC = re.compile(r"basic +([0-9A-Za-z+/]{4,400}={0,2}) *", re.IGNORECASE | re.ASCII)
 
 
@@ -196,7 +195,7 @@ def renew(session: Session, keyring: Keyring, authorization: str | None) -> None
 
 def _credential(authorization: str) -> tuple[str | None, str]:
     """Take the one credential out of a header: the id that it claims (None: it claims none), and the secret."""
-    if match := _BEARER.fullmatch(authorization):
+    if match := BEARER.fullmatch(authorization):
         return None, match[1]
     if match := _BASIC.fullmatch(authorization):
         try:

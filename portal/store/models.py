@@ -153,7 +153,7 @@ class Access(Base):
 
 
 class KeyState(StrEnum):
-    """What a key is at a moment; the first that holds, from final to fine."""
+    """What a key is at a moment; the first that holds, from final to fine. All but the last are a `Refusal` as well."""
 
     REVOKED = "revoked"
     EXPIRED = "expired"

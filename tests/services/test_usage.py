@@ -327,7 +327,7 @@ def test_a_key_that_was_deleted_meanwhile_stays_deleted(office: Office, usage: U
 def test_a_key_never_used_says_so(office: Office) -> None:
     view, _ = office.generate("rio")
     assert (view.last_used_at, view.last_used_address, view.last_used_client) == (None, None, None)
-    assert (view.is_unused, view.is_busy) == (True, False)
+    assert view.is_unused
 
 
 def test_a_key_in_use_moves_to_the_newest_pepper_with_the_flush_and_the_old_one_can_be_retired(office: Office) -> None:
