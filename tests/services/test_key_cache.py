@@ -488,6 +488,66 @@ def test_a_key_s_change_ends_the_leases_of_its_part_alone(
 
 
 @pytest.mark.server
+def test_a_part_that_is_held_for_long_spoils_the_others_for_nobody_who_starts_meanwhile(
+    counting: Counting, many: dict[int, list[tuple[int, PlainKey]]]
+) -> None:
+    changed, plain = next(iter(many.values()))[0]
+    keys_elsewhere, elsewhere = zip(*(each[0] for each in list(many.values())[1:]), strict=True)
+    with counting.engine.connect() as other, closing(KeyCheck(counting, RING)) as check:
+        set_revoked(other, changed)
+        for each in (*elsewhere, plain):
+            told(check, each)
+        before = counting.reads
+        for _ in range(3):
+            time.sleep(2 * on_postgresql.LEASE)
+            for each in elsewhere:
+                assert isinstance(told(check, each), Caller)
+        assert counting.reads == before
+        with counting.engine.begin() as another:
+            for each in keys_elsewhere[:3]:
+                set_revoked(another, each)
+        for each in elsewhere[:3]:
+            assert told(check, each) is Refusal.REVOKED
+        assert isinstance(told(check, plain), Caller)
+        other.commit()
+        wait_for_leases(check, elsewhere[-1])
+        assert told(check, plain) is Refusal.REVOKED
+
+
+@pytest.mark.server
+def test_whoever_has_the_log_to_himself_holds_up_neither_checks_nor_changes(
+    office: Office, counting: Counting, warm: KeyCheck
+) -> None:
+    """As VACUUM FULL has it: a lease that waited for him would hold its parts meanwhile."""
+    key, plain = office.generate("rio")
+    told(warm, plain)
+    with counting.engine.connect() as other:
+        other.exec_driver_sql("SET LOCAL lock_timeout = 500")
+        other.exec_driver_sql("LOCK TABLE key_change IN ACCESS EXCLUSIVE MODE")
+        for _ in range(3):
+            began = time.monotonic()
+            assert told(warm, plain).key_id == key.id  # type: ignore[union-attr]
+            assert time.monotonic() - began < 0.5
+            time.sleep(on_postgresql.LEASE)
+        other.exec_driver_sql("UPDATE member SET name = name")
+
+
+@pytest.mark.server
+def test_another_table_under_the_name_of_one_ends_the_keeping(
+    office: Office, warm: KeyCheck, by_hand: Connection
+) -> None:
+    """It has no triggers."""
+    _, plain = office.generate("rio")
+    wait_for_leases(warm, plain)
+    by_hand.exec_driver_sql("ALTER TABLE key_scope RENAME TO key_scope_before")
+    by_hand.exec_driver_sql("CREATE TABLE key_scope AS SELECT * FROM key_scope_before")
+    time.sleep(2 * on_postgresql.LEASE)
+    assert told(warm, plain).reach.effective  # type: ignore[union-attr]
+    by_hand.exec_driver_sql("DELETE FROM key_scope")
+    assert not told(warm, plain).reach.effective  # type: ignore[union-attr]
+
+
+@pytest.mark.server
 def test_a_line_that_is_committed_after_a_later_one_is_read(
     counting: Counting, warm: KeyCheck, by_hand: Connection, many: dict[int, list[tuple[int, PlainKey]]]
 ) -> None:

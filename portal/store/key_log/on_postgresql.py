@@ -119,13 +119,19 @@ BEGIN
 END
 """  # noqa: S608 - constants
 _SINCE = """
-DECLARE
-    held bigint := 0;
 BEGIN
+    held := 0;
     -- To hold a lease's lock is to hold up every change: that is for those who could do so without it.
     IF NOT has_table_privilege(session_user, '%(keys)s', 'UPDATE') THEN
         RETURN;
     END IF;
+    -- Whoever has the log to himself (VACUUM FULL, say) is not waited for: that would hold up changes, with the parts.
+    BEGIN
+        LOCK TABLE key_change IN ACCESS SHARE MODE NOWAIT;
+    EXCEPTION WHEN lock_not_available THEN
+        RETURN NEXT;
+        RETURN;
+    END;
     BEGIN
         LOCK TABLE %(each)s IN SHARE MODE NOWAIT;
         held := %(every)d;
@@ -142,7 +148,9 @@ BEGIN
     IF (SELECT count(*) FROM pg_trigger WHERE %(on)s) <> %(triggers)d THEN
         RETURN;
     END IF;
-    IF seen < 0 OR held = 0 THEN
+    IF held = 0 THEN
+        RETURN NEXT;
+    ELSIF seen < 0 THEN
         RETURN QUERY SELECT held, l.seq, l.key_id, l.member_id FROM key_change l ORDER BY l.seq DESC LIMIT 1;
     ELSE
         RETURN QUERY
@@ -196,7 +204,7 @@ class PostgresqlLog:
             self._not_before = now + _LEFT_ALONE
             self._start_anew()
             return None
-        held, first, last, behind = lines[0][0], lines[0][1], lines[-1][1], min(self._seen)
+        held, first, last, behind = lines[0][0], lines[0][1], lines[-1][1], self._behind()
         if not held:
             self._not_before = now + _RETRY
             return ()
@@ -209,10 +217,15 @@ class PostgresqlLog:
             self._seen[part] = last
         self._held, self._until, self._next_at = held, asked + LEASE, asked + _AHEAD
         self.is_fit = True
-        return None if behind < 0 else [Change(key, member) for _, seq, key, member in lines if seq > seen]
+        # With the first lease on a part, since following began or began anew, all of it may have changed.
+        return None if seen < 0 else [Change(key, member) for _, seq, key, member in lines if seq > seen]
+
+    def _behind(self) -> int:
+        """Give the line from which on news are to come: the oldest that was the last one read of any part."""
+        return min((seen for seen in self._seen if seen >= 0), default=-1)
 
     def _start_anew(self) -> None:
-        self._seen, self.is_fit = [-1] * PARTS, False  # until there was a lease on each, each lease drops all records
+        self._seen, self.is_fit = [-1] * PARTS, False
 
     def _ask(self) -> Sequence[tuple[Any, ...]]:
         """Ask for a lease and the lines behind the last one read, if the function for it is there."""
@@ -231,7 +244,7 @@ class PostgresqlLog:
             return ()
 
     def _seen_bytes(self) -> Sequence[bytes]:
-        return [struct.pack(">q", min(self._seen))]
+        return [struct.pack(">q", self._behind())]
 
     def is_installed(self) -> bool:
         execute = self._connection.execute
@@ -276,8 +289,10 @@ class PostgresqlLog:
         execute = self._connection.execute
         execute(_CREATE % (time.time_ns() // 1000))  # or it might seem to go on where one before it ended
         execute("INSERT INTO key_change DEFAULT VALUES")  # the log is never empty from now on
+        for part in self._parts():  # left behind by a version of ours that knows of none
+            execute(f"DROP TABLE {part}")
         for part in _EACH:
-            execute(f"CREATE TABLE IF NOT EXISTS {part} ()")
+            execute(f"CREATE TABLE {part} ()")
         (schema,) = execute("SELECT quote_ident(current_schema())").fetchone()
         how = _AS_OWNER % schema
         execute(f"CREATE FUNCTION {_NOTE_NAME}() RETURNS trigger {how} AS $do${_NOTE}$do$")
@@ -335,7 +350,9 @@ def _triggers(note: str) -> Iterator[tuple[str, str, str]]:
 
 
 # Which triggers are those of this code, and on for everybody.
-_ON = "tgrelid = ANY('{%(tables)s}'::regclass[]) AND tgfoid = to_regproc('%(note)s') AND tgenabled = 'A'"
+# The tables are looked up each time: another may have taken the name of one.
+_TABLES = "SELECT to_regclass(name) FROM unnest('{%(tables)s}'::text[]) AS name"
+_ON = f"tgrelid IN ({_TABLES}) AND tgfoid = to_regproc('%(note)s') AND tgenabled = 'A'"
 _MADE = (_CREATE, _EACH, _NOTE, _SINCE, _ON, _AS_OWNER, *_triggers(""))
 _VERSION = hashlib.sha256(repr(_MADE).encode()).hexdigest()[:12]
 _NOTE_NAME, _SINCE_NAME = f"key_change_note_{_VERSION}", f"key_change_since_{_VERSION}"
