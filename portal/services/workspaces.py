@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session, contains_eager
 from portal.rules import text
 from portal.rules.access import SLUG
 from portal.rules.credentials import new_id
-from portal.rules.errors import Attempt, Conflict, Forbidden, Invalid, NotFound
+from portal.rules.errors import Attempt, Conflict, Forbidden, Invalid, NotFound, PortalError
 from portal.rules.schemas import Schema
 from portal.services import audit, members
 from portal.services.actor import Actor
@@ -41,7 +41,7 @@ def list_all(session: Session) -> list[Workspace]:
 def create(session: Session, actor: Actor, slug: str, name: str) -> Workspace:
     """Make an empty workspace; Conflict when the slug is taken."""
     workspace = Workspace(public_id=new_id("ws"), slug=_slug(slug), name=_checked(name)[0], created_at=actor.at)
-    _add(session, workspace, f"There is a workspace {slug} already.")
+    _add(session, workspace, Conflict(f"There is a workspace {slug} already."))
     audit.record(
         session,
         actor,
@@ -63,7 +63,7 @@ def add_solution(
     *,
     is_external: bool = False,
 ) -> Solution:
-    """Add a solution to a workspace; Conflict when the slug is taken there.
+    """Add a solution to a workspace; Invalid for a name that cannot be, or a slug that is taken there.
 
     The apps of an external one are for scopes only: their data lives in somebody's own product, which asks about keys.
     """
@@ -77,7 +77,8 @@ def add_solution(
         is_external=is_external,
         created_at=actor.at,
     )
-    _add(session, solution, f"{workspace.name} has a solution {slug} already.")
+    taken = f"{workspace.name} has a solution {slug} already. Choose another short name."
+    _add(session, solution, Invalid({"slug": taken}))
     audit.record(
         session,
         actor,
@@ -122,7 +123,7 @@ def add_app(
     schema: Schema | None,
     description: str = "",
 ) -> App:
-    """Add an app with the JSON Schema of its records; app slugs are unique in the workspace.
+    """Add an app with the JSON Schema of its records; Invalid for a slug that is taken in the workspace.
 
     An external solution's needs none; should its records ever be kept here, they may then be any objects.
     """
@@ -137,7 +138,8 @@ def add_app(
         schema=_given(schema, _ANY_OBJECT if solution.is_external else None),
         created_at=actor.at,
     )
-    _add(session, app, f"The workspace has an app {slug} already.")
+    taken = f"The workspace has an app {slug} already. Choose another short name."
+    _add(session, app, Invalid({"slug": taken}))
     audit.record(
         session,
         actor,
@@ -252,12 +254,12 @@ def _check_records(session: Session, app: App, schema: Schema) -> None:
         raise Invalid({"schema": message})
 
 
-def _add(session: Session, row: Workspace | Solution | App, taken: str) -> None:
+def _add(session: Session, row: Workspace | Solution | App, taken: PortalError) -> None:
     try:
         with session.begin_nested():
             session.add(row)
     except IntegrityError:
-        raise Conflict(taken) from None
+        raise taken from None
 
 
 def _slug(slug: str) -> str:

@@ -26,25 +26,33 @@ def add_app(office: Office, slug: str = "stock", schema: Any = None, name: str =
 
 
 @pytest.mark.parametrize(
-    "make",
+    ("make", "refusal"),
     [
-        lambda session: workspaces.create(session, operator(), "acme", "Another Acme"),
-        lambda session: workspaces.add_solution(
-            session, operator(), workspaces.get(session, "acme"), "sales", "Another Sales"
+        (lambda session: workspaces.create(session, operator(), "acme", "Another Acme"), Conflict),
+        (
+            lambda session: workspaces.add_solution(
+                session, operator(), workspaces.get(session, "acme"), "sales", "Another Sales"
+            ),
+            Invalid,
         ),
-        lambda session: workspaces.add_app(
-            session,
-            operator(),
-            workspaces.get_solution(session, workspaces.get(session, "acme"), "operations"),
-            "leads",  # in another solution of the workspace
-            "Another Leads",
-            Schema.read(OBJECT),
+        (
+            lambda session: workspaces.add_app(
+                session,
+                operator(),
+                workspaces.get_solution(session, workspaces.get(session, "acme"), "operations"),
+                "leads",  # in another solution of the workspace
+                "Another Leads",
+                Schema.read(OBJECT),
+            ),
+            Invalid,
         ),
     ],
 )
-def test_a_slug_is_given_once(shared_office: Office, make: Callable[[Session], object]) -> None:
+def test_a_slug_is_given_once(
+    shared_office: Office, make: Callable[[Session], object], refusal: type[Exception]
+) -> None:
     before = len(shared_office.told())
-    with pytest.raises(Conflict), shared_office.database.transaction() as session:
+    with pytest.raises(refusal, match="already"), shared_office.database.transaction() as session:
         make(session)
     assert len(shared_office.told()) == before
 

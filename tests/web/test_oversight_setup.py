@@ -105,7 +105,26 @@ def test_an_administrator_adds_a_solution_and_an_app_that_keys_can_reach(cast: C
     key = cast.ana.generate(["staff:read", "staff:write"])
     answer = cast.call("POST", "/apps/staff/records", key, json={"fields": {"name": "Ida"}})
     assert answer.status_code == 201
-    assert cast.ana.post("/w/acme/solutions/people/apps/new", app).status_code == 409
+
+
+@pytest.mark.parametrize(
+    ("path", "slug", "words"),
+    [
+        ("solutions/new", "sales", "Acme has a solution sales already."),
+        ("solutions/operations/apps/new", "leads", "The workspace has an app leads already."),
+    ],
+)
+def test_a_short_name_that_is_taken_is_told_beside_it_and_the_answers_are_kept(
+    path: str, slug: str, words: str, cast: Cast
+) -> None:
+    typed = {"name": "Kept name", "slug": slug, "description": "Kept words"}
+    if "apps" in path:
+        typed["schema"] = '{"type": "object", "title": "Kept schema"}'
+    reply = cast.ana.post(f"/w/acme/{path}", typed)
+    assert reply.status_code == 422
+    assert words in reply.text
+    assert '<a href="#set-slug"' in reply.text
+    assert all(each in unescape(reply.text) for each in typed.values())
 
 
 # Each part stands for two of the one before: to hold a record to the last would take longer than the sun has.
