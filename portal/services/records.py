@@ -82,10 +82,11 @@ def change(
 
     Who may not read the record is told nothing that stands in it when it does not fit.
     """
+    app = get_app(session, place.workspace_id, place.app, hold=True)  # before its record, as `fill_sandbox` does
     record = get(session, place, record_id, lock=True)
     check_match(record, if_match)
     merged = {**record.fields, **fields}
-    _check(get_app(session, place.workspace_id, place.app), merged, sent=None if may_read else fields)
+    _check(app, merged, sent=None if may_read else fields)
     record.fields = merged
     record.version += 1
     record.updated_at = max(actor.at, record.updated_at)
@@ -114,7 +115,10 @@ def check_match(record: Record, if_match: set[str] | None) -> None:
 
 
 def get_app(session: Session, workspace_id: int, slug: str, *, hold: bool = False) -> App:
-    """Find an app of a workspace; NotFound. With `hold` its solution stays as external as it is until the end."""
+    """Find an app of a workspace; NotFound.
+
+    With `hold` its schema, and whether its solution is external, stay as they are until the transaction ends.
+    """
     statement = select(App).where(App.workspace_id == workspace_id, App.slug == slug)
     app = session.scalar(statement.with_for_update(read=True, key_share=True) if hold else statement)
     if app is None:

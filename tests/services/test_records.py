@@ -1,16 +1,19 @@
 """Records: live and sandbox apart, held to their app's schema, changed by one at a time."""
 
 import socket
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
 from functools import partial
 from typing import Any
 
 import pytest
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from portal.rules.access import AccessLevel
 from portal.rules.errors import DoesNotFit, Forbidden, Invalid, NotFound, PreconditionFailed, TooLarge
-from portal.services import audit, records
+from portal.rules.schemas import Schema
+from portal.services import audit, records, workspaces
 from portal.services.records import Place, Sandbox
 from portal.store.models import App, Record
 from tests.servers import free_port
@@ -232,6 +235,49 @@ def test_each_change_is_told_with_its_app_and_environment_but_not_its_content(of
     assert [event.action for event in told] == ["record_created", "record_changed", "record_deleted"]
     assert {str(event.details) for event in told} == {str({"app": "tasks", "environment": "test"})}
     assert "private" not in repr([vars(event) for event in told])
+
+
+# --- While the schema changes ---------------------------------------------------------------------------------------
+
+LONG = "x" * 110  # fits the schema of tasks, and not the one that `shorten` gives it
+
+
+def shorten(office: Office, session: Session) -> App:
+    schema = Schema.read({"type": "object", "properties": {"title": {"maxLength": 100}}})
+    return workspaces.edit_app(session, office.actor("ana"), "tasks", "Tasks", "", schema)
+
+
+@pytest.mark.server
+def test_a_schema_waits_for_a_record_that_is_being_changed_and_must_then_fit_it(office: Office) -> None:
+    where = place(office)
+    made = create(office, where, TASK)
+    ana = office.actor("ana")
+
+    def change_schema() -> None:
+        with office.database.transaction() as session:
+            shorten(office, session)
+
+    with ThreadPoolExecutor() as pool:
+        with office.database.transaction() as session:
+            records.change(session, ana, where, made.public_id, {"title": LONG}, if_match=None, may_read=True)
+            waiting = pool.submit(change_schema)
+            assert wait([waiting], 0.3).done == set()
+        with pytest.raises(Invalid, match="would not fit"):
+            waiting.result()
+
+
+@pytest.mark.server
+def test_a_record_waits_for_a_schema_that_is_being_changed_and_must_then_fit_it(office: Office) -> None:
+    where = place(office)
+    made = create(office, where, TASK)
+    with ThreadPoolExecutor() as pool:
+        with office.database.transaction() as session:
+            shorten(office, session)
+            waiting = pool.submit(change, office, where, made.public_id, {"title": LONG})
+            assert wait([waiting], 0.3).done == set()
+        with pytest.raises(DoesNotFit):
+            waiting.result()
+    assert get(office, where, made.public_id).fields == TASK
 
 
 # --- The sandbox ----------------------------------------------------------------------------------------------------
