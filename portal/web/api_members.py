@@ -15,7 +15,16 @@ from portal.store.database import Session
 from portal.store.models import Member, Solution
 from portal.web import generate
 from portal.web.guards import actor, in_workspace, only, recently_proved, seat
-from portal.web.http import answer, page_number, page_or_fragment, public_id, reading, transaction, without_keys
+from portal.web.http import (
+    answer,
+    page_number,
+    page_or_fragment,
+    public_id,
+    reading,
+    transaction,
+    was_shown,
+    without_keys,
+)
 from portal.web.keys import keyring
 from portal.web.members import (
     TO_API_MEMBERS,
@@ -239,18 +248,18 @@ def access(mid: str) -> Response:
 @in_workspace
 def review_access(mid: str) -> Response:
     """Say what an API member will be able to do, and what its keys would lose; without scripts, in its form."""
-    return _access_form(mid, levels_in_form(TO_API_MEMBERS))
+    return _access_form(mid, levels_in_form(TO_API_MEMBERS), was_shown())
 
 
 def _save_access(mid: str, *, may_raise: bool) -> Response:
+    was = was_shown()
     chosen: dict[str, AccessLevel] = {}
     try:
         chosen = levels_in_form(TO_API_MEMBERS)
         with transaction() as session:
-            was = answer("was") if "was" in request.form else None
             saved = api_members.set_access(session, actor(), keyring(), mid, chosen, was=was, is_proved=may_raise)
     except Invalid as error:
-        return _access_form(mid, chosen, errors=error.problems)
+        return _access_form(mid, chosen, was, errors=error.problems)
     except Conflict as error:
         return _access_form(mid, conflict=error.message)
     name = saved.member.name
@@ -267,10 +276,12 @@ def _save_more(mid: str) -> Response:
 def _access_form(
     mid: str,
     chosen: Mapping[str, AccessLevel] | None = None,
+    was: str | None = None,
     *,
     errors: Mapping[str, str] | None = None,
     conflict: str = "",
 ) -> Response:
+    """Show the form as things are; or with answers, and what they were given to (`was`)."""
     with reading() as session:
         found = api_members.get(session, seat(), mid)
         every = solutions(session)
@@ -288,7 +299,7 @@ def _access_form(
         matrix=rows,
         will={"name": found.name, "losses": losses_in_words(losses, is_saved=False), **reach(rows)},
         review_url=here("review_api_member_access", mid=mid),
-        was=api_members.version_of(levels),
+        was=api_members.version_of(levels) if was is None else was,
         errors=errors or {},
         conflict=conflict,
         **about,

@@ -164,6 +164,14 @@ def answer(name: str, default: str = "") -> str:
     return values[0] if values else default
 
 
+def was_shown() -> str | None:
+    """Read what a form says that it showed (its field `was`), by which a stale answer is known; None when it does not.
+
+    Where the same answers are shown again it goes with them, or the next Save would overwrite what came in between.
+    """
+    return without_keys(answer("was")) if "was" in request.form else None
+
+
 def without_keys(text: str) -> str:
     """Give what somebody sent for showing it again: a key that was pasted where none belongs is not shown."""
     return KEY_SHAPED.sub("…", text)

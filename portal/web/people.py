@@ -23,6 +23,7 @@ from portal.web.http import (
     reading,
     send_mails,
     transaction,
+    was_shown,
     without_keys,
 )
 from portal.web.keys import keyring
@@ -154,16 +155,16 @@ def access(mid: str) -> Response:
 
 def _save_access(mid: str, *, may_raise: bool) -> Response:
     role = answer("role")
+    was = was_shown()
     chosen: dict[str, AccessLevel] = {}
     try:
         chosen = levels_in_form(_LEVELS)
         with transaction() as session:
-            was = answer("was") if "was" in request.form else None
             saved = people.set_access(
                 session, actor(), keyring(), mid, role=role, levels=chosen, was=was, is_proved=may_raise
             )
     except Invalid as error:
-        return _access_form(mid, role, chosen, errors=error.problems)
+        return _access_form(mid, role, chosen, was, errors=error.problems)
     except Conflict as error:
         return _access_form(mid, conflict=error.message)
     name = saved.member.name
@@ -192,10 +193,12 @@ def _access_form(
     mid: str,
     role: str = "",
     chosen: Mapping[str, AccessLevel] | None = None,
+    was: str | None = None,
     *,
     errors: Mapping[str, str] | None = None,
     conflict: str = "",
 ) -> Response:
+    """Show the form as things are; or with answers, and what they were given to (`was`)."""
     with reading() as session:
         found = people.get(session, seat(), mid)
         every = solutions(session)
@@ -204,9 +207,9 @@ def _access_form(
         rows = matrix(session, every, _LEVELS, levels, chosen or {}, at_risk=at_risk)
     about = _about(found, every, levels)
     about |= {"matrix": rows, "roles": _ROLES, "role": role or found.role, "errors": errors or {}}
-    was = people.version_of(found.role, levels)
+    about["was"] = people.version_of(found.role, levels) if was is None else was
     status = 422 if errors else 409 if conflict else 200
-    return page("people/access.html", status, was=was, conflict=conflict, **about)
+    return page("people/access.html", status, conflict=conflict, **about)
 
 
 # --- Leaving and coming back ----------------------------------------------------------------------------------------

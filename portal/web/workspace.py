@@ -171,16 +171,16 @@ def _form(template: str, names: tuple[str, ...], kept: dict[str, str], errors: d
 @recently_proved("to change the policy", "workspace.index")
 def set_policy() -> Response:
     """Set how long keys may live and whether administrators own live ones; tell which standing keys would break it."""
-    standing = wanted = policy.of(seat().workspace)
+    was = wanted = policy.of(seat().workspace)
     if request.method != "POST":  # HEAD is a GET
-        return _policy_page(standing, standing)
+        return _policy_page(was, was)
     try:
+        was = _policy_shown()
         wanted = policy.read(answer("max_key_days"), answer("admins_own_live") == "yes")
-        was = policy.read(answer("was_days", str(standing.max_key_days or "")), answer("was_live", "yes") == "yes")
         with transaction() as session:
-            policy.change(session, actor(), wanted, was if "was_days" in request.form else standing)
+            policy.change(session, actor(), wanted, was)
     except Invalid as error:
-        return _policy_page(standing, wanted, errors=error.problems)
+        return _policy_page(was, wanted, errors=error.problems)
     return _done("The policy is saved. It holds for every key made, rotated or reactivated from now on.")
 
 
@@ -189,21 +189,29 @@ def set_policy() -> Response:
 @_for_admins
 def preview_policy() -> Response:
     """Tell which standing keys a policy would break, and change nothing."""
-    standing = policy.of(seat().workspace)
+    was = wanted = policy.of(seat().workspace)
     try:
+        was = _policy_shown()
         wanted = policy.read(answer("max_key_days"), answer("admins_own_live") == "yes")
     except Invalid as error:
-        return _policy_page(standing, standing, errors=error.problems)
-    return _policy_page(standing, wanted, previewed=True)
+        return _policy_page(was, wanted, errors=error.problems)
+    return _policy_page(was, wanted, previewed=True)
+
+
+def _policy_shown() -> Policy:
+    """Read which policy the form says that it showed; the one that stands, when it says nothing."""
+    if "was_days" not in request.form:
+        return policy.of(seat().workspace)
+    return policy.read(answer("was_days"), answer("was_live", "yes") == "yes")
 
 
 def _policy_page(
-    standing: Policy, wanted: Policy, *, previewed: bool = False, errors: dict[str, str] | None = None
+    was: Policy, wanted: Policy, *, previewed: bool = False, errors: dict[str, str] | None = None
 ) -> Response:
     with reading() as session:
         count, first = policy.preview(session, seat(), wanted, actor().at)
     context = {
-        "standing": standing,
+        "was": was,
         "wanted": wanted,
         "limits": _LIMITS,
         "breaking": first,

@@ -535,6 +535,30 @@ def test_whoever_cancels_at_the_password_has_the_form_as_it_was_sent_and_nothing
         assert kept(database) == before
 
 
+def test_answers_that_are_shown_again_overwrite_nothing_that_came_in_between(cast: Cast, database: Database) -> None:
+    """After Cancel at the password, and after a look at what they would do."""
+    ana = cast.ana
+    bot = ana.post("/w/acme/api-members/new", {"name": "CRM bot", "access-operations": "read"}).location
+    with database.reading() as session:
+        rio = f"/w/acme/members/{session.query(Member.public_id).filter_by(name='Rio Tanaka').scalar()}"
+    plain, full = {"role": "member", "access-sales": "read"}, {"access-operations": "full"}
+    forms: list[tuple[str, str, dict[str, str], dict[str, str]]] = [
+        (f"{rio}/access", "", {"role": "admin"}, plain),
+        (f"{bot}/access", "", full, {"access-operations": "none"}),
+        (f"{bot}/access", "/review", full, {"access-sales": "read"}),
+        ("/w/acme/policy", "", {"max_key_days": "90"}, {"max_key_days": "365"}),
+        ("/w/acme/policy", "/preview", {"max_key_days": "90"}, {"max_key_days": "30"}),
+    ]
+    for path, look, answers, meanwhile in forms:
+        form = dict(hidden(ana.get(path).text)) | answers
+        assert ana.post(path, meanwhile).status_code == 303
+        before = kept(database)
+        shown = ana.post(f"{path}{look}", form if look else form | {"cancel": "yes"})
+        assert shown.status_code == 200
+        assert ana.post(path, dict(hidden(shown.text)) | answers).status_code == 409, (path, look)
+        assert kept(database) == before
+
+
 def test_nothing_that_asks_for_the_password_is_done_without_it_by_cancelling(cast: Cast, database: Database) -> None:
     key = cast.rio.generate()
     cast.rio.post(f"keys/{key.id}/deactivate")
