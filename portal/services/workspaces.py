@@ -1,5 +1,7 @@
 """Workspaces, their solutions and apps: made by an operator or an administrator."""
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable
 from time import thread_time
@@ -91,9 +93,10 @@ def add_solution(
     return solution
 
 
-def get_solution(session: Session, workspace: Workspace | SeatWorkspace, slug: str) -> Solution:
+def get_solution(session: Session, workspace: Workspace | SeatWorkspace, slug: str, *, lock: bool = False) -> Solution:
     """Find a solution of a workspace; NotFound."""
-    solution = session.scalar(select(Solution).where(Solution.workspace_id == workspace.id, Solution.slug == slug))
+    statement = select(Solution).where(Solution.workspace_id == workspace.id, Solution.slug == slug)
+    solution = session.scalar(statement.with_for_update(key_share=True) if lock else statement)
     if solution is None:
         raise NotFound(f"{workspace.name} has no solution {slug}.")
     return solution
@@ -151,15 +154,30 @@ def add_app(
     return app
 
 
+def version_of(row: Solution | App) -> str:
+    """Write down what a form shows of a solution or an app, so that its answer can be told from a stale one."""
+    more = row.is_external if isinstance(row, Solution) else row.schema
+    return hashlib.sha256(json.dumps([row.name, row.description, more]).encode()).hexdigest()
+
+
 def edit_solution(
-    session: Session, actor: Actor, slug: str, name: str, description: str, *, is_external: bool = False
+    session: Session,
+    actor: Actor,
+    slug: str,
+    name: str,
+    description: str,
+    *,
+    is_external: bool = False,
+    was: str | None = None,
 ) -> Solution:
     """Rename and describe a solution; its slug stays, for it stands in addresses.
 
-    Raises Invalid when it is to become external while it holds records.
+    `was` is what the form showed (`version_of`), Conflict if that is old. Raises Invalid when it is to become external
+    while it holds records.
     """
     seat = admin_seat(session, actor, Event.SOLUTION_CHANGED)
-    solution = get_solution(session, seat.workspace, slug)
+    solution = get_solution(session, seat.workspace, slug, lock=True)
+    _check_shown(solution, was)
     before = {"name": solution.name, "description": solution.description, "is_external": solution.is_external}
     solution.name, solution.description = _checked(name, description)
     if is_external and not solution.is_external:
@@ -177,15 +195,26 @@ def edit_solution(
     return solution
 
 
-def edit_app(session: Session, actor: Actor, slug: str, name: str, description: str, schema: Schema | None) -> App:
+def edit_app(
+    session: Session,
+    actor: Actor,
+    slug: str,
+    name: str,
+    description: str,
+    schema: Schema | None,
+    *,
+    was: str | None = None,
+) -> App:
     """Rename and describe an app and change its schema; Invalid when records that stand would not fit it.
 
-    Without a schema an external solution's app keeps the one it has.
+    `was` is what the form showed (`version_of`), Conflict if that is old. Without a schema an external solution's app
+    keeps the one it has.
     """
     seat = admin_seat(session, actor, Event.APP_CHANGED)
     app = session.scalar(select(App).where(App.workspace_id == seat.workspace.id, App.slug == slug).with_for_update())
     if app is None:
         raise NotFound("There is no such app.")
+    _check_shown(app, was)
     before = {"name": app.name, "description": app.description}
     app.name, app.description = _checked(name, description)
     given = _given(schema, app.schema if solution_of(session, app).is_external else None)
@@ -216,6 +245,11 @@ def admin_seat(session: Session, actor: Actor, event: Event) -> Seat:
     if not seat.is_admin:
         raise Forbidden("Only administrators set up the workspace.", attempt=Attempt(event))
     return seat
+
+
+def _check_shown(row: Solution | App, was: str | None) -> None:
+    if was is not None and was != version_of(row):
+        raise Conflict(f"Somebody changed “{row.name}” a moment ago. Nothing was saved. Look at it again.")
 
 
 def _check_empty(session: Session, solution: Solution) -> None:

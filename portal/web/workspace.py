@@ -6,14 +6,14 @@ from typing import Any
 
 from flask import Blueprint, Response, flash, make_response, redirect, render_template, request, url_for
 
-from portal.rules.errors import Invalid
+from portal.rules.errors import Conflict, Invalid
 from portal.rules.schemas import Schema
 from portal.services import members, policy, records, workspaces
 from portal.services.audit import Event
 from portal.services.policy import Policy
 from portal.store.models import App, Solution
 from portal.web.guards import actor, in_workspace, only, recently_proved, seat
-from portal.web.http import answer, page_or_fragment, reading, transaction, without_keys
+from portal.web.http import answer, page_or_fragment, reading, transaction, was_shown, without_keys
 
 pages = Blueprint("workspace", __name__, url_prefix="/w/<slug:ws>")
 _for_admins = only(attrgetter("is_admin"), "Only administrators set up the workspace.")
@@ -72,22 +72,31 @@ def edit_solution(solution: str) -> Response:
         found = workspaces.get_solution(session, seat().workspace, solution)
     if request.method != "POST":  # HEAD is a GET
         return _solution_form(found, {})
+    was = was_shown()
     try:
         with transaction() as session:
             workspaces.edit_solution(
                 *(session, actor(), solution, answer("name"), answer("description")),
                 is_external=bool(answer("is_external")),
+                was=was,
             )
     except Invalid as error:
-        return _solution_form(found, error.problems)
+        return _solution_form(found, error.problems, was)
+    except Conflict as error:
+        return _solution_form(found, {}, conflict=error.message)
     return _done(f"Solution {answer('name').strip()} is saved.")
 
 
-def _solution_form(found: Solution | None, errors: dict[str, str]) -> Response:
-    kept = {"slug": found.slug, "name": found.name, "description": found.description} if found else {}
-    is_external = bool(answer("is_external")) if request.method == "POST" else found is not None and found.is_external
-    more = {"solution": found, "is_external": is_external}
-    return _form("workspace/solution.html", ("slug", "name", "description"), kept, errors, **more)
+def _solution_form(
+    found: Solution | None, errors: dict[str, str], was: str | None = None, conflict: str = ""
+) -> Response:
+    kept = {}
+    if found:
+        kept = {"slug": found.slug, "name": found.name, "description": found.description}
+        kept["is_external"] = "yes" if found.is_external else ""
+        was = was or workspaces.version_of(found)
+    names = ("slug", "name", "description", "is_external")
+    return _form("workspace/solution.html", names, kept, errors, conflict, solution=found, was=was)
 
 
 @pages.route("/solutions/<slug:solution>/apps/new", methods=["GET", "POST"])
@@ -122,12 +131,15 @@ def edit_app(app: str) -> Response:
         place = workspaces.solution_of(session, found)
     if request.method != "POST":  # HEAD is a GET
         return _app_form(place, found, {})
+    was = was_shown()
     try:
         schema = _schema()
         with transaction() as session:
-            workspaces.edit_app(session, actor(), app, answer("name"), answer("description"), schema)
+            workspaces.edit_app(session, actor(), app, answer("name"), answer("description"), schema, was=was)
     except Invalid as error:
-        return _app_form(place, found, error.problems)
+        return _app_form(place, found, error.problems, was)
+    except Conflict as error:
+        return _app_form(place, found, {}, conflict=error.message)
     return _done(f"App {answer('name').strip()} is saved.")
 
 
@@ -142,24 +154,32 @@ def _schema() -> Schema | None:
     return Schema.read(value)
 
 
-def _app_form(solution: Solution, found: App | None, errors: dict[str, str]) -> Response:
+def _app_form(
+    solution: Solution, found: App | None, errors: dict[str, str], was: str | None = None, conflict: str = ""
+) -> Response:
     kept = {"schema": _EMPTY_SCHEMA}
     if found:
         schema = json.dumps(found.schema, indent=2, ensure_ascii=False)
         kept = {"slug": found.slug, "name": found.name, "description": found.description, "schema": schema}
-    names = ("slug", "name", "description", "schema")
-    return _form("workspace/app.html", names, kept, errors, solution=solution, app=found)
+        was = was or workspaces.version_of(found)
+    names = ("slug", "name", "description") if solution.is_external else ("slug", "name", "description", "schema")
+    return _form("workspace/app.html", names, kept, errors, conflict, solution=solution, app=found, was=was)
 
 
-def _form(template: str, names: tuple[str, ...], kept: dict[str, str], errors: dict[str, str], **more: Any) -> Response:
-    """Show a form with what was sent, or with what stands."""
-    sent = {}
+def _form(
+    template: str, names: tuple[str, ...], kept: dict[str, str], errors: dict[str, str], conflict: str, **more: Any
+) -> Response:
+    """Show a form with what was sent, or with what stands; after a conflict with both where they differ."""
+    answers = dict.fromkeys(names, "") | kept
     if request.method == "POST":
-        sent = {name: answer(name) if name == "schema" else without_keys(answer(name)) for name in names}
-    answers = dict.fromkeys(names, "") | kept | {name: value for name, value in sent.items() if value or errors}
+        answers |= {name: answer(name) if name == "schema" else without_keys(answer(name)) for name in names}
     if kept.get("slug"):
         answers["slug"] = kept["slug"]  # it stands in scopes and addresses, so it stays
-    return make_response(render_template(template, answers=answers, errors=errors, **more), 422 if errors else 200)
+    stands = {}
+    if conflict:  # browsers end the lines of a schema in their own way
+        stands = {name: kept[name] for name in names if kept[name] != answers[name].replace("\r\n", "\n")}
+    more |= {"answers": answers, "errors": errors, "conflict": conflict, "stands": stands}
+    return make_response(render_template(template, **more), 422 if errors else 409 if conflict else 200)
 
 
 # --- Policy ---------------------------------------------------------------------------------------------------------

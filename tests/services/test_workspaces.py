@@ -1,6 +1,7 @@
 """Workspaces, solutions and apps: names that are taken, and schemas that records can be held to."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import pytest
@@ -161,3 +162,55 @@ def test_what_is_not_there_is_not_found(shared_office: Office, slug: str) -> Non
             workspaces.get_solution(session, workspaces.get(session, "acme"), slug)
         with pytest.raises(NotFound):
             workspaces.get_solution(session, workspaces.get(session, "globex"), "sales")
+
+
+# --- Changing -------------------------------------------------------------------------------------------------------
+
+
+def edit(office: Office, session: Session, what: str, description: str, was: str | None, who: str = "ana") -> object:
+    """Change a description alone, of the solution Sales or of its app Leads."""
+    actor = office.actor(who)
+    if what == "solution":
+        return workspaces.edit_solution(session, actor, "sales", "Sales", description, was=was)
+    return workspaces.edit_app(session, actor, "leads", "Leads", description, Schema.read(OBJECT), was=was)
+
+
+def version(office: Office, what: str) -> str:
+    with office.database.reading() as session:
+        acme = workspaces.get(session, "acme")
+        if what == "solution":
+            return workspaces.version_of(workspaces.get_solution(session, acme, "sales"))
+        return workspaces.version_of(records.get_app(session, acme.id, "leads"))
+
+
+@pytest.mark.parametrize("what", ["solution", "app"])
+def test_a_form_that_is_old_changes_nothing(office: Office, what: str) -> None:
+    was = version(office, what)
+    with office.database.transaction() as session:
+        edit(office, session, what, "First", was)
+    now = version(office, what)
+    with pytest.raises(Conflict, match="Nothing was saved"), office.database.transaction() as session:
+        edit(office, session, what, "Second", was)
+    assert version(office, what) == now
+    with office.database.transaction() as session:
+        edit(office, session, what, "Third", now)
+    assert version(office, what) not in (was, now)
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("what", ["solution", "app"])
+def test_of_two_who_change_it_at_once_the_second_waits_and_is_told(office: Office, what: str) -> None:
+    office.change("lea", role="admin")
+    was = version(office, what)
+
+    def second() -> None:
+        with office.database.transaction() as session:
+            edit(office, session, what, "Second", was, "lea")
+
+    with ThreadPoolExecutor() as pool:
+        with office.database.transaction() as session:
+            edit(office, session, what, "First", was)
+            waiting = pool.submit(second)
+            assert wait([waiting], 0.3).done == set()
+        with pytest.raises(Conflict):
+            waiting.result()

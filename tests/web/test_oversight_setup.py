@@ -6,8 +6,11 @@ from html import unescape
 
 import pytest
 from flask import Flask
+from werkzeug.test import TestResponse
 
+from portal.store.database import Database
 from tests.cast import Cast
+from tests.web.looking import kept
 
 SCHEMA = json.dumps({"type": "object", "properties": {"name": {"type": "string"}}})
 
@@ -184,6 +187,50 @@ def test_a_schema_is_changed_only_where_the_records_that_stand_fit_it(cast: Cast
     assert "Prospects" in cast.max.get("/w/acme").text
     assert cast.ana.post("/w/acme/solutions/sales/edit", {"name": "Selling", "description": ""}).status_code == 303
     assert "Selling" in cast.max.get("/w/acme").text
+
+
+def was_on(reply: TestResponse) -> str:
+    """Read what a form says that it showed."""
+    found = re.search(r'name="was"\s+value="([^"]+)"', reply.text)
+    assert found
+    return found[1]
+
+
+@pytest.mark.parametrize(
+    ("path", "typed", "meanwhile", "now"),
+    [
+        ("apps/leads/edit", {"description": "Typed words"}, {"schema": SCHEMA}, '"type": "string"'),
+        ("solutions/sales/edit", {"description": "Typed words"}, {"description": "Who buys"}, "Who buys"),
+        ("solutions/sales/edit", {"name": "Typed name", "description": ""}, {"description": "Who buys"}, "Who buys"),
+    ],
+)
+def test_a_form_that_showed_something_older_keeps_its_answers_and_says_what_stands_now(
+    path: str, typed: dict[str, str], meanwhile: dict[str, str], now: str, cast: Cast, database: Database
+) -> None:
+    path, kind = f"/w/acme/{path}", {"name": "Named", "schema": '{"type": "object"}'}
+    form = kind | typed | {"was": was_on(cast.ana.get(path))}
+    assert cast.ana.post(path, kind | meanwhile).status_code == 303
+    before = kept(database)
+    reply = cast.ana.post(path, form)
+    assert reply.status_code == 409
+    assert "Somebody changed “Named” a moment ago. Nothing was saved." in reply.text
+    answers, stands = unescape(reply.text), unescape(reply.text.partition("what stands now")[2].partition("</dl>")[0])
+    assert all(f'value="{each}"' in answers for each in typed.values())
+    assert now in stands
+    assert "Named" not in stands or "name" in typed  # what is the same is not told
+    assert kept(database) == before
+    assert cast.ana.post(path, form | {"was": was_on(reply)}).status_code == 303
+
+
+def test_a_schema_that_is_refused_does_not_make_an_old_form_new(cast: Cast, database: Database) -> None:
+    path, form = "/w/acme/apps/leads/edit", {"name": "Leads", "schema": "{"}
+    form["was"] = was_on(cast.ana.get(path))
+    assert cast.ana.post(path, {"name": "Prospects", "schema": SCHEMA}).status_code == 303
+    before = kept(database)
+    refused = cast.ana.post(path, form)
+    assert refused.status_code == 422
+    assert cast.ana.post(path, form | {"schema": SCHEMA, "was": was_on(refused)}).status_code == 409
+    assert kept(database) == before
 
 
 @pytest.mark.parametrize("path", ["workspace", "policy", "solutions/new", "solutions/sales/edit", "apps/leads/edit"])
