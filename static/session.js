@@ -1,9 +1,8 @@
 // Two minutes before a session ends for want of use, offer to stay; answers on the page are not touched.
 "use strict";
 {
-  const [idle, left] = document.documentElement.dataset.session.split(" ").map((seconds) => Number(seconds) * 1000);
+  const [idle, left, whole] = document.documentElement.dataset.session.split(" ").map((each) => Number(each) * 1000);
   const WARNING = 120000;
-  const whole = 7200000; // two hours without use, as the server counts
   const over = performance.now() + left;
   let ends = performance.now() + idle;
   let warned = false;

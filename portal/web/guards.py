@@ -160,8 +160,10 @@ def in_workspace(view: View) -> View:
         _sit_down(user_session, found)
         if accounts.is_due_to_be_seen(user_session, g.now, found.workspace.id):
             # A page must not wait for those who write, nor fail because they do; the next page tries again.
-            with suppress(*TROUBLE), portal().database.transaction(patience=50) as session:
-                accounts.mark_seen(session, user_session, g.now, found.workspace.id)
+            with suppress(*TROUBLE):
+                with portal().database.transaction(patience=50) as session:
+                    accounts.mark_seen(session, user_session, g.now, found.workspace.id)
+                g.user_session = user_session._replace(last_seen_at=g.now)
         return view(**values)
 
     return _declare(guarded, Audience.MEMBER)
@@ -419,11 +421,11 @@ def register(app: Flask) -> None:
         }
 
 
-def _session_ends(user_session: LiveSession) -> tuple[int, int]:
-    """Say in how many seconds a session ends when nothing is done, and when it ends in any case."""
+def _session_ends(user_session: LiveSession) -> list[int]:
+    """Say in how many seconds a session ends when nothing is done, when in any case, and how long one may be idle."""
     left = accounts.SESSION_LIFE - (g.now - user_session.created_at)
     idle = min(accounts.SESSION_IDLE - (g.now - user_session.last_seen_at), left)
-    return int(idle.total_seconds()), int(left.total_seconds())
+    return [int(each.total_seconds()) for each in (idle, left, accounts.SESSION_IDLE)]
 
 
 def role_text(found: Seat) -> str:

@@ -235,6 +235,16 @@ def test_a_session_ends_after_two_idle_hours_and_after_twelve_in_any_case(
         assert is_signed_in(rio.browser) == alive
 
 
+def test_a_page_that_is_used_after_a_long_while_does_not_say_that_the_session_ends_soon(cast: Cast) -> None:
+    rio = cast.rio
+    with time_machine.travel(datetime.now(UTC) + timedelta(minutes=119), tick=False):
+        ends = re.search(r'data-session="(\d+) (\d+) (\d+)"', rio.get(HOME).text)
+    assert ends
+    idle, left, whole = map(int, ends.groups())
+    assert idle == whole == accounts.SESSION_IDLE.total_seconds()
+    assert left == pytest.approx((accounts.SESSION_LIFE - timedelta(minutes=119)).total_seconds(), abs=5)
+
+
 @pytest.mark.both
 def test_a_deactivated_account_is_out_at_once(cast: Cast, database: Database) -> None:
     assert is_signed_in(cast.rio.browser)
