@@ -317,15 +317,16 @@ def copyable(session: Session, actor: Actor, seat: Seat) -> list[tuple[str, str]
     return [(key.public_id, f"{key.name} …{key.last_four}") for key in rows]
 
 
-def expiring_soon(session: Session, actor: Actor, seat: Seat, keyring: Keyring) -> tuple[int, list[KeyView]]:
-    """Count the keys that somebody answers for and that expire within 14 days, and give the first of them."""
+def expiring_soon(session: Session, actor: Actor, seat: Seat, keyring: Keyring) -> tuple[int, int, list[KeyView]]:
+    """Count one's own keys and those of API members that expire within 14 days, and give the first of them all."""
     statement = _answered_for(seat, "expiring").where(ApiKey.retires_at.is_(None))
     moments = _moments(actor.at)
     found = list(session.scalars(statement.order_by(ApiKey.expires_at, ApiKey.id).limit(_EXPIRING_SHOWN), moments))
     if not found:
-        return 0, []
-    count = session.scalar(statement.with_only_columns(func.count()), moments) or 0
-    return count, key_views.of(session, seat, keyring, found, actor.at)
+        return 0, 0, []
+    mine, every = func.count(case((ApiKey.member_id == seat.member.id, 1))), func.count()
+    own, total = session.execute(statement.with_only_columns(mine, every), moments).one()
+    return own, total - own, key_views.of(session, seat, keyring, found, actor.at)
 
 
 def _answered_for(seat: Seat, state: str) -> Select[ApiKey]:

@@ -1,5 +1,6 @@
 """A workspace's first page: its solutions, apps and records, and the sandbox of an app."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 from flask import Blueprint, Response, make_response, render_template, request, url_for
@@ -37,7 +38,7 @@ def index() -> Response:
         chosen = _chosen(shelves, request.args.get("app"))
         found: list[Record] = []
         total = 0
-        count, first = key_lists.expiring_soon(session, actor(), here, portal().settings.keyring)
+        own, of_api, first = key_lists.expiring_soon(session, actor(), here, portal().settings.keyring)
         if chosen and not chosen.shelf.solution.is_external:
             place = records.Place(here.workspace.id, chosen.app.slug, env)
             found, total = records.list_for(session, place, limit=PAGE_SIZE, offset=(number - 1) * PAGE_SIZE)
@@ -48,7 +49,7 @@ def index() -> Response:
         "home/index.html",
         "home/_records.html",
         solutions=[_solution(each) for each in shelves],
-        expiring=_expiring(count, first),
+        expiring=_expiring(own, of_api, first),
         app=_app(chosen) if chosen else None,
         may_manage=chosen is not None and chosen.shelf.level is AccessLevel.MANAGE,
         env=env,
@@ -63,12 +64,12 @@ def index() -> Response:
     )
 
 
-def _expiring(count: int, first: list[KeyView]) -> dict[str, Any] | None:
+def _expiring(own: int, of_api: int, first: list[KeyView]) -> dict[str, Any] | None:
     if not first:
         return None
-    owner = "me" if first[0].owner.kind == "me" else "api"
-    url = url_for("keys.index", ws=seat().workspace.slug, owner=owner, state="expiring", sort="expires")
-    return {"count": count, "url": url, "first": first}
+    url = partial(url_for, "keys.index", ws=seat().workspace.slug, state="expiring", sort="expires")
+    lists = [("My keys", own, url(owner="me")), ("API members’ keys", of_api, url(owner="api"))]
+    return {"first": first, "lists": [each for each in lists if each[1]]}
 
 
 def _app(chosen: "_Chosen") -> dict[str, Any]:

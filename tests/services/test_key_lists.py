@@ -312,15 +312,15 @@ def test_what_expires_soon_is_listed_for_those_who_answer_for_it(office: Office)
     rotated, _ = office.generate("lea", name="Rotated", at=soon)
     rotate(office, "lea", rotated.id)
 
-    def told(who: str) -> tuple[int, list[str]]:
+    def told(who: str) -> tuple[int, int, list[str]]:
         with office.database.reading() as session:
-            count, first = key_lists.expiring_soon(session, office.actor(who), office.seat(who), office.keyring)
-        return count, [key.name for key in first]
+            own, of_api, first = key_lists.expiring_soon(session, office.actor(who), office.seat(who), office.keyring)
+        return own, of_api, [key.name for key in first]
 
-    assert told("lea") == (5, ["Of the sync", "Soon 0", "Soon 1"])
-    assert told("max") == (1, ["Of max"])
-    assert told("ana") == (1, ["Of the sync"])
-    assert told("rio") == (0, [])
+    assert told("lea") == (4, 1, ["Of the sync", "Soon 0", "Soon 1"])
+    assert told("max") == (1, 0, ["Of max"])
+    assert told("ana") == (0, 1, ["Of the sync"])
+    assert told("rio") == (0, 0, [])
 
 
 def test_one_copies_scopes_from_ones_own_keys_and_those_of_api_members(office: Office) -> None:

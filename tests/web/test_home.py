@@ -1,12 +1,15 @@
 """A workspace's first page: what each person sees of it, and who may fill a sandbox."""
 
 import re
+from datetime import UTC, datetime, timedelta
+from html import unescape
 
 import pytest
+import time_machine
 
 from portal.store.database import Database
 from tests.cast import HTMX, Cast, Person
-from tests.web.looking import data, kept
+from tests.web.looking import data, everything, kept
 
 
 def apps_on(page: str) -> set[str]:
@@ -56,6 +59,22 @@ def test_what_an_integration_did_is_there_to_be_seen(cast: Cast) -> None:
     assert made["id"] not in sandbox
     cast.call("DELETE", f"/apps/tasks/records/{made['id']}", live)
     assert "Water the plants" not in cast.rio.get("/w/acme?app=tasks").text
+
+
+def test_keys_that_expire_soon_are_counted_by_the_lists_that_hold_them(cast: Cast, database: Database) -> None:
+    sync = next(row["public_id"] for row in everything(database)["member"] if row["name"] == "Nightly sync")
+    for answers in ({"name": "One"}, {"name": "Two"}, {"owner": sync}):
+        cast.lea.generate(expires="30d", **answers)
+    cast.rio.generate(expires="30d")
+    with time_machine.travel(datetime.now(UTC) + timedelta(days=20)):
+        for who, lists in (("lea", {"My keys": 2, "API members’ keys": 1}), ("rio", {"My keys": 1})):
+            person = Person(cast.app, who)
+            person.sign_in()
+            page = person.get("/w/acme").text
+            links = re.findall(r'<a href="([^"]+)">([^<]+): (\d+)</a>', page)
+            assert {name: int(count) for _, name, count in links} == lists
+            for url, _, count in links:
+                assert len(re.findall(r'<tbody[^>]*id="key-', person.get(unescape(url)).text)) == int(count)
 
 
 def test_markup_in_a_record_is_shown_and_not_run(cast: Cast) -> None:
