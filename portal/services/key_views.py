@@ -58,6 +58,11 @@ class OwnerView(NamedTuple):
     kind: str
     is_active: bool  # and so is its account
 
+    @property
+    def listed_under(self) -> str:
+        """Which list holds its keys: `me`, `api` or `all`."""
+        return "all" if self.kind == "human" else self.kind
+
 
 @dataclass(slots=True)  # frozen, each of its many fields would take several times as long to set
 class KeyView:

@@ -282,7 +282,7 @@ def row_changed(
             key = key_views.of(session, seat(), keyring(), [row], actor().at, with_days=True)[0]
     return fragment_or_redirect(
         None if in_dialog else "keys/_rows.html",
-        list_url(),
+        list_url(owner=key.owner.listed_under),
         message=message,
         focus=[focus, f"key-{key.id}-link", "keys-h"],
         close=in_dialog,
@@ -331,7 +331,7 @@ def stopped(key: KeyView, told: str, *, focus: str = "") -> Response:
             return make_response(render_template("keys/_receipt.html", **receipt, in_dialog=True))
         return row_changed(key, told, focus=focus, receipt=receipt)
     except TROUBLE:  # the key is stopped, and that is what must be told
-        return fragment_or_redirect(None, list_url(), message=told, close=True)
+        return fragment_or_redirect(None, list_url(owner=key.owner.listed_under), message=told, close=True)
 
 
 @pages.get("/keys/<public_id:key_id>/receipt")
