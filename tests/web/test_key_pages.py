@@ -462,6 +462,20 @@ def test_before_every_ending_stands_what_it_would_stop(cast: Cast) -> None:
 
 
 @pytest.mark.both
+def test_of_what_cannot_be_read_no_page_says_that_there_is_none(cast: Cast, database: Database) -> None:
+    used, unused = cast.rio.generate(name="Used"), cast.rio.generate(name="Unused")
+    cast.call("GET", "/me", used)
+    flush(cast)
+    assert "No request was refused" in words(cast.rio.get(f"keys/{used.id}/requests").text)
+    with without(database, "refused_request"):
+        for key in (used, unused):
+            page = cast.rio.get(f"keys/{key.id}/requests")
+            assert page.status_code == 200
+            assert "Denials are unavailable right now" in words(page.text)
+            assert "No request was refused" not in words(page.text)
+
+
+@pytest.mark.both
 def test_a_key_whose_use_cannot_be_read_is_treated_as_in_use_and_can_be_ended(cast: Cast, database: Database) -> None:
     key, other = cast.rio.generate(name="CRM sync"), cast.rio.generate(name="Other")
     with without(database, "usage"):
