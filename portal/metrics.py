@@ -42,7 +42,8 @@ _KINDS = {
 }
 _LEAST = frozenset({"latchkey_redis_up"})  # of the processes' gauges the smallest is told, of others the largest
 
-_SERIES = 4_000  # that one file holds; beyond, new ones are not counted
+_SERIES = 4_000  # that one file holds
+_SPARE = _SERIES - len(BUCKETS) - 1  # what finds no place, a histogram too, counts from here on; nobody reads that
 _NAME = 248  # bytes
 _VALUES = 8 * (_SERIES + 1)  # bytes: how many names there are, then a number for each
 _SIZE = _VALUES + _NAME * _SERIES
@@ -118,8 +119,8 @@ class Numbers:
         if found is None:
             written = name.encode()
             found = len(self._places) + 1
-            if found > _SERIES - len(BUCKETS) - 2 or len(written) > _NAME:
-                return _SERIES  # the last one, which nobody reads
+            if found >= _SPARE or len(written) > _NAME:
+                return _SPARE
             start = _VALUES + _NAME * (found - 1)
             self._memory[start : start + len(written)] = written
             self._places[name] = found
@@ -232,7 +233,7 @@ def request(endpoint: str, method: str, status: int, seconds: float) -> None:
 
 
 def refused(reason: str) -> None:
-    """Count a request to the API that was refused: why a key was refused, or `rate_limit`."""
+    """Count a request to the API that was refused: why a key was refused, or `rate_limit_exceeded`."""
     _numbers().add("latchkey_refused_total", f'reason="{reason}"')
 
 

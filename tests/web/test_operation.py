@@ -247,3 +247,16 @@ def test_a_process_that_is_about_to_begin_spoils_no_scrape(tmp_path: Path) -> No
     assert [sample.value for sample in told["latchkey_processes"].samples] == [1]
     seconds = {sample.name: sample.value for sample in told["latchkey_request_seconds"].samples}
     assert (seconds["latchkey_request_seconds_count"], seconds["latchkey_request_seconds_sum"]) == (1, 0)
+
+
+def test_a_full_file_goes_on_counting_what_it_knows_and_nothing_new() -> None:
+    numbers = metrics.Numbers()
+    numbers.request("api.me", "GET", 200, 0.01)
+    for n in range(5_000):
+        numbers.add("latchkey_refused_total", f'reason="{n}"')
+    full = numbers.text()
+    for seconds in (0.0001, 60):
+        numbers.request("keys.index", "GET", 200, seconds)
+    assert numbers.text() == full
+    numbers.request("api.me", "GET", 200, 0.01)
+    assert numbers.text() != full
