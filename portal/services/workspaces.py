@@ -257,7 +257,7 @@ def _check_empty(session: Session, solution: Solution) -> None:
     apps = session.scalars(select(App.id).where(App.solution_id == solution.id).order_by(App.id).with_for_update())
     held = select(func.count()).select_from(Record).where(Record.app_id.in_(apps.all()))
     if count := session.scalar(held):
-        message = f"{solution.name} holds {count:,} {'record' if count == 1 else 'records'} here. Delete them first."
+        message = f"{solution.name} holds {count:,} {'record' if count == 1 else 'records'} here. Empty it first."
         raise Invalid({"is_external": message})
 
 
@@ -284,7 +284,8 @@ def _check_records(session: Session, app: App, schema: Schema) -> None:
                 named.append(f"{record_id} ({problem['path']}: {problem['message'][:80]})")
     if misfits:
         counts = " and ".join(f"{count:,} {environment}" for environment, count in misfits.items())
-        message = f"{counts} records would not fit this schema, such as {'; '.join(named)}. Change them first."
+        counts += " record" if misfits.total() == 1 else " records"
+        message = f"{counts} would not fit this schema, such as {'; '.join(named)}. Change what does not fit first."
         raise Invalid({"schema": message})
 
 

@@ -119,7 +119,14 @@ def requests(key_id: str) -> Response:
                 "first": _first(key, activity.first_request(session, row), activity.last_refusal(session, row)),
             }
     except TROUBLE:  # the page says so, and that the key still works
-        used = {"buckets": None, "total": 0, "refused": 0, "denials": None, "callers": [], "first": {"state": "waiting"}}
+        used = {
+            "buckets": None,
+            "total": 0,
+            "refused": 0,
+            "denials": None,
+            "callers": [],
+            "first": {"state": "waiting"},
+        }
     return page_or_fragment(
         "keys/requests.html",
         "keys/_requests.html",

@@ -57,7 +57,7 @@ _SAYS: dict[Event, tuple[str, str]] = {
     Event.SIGN_IN_FAILED: ("gave a password that did not match, for {target}", "sign in as {target}"),
     Event.SIGNED_OUT: ("signed out", "sign out"),
     Event.PROVED: ("confirmed their password", "confirm their password"),
-    Event.SESSIONS_ENDED: ("signed out {count} other sessions", "sign out other sessions"),
+    Event.SESSIONS_ENDED: ("signed out {count}", "sign out other sessions"),
     Event.PASSWORD_CHANGED: ("changed their password", "change their password"),
     Event.PASSWORD_RESET_ASKED: (
         "asked for a link to choose a new password, for {target}",
@@ -111,9 +111,10 @@ _SAYS: dict[Event, tuple[str, str]] = {
     Event.RECORD_CREATED: ("created a {env} record in {target}", "create a record in {target}"),
     Event.RECORD_CHANGED: ("changed a {env} record in {target}", "change a record in {target}"),
     Event.RECORD_DELETED: ("deleted a {env} record in {target}", "delete a record in {target}"),
-    Event.SANDBOX_FILLED: ("filled the sandbox of {target} with {copied} records", "fill the sandbox of {target}"),
+    Event.SANDBOX_FILLED: ("filled the sandbox of {target} with {copied}", "fill the sandbox of {target}"),
 }
 _INVITED = "{target} got the access that their invitation{by} gives"
+_COUNTED = {"count": "other session", "copied": "record"}
 _LEVELS = {"none": "no access", "read": "read", "full": "full", "manage": "manage"}
 _ROLES = {"admin": "administrator", "member": "member"}
 _FACTS = {
@@ -175,15 +176,16 @@ def _counted(event: AuditEvent, names: Names) -> Iterator[Part]:
     more, who = int(event.details["more"]), str(event.details.get("who", "?"))
     hour = _moment(str(event.details.get("hour", "")))
     name = names.keys.get(who) or names.members.get(who) or who
+    plural, were = ("", "was") if more == 1 else ("s", "were")
     if event.action == Event.KEY_REFUSED:
-        yield from (Part(f"{thousands(more)} more requests with the key "), Part(name, "name"))
+        yield from (Part(f"{thousands(more)} more request{plural} with the key "), Part(name, "name"))
         reason = str(event.details.get("reason", ""))
         words = refusals.words_of(reason, "a scope") if reason in list(Refusal) else "for several reasons"
-        yield Part(f" were refused in the hour from {hour}: {words}")
+        yield Part(f" {were} refused in the hour from {hour}: {words}")
     else:
         attempt = _words_of(event.action)[1].partition(" {target}")[0].rstrip(",")
-        yield from (Part(f"{thousands(more)} more attempts to {attempt} by "), Part(name, "name"))
-        yield Part(f" were refused in the hour from {hour}")
+        yield from (Part(f"{thousands(more)} more attempt{plural} to {attempt} by "), Part(name, "name"))
+        yield Part(f" {were} refused in the hour from {hour}")
 
 
 def _filled(pattern: str, event: AuditEvent, names: Names) -> Iterator[Part]:
@@ -227,8 +229,11 @@ def _field(name: str, event: AuditEvent, names: Names) -> Iterator[Part]:
         )
         times = int(details.get("times", 1))
         yield Part(words if times == 1 else f"{words}, {thousands(times)} at once")
-    elif name in ("count", "copied", "format"):
-        yield Part(str(details.get(name, "?")), "" if name != "format" else "name")
+    elif name in _COUNTED:
+        many = details.get(name, "?")
+        yield Part(f"{many} {_COUNTED[name]}{'' if many == 1 else 's'}")
+    elif name == "format":
+        yield Part(str(details.get(name, "?")), "name")
 
 
 def _changes(event: AuditEvent, names: Names) -> Iterator[Change]:

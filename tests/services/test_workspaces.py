@@ -141,6 +141,17 @@ def test_records_are_held_to_a_schema_that_was_taken(office: Office, schema: Any
             records.create(session, actor, where, bad)
 
 
+def test_a_schema_that_records_do_not_fit_is_refused_with_their_number(office: Office) -> None:
+    app = add_app(office)
+    strict = Schema.read({**OBJECT, "required": ["a"]})
+    for environment, told in (("live", "1 live record would"), ("test", "1 live and 1 sandbox records would")):
+        with office.database.transaction() as session:
+            records.create(session, office.actor("ana"), Place(app.workspace_id, "stock", environment), {})
+        with pytest.raises(Invalid) as refused, office.database.transaction() as session:
+            workspaces.edit_app(session, office.actor("ana"), "stock", "Stock", "", strict)
+        assert refused.value.problems["schema"].startswith(told)
+
+
 def test_a_new_app_is_empty_in_both_environments_and_told_of(office: Office) -> None:
     app = add_app(office)
     with office.database.reading() as session:

@@ -67,6 +67,22 @@ def test_every_event_has_a_sentence_done_refused_and_counted(app: Flask, action:
         assert tried.text.startswith("tried to ") and tried.text.endswith("Refused: Not you.")
 
 
+@pytest.mark.parametrize(
+    ("action", "details", "one", "more"),
+    [
+        ("sessions_ended", "count", "signed out 1 other session", "signed out 2 other sessions"),
+        ("sandbox_filled", "copied", "with 1 record", "with 2 records"),
+        ("key_edited", "more", "1 more attempt to", "2 more attempts to"),
+        ("key_refused", "more", "1 more request with", "2 more requests with"),
+    ],
+)
+def test_one_of_a_thing_is_told_in_the_singular(app: Flask, action: str, details: str, one: str, more: str) -> None:
+    with app.test_request_context():
+        singular, plural = (sentences.tell(made(action, **{details: n}), NOBODY).text + " " for n in (1, 2))
+    assert f"{one} " in singular and "were" not in singular
+    assert f"{more} " in plural and " was " not in plural
+
+
 def test_every_event_but_none_twice_stands_in_a_group_of_the_filter() -> None:
     grouped = [each for _, events in GROUPS.values() for each in events]
     assert sorted(grouped) == sorted(Event)
