@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
 from enum import StrEnum
 from functools import wraps
 from typing import Any
@@ -387,7 +386,6 @@ def register(app: Flask) -> None:
     """Close every view that does not say who may call it, and sign people in by their session's token."""
     login_manager.init_app(app, add_context_processor=False)  # it would ask the database for error pages too
     login_manager.session_protection = None  # addresses change; the token is what counts
-    app.config["REMEMBER_COOKIE_DURATION"] = timedelta()
 
     @app.before_request
     def deny_by_default() -> None:

@@ -303,7 +303,6 @@ def _explanation(found: Explanation) -> dict[str, Any]:
         "why": _why(found),
         "asked_by": _ASKED_BY.get(asked.path, ""),
         "key": key,
-        "owner_is_api": found.owner.is_api,
         "held": found.held,
         "missing": [scope for scope in (view.text for view in key.scopes) if scope not in found.held],
         "is_mended": found.is_mended,

@@ -183,7 +183,6 @@ def _described(
         "words": declared.words,
         "note": call.note,
         "needs": ROTATES_ITSELF if call.rotates_itself else _WHO.get(declared.audience, "No key is needed."),
-        "audience": declared.audience,
         "scope": scope,
         "takes": (*declared.in_path, *call.takes),
         "body": call.body,
