@@ -6,13 +6,13 @@ from flask import Blueprint, Response, flash, make_response, redirect, render_te
 from flask import session as browser_session
 from flask_login import current_user, logout_user
 
-from portal.rules.access import Role
 from portal.rules.errors import Invalid, NotFound, TooManyAttempts
 from portal.rules.text import clean_email
 from portal.services import accounts, members, passwords, sessions
 from portal.services.accounts import Preferences
 from portal.services.actor import Actor
 from portal.services.passwords import NewPassword
+from portal.web.display import role_text
 from portal.web.guards import actor, anybody, signed_in, start_browser_session, visitor
 from portal.web.http import (
     afterwards,
@@ -26,7 +26,6 @@ from portal.web.http import (
     without_keys,
 )
 from portal.web.parts import Portal
-from portal.web.sign_in import ROLES
 
 pages = Blueprint("account", __name__)
 
@@ -40,7 +39,7 @@ def index() -> Response:
         mine = members.workspaces_of(session, account.id)
         keys = passwords.active_keys(session, account.id, actor())
     places = [
-        {"slug": each.workspace.slug, "name": each.workspace.name, "role_text": ROLES[Role(each.role)]} for each in mine
+        {"slug": each.workspace.slug, "name": each.workspace.name, "role_text": role_text(each.role)} for each in mine
     ]
     return make_response(render_template("account/index.html", account=account, places=places, key_count=keys))
 

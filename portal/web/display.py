@@ -1,4 +1,4 @@
-"""Moments and numbers as people read them (ux, section 8), in the zone and with the clock that a person prefers."""
+"""Moments, numbers and roles as people read them (ux, section 8), in the zone and clock that a person prefers."""
 
 from datetime import UTC, datetime, timedelta, tzinfo
 from functools import lru_cache
@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo
 from flask import Flask, g
 from markupsafe import Markup, escape
 
+from portal.rules.access import Role
 from portal.services.accounts import Viewer
 
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
@@ -69,6 +70,11 @@ def relative(moment: datetime) -> str:
             return absolute(moment)
         amount = f"{days} day{'' if days == 1 else 's'}"
     return f"{amount} ago" if distance < 0 else f"in {amount}"
+
+
+def role_text(role: str, *, is_lead: bool = False) -> str:
+    """Name somebody's part in a workspace."""
+    return "Administrator" if role == Role.ADMIN else "Team lead" if is_lead else "Member"
 
 
 def thousands(number: int) -> str:

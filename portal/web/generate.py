@@ -16,8 +16,8 @@ from portal.services.key_views import KeyView
 from portal.services.keys import Draft, Plan
 from portal.store.database import Session
 from portal.store.models import KeyState
-from portal.web.display import absolute, clock
-from portal.web.guards import actor, in_workspace, recently_proved, role_text, seat
+from portal.web.display import absolute, clock, role_text
+from portal.web.guards import actor, in_workspace, recently_proved, seat
 from portal.web.home import LEVELS
 from portal.web.http import answer, is_fragment, page_or_fragment, portal, public_id, reading, transaction, without_keys
 from portal.web.keys import keyring, pages
@@ -389,7 +389,7 @@ def _owner(owner: keys.Owner, planned: Plan) -> dict[str, str]:
         "id": owner.member.public_id,
         "name": owner.member.name,
         "kind": owner.kind,
-        "role_text": role_text(planned.seat) if owner.is_me else "API member",
+        "role_text": role_text(planned.seat.role, is_lead=planned.seat.is_lead) if owner.is_me else "API member",
         "access_text": owner.access_text,
     }
 

@@ -1,6 +1,6 @@
 """Who may call a view, said in one line above it. A view without such a line is out of reach (deny by default)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -20,8 +20,9 @@ from portal.services.actor import Actor, Means
 from portal.services.audit import Event
 from portal.services.members import Seat
 from portal.store.database import TROUBLE
-from portal.store.models import Account
+from portal.store.models import Account, Member
 from portal.web.answers import PRODUCT, oauth_error
+from portal.web.display import role_text
 from portal.web.door import PASSAGE, Passage
 from portal.web.http import (
     answer,
@@ -118,14 +119,19 @@ def anybody_known(view: View) -> View:
             user_session = current_user.user_session
             with reading() as session:
                 mine = members.workspaces_of(session, user_session.account_id)
-                last = next((each for each in mine if each.workspace_id == user_session.workspace_id), None)
-                place = last or (mine[0] if len(mine) == 1 else None)
+                place = place_among(mine, user_session)
                 found = members.find_seat(session, user_session.account_id, place.workspace.slug) if place else None
             _sit_down(user_session, found)
             g.workspaces = [each.workspace for each in mine]
         return view(**values)
 
     return _declare(guarded, Audience.ANYBODY)
+
+
+def place_among(mine: Sequence[Member], user_session: LiveSession) -> Member | None:
+    """Find the membership that a session was in last, if it still stands, else the only one."""
+    last = next((each for each in mine if each.workspace_id == user_session.workspace_id), None)
+    return last or (mine[0] if len(mine) == 1 else None)
 
 
 def signed_in(view: View) -> View:
@@ -410,7 +416,7 @@ def register(app: Flask) -> None:
             "viewer": account,
             "session_ends": _session_ends(g.user_session) if account else None,
             "prefs": {"theme": account.theme, "shortcuts": account.has_shortcuts} if account else {"theme": "system"},
-            "member": {"name": found.member.name, "role": found.role, "role_text": role_text(found)} if found else None,
+            "member": _member(found) if found else None,
             "workspace": found.workspace if found else None,
             "workspaces": g.get("workspaces", []),
             "section": (request.endpoint or "").partition(".")[0],
@@ -426,9 +432,9 @@ def _session_ends(user_session: LiveSession) -> list[int]:
     return [int(each.total_seconds()) for each in (idle, left, accounts.SESSION_IDLE)]
 
 
-def role_text(found: Seat) -> str:
-    """Name a seat's part in words."""
-    return "Administrator" if found.is_admin else "Team lead" if found.is_lead else "Member"
+def _member(found: Seat) -> dict[str, str]:
+    role = found.role
+    return {"name": found.member.name, "role": role, "role_text": role_text(role, is_lead=found.is_lead)}
 
 
 def _sections(found: Seat) -> list[tuple[str, str, str]]:

@@ -13,6 +13,7 @@ from portal.services import invitations, members, offboarding, people
 from portal.services.offboarding import KeyAtRisk
 from portal.services.people import Filters, Listed, Preview
 from portal.store.models import Member, Solution
+from portal.web.display import role_text
 from portal.web.guards import actor, in_workspace, only, recently_proved, seat
 from portal.web.http import (
     afterwards,
@@ -45,7 +46,7 @@ from portal.web.members import (
 
 _for_admins = only(attrgetter("is_admin"), members.ADMINS_ONLY)
 _LEVELS = tuple(AccessLevel)
-_ROLES = [(Role.MEMBER, "Member"), (Role.ADMIN, "Administrator")]
+_ROLES = [(role, role_text(role)) for role in (Role.MEMBER, Role.ADMIN)]
 
 
 @pages.get("/members", endpoint="people")
@@ -92,16 +93,12 @@ def _listed(row: Listed) -> dict[str, Any]:
         "id": row.member.public_id,
         "name": row.member.name,
         "is_me": row.member.id == seat().member.id,
-        "role_text": _role_text(row.member, is_lead=row.is_lead),
+        "role_text": role_text(row.member.role, is_lead=row.is_lead),
         "access": "manages everything" if row.member.role == Role.ADMIN else access_words(row.access),
         "keys": row.keys,
         "last_used_at": row.last_used_at,
         "state": _state(row.member),
     }
-
-
-def _role_text(member: Member, *, is_lead: bool) -> str:
-    return "Administrator" if member.role == Role.ADMIN else "Team lead" if is_lead else "Member"
 
 
 def _state(member: Member) -> str:
@@ -132,7 +129,7 @@ def _about(member: Member, every: Sequence[Solution], levels: Mapping[str, Acces
         "state": _state(member),
         "is_me": member.id == seat().member.id,
         "is_admin": seat().is_admin,
-        "role_text": _role_text(member, is_lead=AccessLevel.MANAGE in levels.values()),
+        "role_text": role_text(member.role, is_lead=AccessLevel.MANAGE in levels.values()),
         "levels": [(names[slug], LEVEL_WORDS[level]) for slug, level in levels.items()],
     }
 
@@ -345,7 +342,7 @@ def _invite_form(chosen: Mapping[str, AccessLevel], errors: Mapping[str, str], s
         {
             "id": each.public_id,
             "email": each.email,
-            "role_text": dict(_ROLES)[Role(each.role)],
+            "role_text": role_text(each.role),
             "access": access_words({names.get(slug, slug): AccessLevel(level) for slug, level in each.access.items()}),
             "by": by,
             "expires_at": each.expires_at,

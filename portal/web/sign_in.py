@@ -7,17 +7,18 @@ from flask import Blueprint, Response, flash, make_response, redirect, render_te
 from flask import session as browser_session
 from flask_login import current_user, logout_user
 
-from portal.rules.access import Role
 from portal.rules.errors import Invalid, NotFound, PortalError, TooManyAttempts
 from portal.rules.text import local_path
 from portal.services import accounts, invitations, members, sessions
 from portal.services.invitations import NewAccount, OpenInvitation
 from portal.store.database import TROUBLE
 from portal.store.models import Account
+from portal.web.display import role_text
 from portal.web.door import client_label
 from portal.web.guards import (
     anybody,
     endpoint_at,
+    place_among,
     prompt,
     prove_again,
     question_before,
@@ -29,7 +30,6 @@ from portal.web.http import answer, in_words, page_or_fragment, reading, too_man
 
 pages = Blueprint("sign_in", __name__)
 
-ROLES = {Role.ADMIN: "Administrator", Role.MEMBER: "Member"}
 _NO_MATCH = "That email and password do not match."
 
 
@@ -130,7 +130,7 @@ def choose() -> Response:
     if len(mine) == 1:
         return make_response(redirect(url_for("home.index", ws=mine[0].workspace.slug), 303))
     listed = [
-        {"slug": each.workspace.slug, "name": each.workspace.name, "role_text": ROLES[Role(each.role)]} for each in mine
+        {"slug": each.workspace.slug, "name": each.workspace.name, "role_text": role_text(each.role)} for each in mine
     ]
     return make_response(render_template("sign_in/choose.html", workspaces=listed))
 
@@ -140,10 +140,8 @@ def _home() -> str:
     user_session = current_user.user_session
     with reading() as session:
         mine = members.workspaces_of(session, user_session.account_id)
-    last = next((each for each in mine if each.workspace_id == user_session.workspace_id), None)
-    if last or len(mine) == 1:
-        return url_for("home.index", ws=(last or mine[0]).workspace.slug)
-    return url_for("sign_in.choose")
+    place = place_among(mine, user_session)
+    return url_for("home.index", ws=place.workspace.slug) if place else url_for("sign_in.choose")
 
 
 @pages.route("/invite/<token:token>", methods=["GET", "POST"])

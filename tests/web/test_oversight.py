@@ -78,7 +78,7 @@ def test_every_event_has_a_sentence_done_refused_and_counted(app: Flask, action:
 )
 def test_one_of_a_thing_is_told_in_the_singular(app: Flask, action: str, details: str, one: str, more: str) -> None:
     with app.test_request_context():
-        singular, plural = (sentences.tell(made(action, **{details: n}), NOBODY).text + " " for n in (1, 2))
+        singular, plural = (sentences.tell(made(action, "done", **{details: n}), NOBODY).text + " " for n in (1, 2))
     assert f"{one} " in singular and "were" not in singular
     assert f"{more} " in plural and " was " not in plural
 
