@@ -178,7 +178,7 @@ const portal = {};
   on("htmx:before:swap", (event) => {
     const { ctx, tasks } = event.detail;
     // A form of an earlier sign-in goes as a page: that one shows what was typed, to be sent again.
-    if (ctx.response.raw.headers.has("X-Form-Expired") && ctx.sourceElement.matches("form")) {
+    if (ctx.response?.raw.headers.has("X-Form-Expired") && ctx.sourceElement.matches("form")) {
       event.preventDefault();
       const by = ctx.request.submitter;
       if (by?.name) ctx.sourceElement.append(el("input", { type: "hidden", name: by.name, value: by.value }));
