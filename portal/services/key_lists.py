@@ -248,7 +248,7 @@ def _in_state(state: str) -> list[ColumnElement[bool]]:
 def _narrowed() -> dict[str, ColumnElement[bool]]:
     """Tell apart the keys that are neither deleted nor retired."""
     unexpired = or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > _NOW)
-    owner_is_there = and_(*members.ACTIVE, ~members.has_account_off())
+    owner_is_there = members.is_in()
     active = and_(unexpired, ApiKey.deactivated_at.is_(None), owner_is_there)
     stopped = or_(ApiKey.deactivated_at.is_not(None), not_(owner_is_there))
     return {
