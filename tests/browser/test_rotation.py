@@ -202,9 +202,9 @@ def test_a_refused_call_leads_to_a_key_that_may_do_it(
     page.get_by_role("checkbox", name=f"Replace “{name}”").check()
     page.get_by_label("What is this key for?").fill(name)
     page.get_by_role("radio", name="1 hour").check()
-    page.get_by_role("button", name=re.compile("^(Continue|Generate sandbox key)$")).click()
-    if page.get_by_role("heading", name="Check your new key").is_visible():
-        page.get_by_role("button", name="Generate sandbox key").click()
+    if not scripts:
+        page.get_by_role("button", name="Continue").click()
+    page.get_by_role("button", name="Generate sandbox key").click()
     new = page.get_by_label("API key, full text").input_value()
     assert [call(live_server, key, "/apps/accounts/records") for key in (old, new)] == [403, 200]
     assert call(live_server, old, "/apps/leads/records") == 200
