@@ -256,7 +256,8 @@ def _narrowed() -> dict[str, ColumnElement[bool]]:
         "deactivated": and_(unexpired, stopped),
         "expired": ApiKey.expires_at <= _NOW,
         "stopped": or_(ApiKey.expires_at <= _NOW, stopped),
-        "expiring": and_(ApiKey.expires_at.between(_NOW, _SOON), active),
+        # Not one that is being replaced already.
+        "expiring": and_(ApiKey.expires_at.between(_NOW, _SOON), ApiKey.retires_at.is_(None), active),
         "unused": and_(active, func.coalesce(ApiKey.last_used_at, ApiKey.created_at) < _LONG_AGO),
     }
 
@@ -319,7 +320,7 @@ def copyable(session: Session, actor: Actor, seat: Seat) -> list[tuple[str, str]
 
 def expiring_soon(session: Session, actor: Actor, seat: Seat, keyring: Keyring) -> tuple[int, int, list[KeyView]]:
     """Count one's own keys and those of API members that expire within 14 days, and give the first of them all."""
-    statement = _answered_for(seat, "expiring").where(ApiKey.retires_at.is_(None))
+    statement = _answered_for(seat, "expiring")
     moments = _moments(actor.at)
     found = list(session.scalars(statement.order_by(ApiKey.expires_at, ApiKey.id).limit(_EXPIRING_SHOWN), moments))
     if not found:

@@ -4,7 +4,20 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sqlalchemy import BindParameter, ColumnElement, Row, and_, bindparam, delete, exists, insert, or_, select, update
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    Row,
+    Select,
+    and_,
+    bindparam,
+    delete,
+    exists,
+    insert,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.orm import Session, aliased, contains_eager
 
 from portal.rules.access import AccessLevel, Role, level_of
@@ -152,14 +165,23 @@ _GRANTED = select(Access.solution_id, Access.level).where(Access.member_id == bi
 
 def workspaces_of(session: Session, account_id: int) -> list[Member]:
     """List an account's memberships, each with its workspace, by the workspace's name."""
-    statement = (
+    return list(session.scalars(_memberships(account_id)))
+
+
+def roles_of(session: Session, account_id: int) -> list[tuple[Member, bool]]:
+    """List an account's memberships in the same order, each with whether it leads there (`Seat.is_lead`)."""
+    rows = session.execute(_memberships(account_id).add_columns(is_lead_now()))
+    return [(member, is_lead) for member, is_lead in rows]
+
+
+def _memberships(account_id: int) -> Select[Member]:
+    return (
         select(Member)
         .join(Member.workspace)
         .options(contains_eager(Member.workspace))
         .where(Member.account_id == account_id, *ACTIVE)
         .order_by(Workspace.name, Workspace.id)
     )
-    return list(session.scalars(statement))
 
 
 def shelves_for(session: Session, seat: Seat) -> list[Shelf]:

@@ -36,10 +36,11 @@ def index() -> Response:
     """Show who one is, in which workspaces, and what can be changed about that."""
     account = current_user.account
     with reading() as session:
-        mine = members.workspaces_of(session, account.id)
+        mine = members.roles_of(session, account.id)
         keys = passwords.active_keys(session, account.id, actor())
     places = [
-        {"slug": each.workspace.slug, "name": each.workspace.name, "role_text": role_text(each.role)} for each in mine
+        {"slug": each.workspace.slug, "name": each.workspace.name, "role_text": role_text(each.role, is_lead=is_lead)}
+        for each, is_lead in mine
     ]
     return make_response(render_template("account/index.html", account=account, places=places, key_count=keys))
 

@@ -126,11 +126,12 @@ def reauth() -> Response:
 def choose() -> Response:
     """Choose a workspace; whoever has only one is taken there."""
     with reading() as session:
-        mine = members.workspaces_of(session, current_user.account.id)
+        mine = members.roles_of(session, current_user.account.id)
     if len(mine) == 1:
-        return make_response(redirect(url_for("home.index", ws=mine[0].workspace.slug), 303))
+        return make_response(redirect(url_for("home.index", ws=mine[0][0].workspace.slug), 303))
     listed = [
-        {"slug": each.workspace.slug, "name": each.workspace.name, "role_text": role_text(each.role)} for each in mine
+        {"slug": each.workspace.slug, "name": each.workspace.name, "role_text": role_text(each.role, is_lead=is_lead)}
+        for each, is_lead in mine
     ]
     return make_response(render_template("sign_in/choose.html", workspaces=listed))
 

@@ -42,6 +42,13 @@ def test_the_account_page_leads_to_what_can_be_changed(cast: Cast) -> None:
         assert f'href="{path}"' in page
 
 
+@pytest.mark.both
+def test_the_account_page_and_the_menu_call_a_lead_the_same(cast: Cast) -> None:
+    for person, role in ((cast.ana, "Administrator"), (cast.lea, "Team lead"), (cast.max, "Member")):
+        assert f"</a> · {role}" in person.get("/account").text
+        assert f"· {role}</p>" in person.get("/w/acme").text
+
+
 def test_a_changed_password_counts_from_now_on_and_signs_others_out(cast: Cast) -> None:
     elsewhere = Person(cast.app, "max")
     elsewhere.sign_in()

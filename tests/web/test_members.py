@@ -145,7 +145,7 @@ def test_lowering_shows_beforehand_what_is_in_use_and_tells_afterwards_what_went
     assert status(cast, key, "POST") == 201
     cast.app.extensions["portal"].usage.flush()
     form = words(cast.lea.get(f"{address}/access").text)
-    assert re.search(r"“Copier” \(…\w{4}\): reservations:read not used, tasks:write 1 request", form)
+    assert re.search(r"“Copier” \(…\w{4}\): tasks:write 1 request; not used: reservations:read", form)
     assert cast.lea.post(f"{address}/access", {"access-operations": "read"}).status_code == 303
     after = words(cast.lea.get(address).text)
     status_text = cast.lea.get(address).text
