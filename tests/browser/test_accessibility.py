@@ -401,6 +401,15 @@ def tabs(page: Page, times: int) -> Iterator[None]:
         yield
 
 
+@pytest.mark.parametrize("width", [768, 1024])
+def test_on_a_tablet_an_administrators_bar_fits(width: int, new_page: NewPage) -> None:
+    page = new_page("ana", width=width)
+    page.goto(KEYS)
+    expect(page.get_by_role("button", name="Profile and settings: Ana Ruiz")).to_be_in_viewport(ratio=1)
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    assert page.locator(".topbar").evaluate("bar => bar.offsetHeight") <= 64  # one line
+
+
 def test_a_finger_hits_every_target(new_page: NewPage, scene: Scene) -> None:
     page = new_page("ana", width=320, height=568, has_touch=True, is_mobile=True)
     faults = []
