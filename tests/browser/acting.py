@@ -41,6 +41,7 @@ class Mouse:
     page: Page
 
     def press(self, control: Locator) -> None:
+        self.page.wait_for_load_state()  # before, its scripts have not begun, and more may come that hides the control
         control.click()
 
     def write(self, field: Locator, text: str) -> None:
@@ -75,6 +76,7 @@ class Keyboard:
             self.page.keyboard.press("Space")
 
     def _reach(self, control: Locator, same: str = "(here, there) => here === there") -> None:
+        self.page.wait_for_load_state()
         expect(control).to_be_visible()
         for _ in range(_MOST_TABS):
             if control.evaluate(f"there => ({same})(document.activeElement, there)"):
@@ -142,6 +144,7 @@ def keep(page: Page) -> None:
     """Say that the key on the screen is stored, and go on."""
     page.get_by_role("checkbox", name="I have stored this key").check()
     page.get_by_role("link", name="Done").click()
+    page.wait_for_load_state()  # after a reveal that was a page, the list is another
 
 
 def head_of(page: Page, key: str) -> Locator:

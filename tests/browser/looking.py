@@ -186,6 +186,7 @@ def all_round(page: Page, *, thoroughly: bool = False) -> list[str]:
     changes. So axe sees one look without these three, or two opposite looks with all rules `thoroughly`. Of what opens
     over a page it sees only that. What is asked of one look is handed to the browser together.
     """
+    page.wait_for_load_state()
     faults = _listed(page, _OUTLINE, _LANDMARKS, _MOTION, _PLAIN_TWINS, _CLOCKS) + _unzoned(page)
     before: tuple[str, int, int] = ("", 0, 0)
     for theme, width, height in LOOKS:

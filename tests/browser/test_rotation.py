@@ -125,8 +125,8 @@ def test_rotating_never_adds_a_scope_and_the_old_key_goes_on_until_it_is_retired
     page.get_by_role("link", name=f"Rotate {name}").click()
     expect(page.get_by_role("heading", name=f"Rotate “{name}”")).to_be_visible()
     offered = page.locator(SCOPE)
-    assert {box.get_attribute("value") for box in offered.all()} == {"leads:read", "tasks:read"}
     expect(offered.and_(page.locator(":checked"))).to_have_count(2)
+    assert {box.get_attribute("value") for box in offered.all()} == {"leads:read", "tasks:read"}
     if scripts:  # nothing on the page asks for more, so only a forged form does
         scope(page, "tasks:read").evaluate("box => box.value = 'leads:write'")
         with page.expect_response("**/rotate") as answer:

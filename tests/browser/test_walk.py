@@ -118,8 +118,8 @@ class Walk:
         picture("list")
 
         open_form(hands)
-        assert page.locator(f"{SCOPE}[value$=':read']").count() == 2
-        assert page.locator(f"{SCOPE}[value$=':write']").count() == 0
+        expect(page.locator(f"{SCOPE}[value$=':read']")).to_have_count(2)
+        expect(page.locator(f"{SCOPE}[value$=':write']")).to_have_count(0)
         fill_form(hands, self.name, live=True)
         picture("form")
         if not (self.how.scripts and self.how.htmx):
