@@ -99,6 +99,7 @@ def test_the_text_is_in_one_answer_and_nowhere_else(
     if way is not Way.PLAIN:
         assert key not in page.evaluate(KEPT)
         page.get_by_role("button", name="Copy key").click()
+        expect(page.locator("#reveal-msg")).to_contain_text("copied at")
         page.get_by_role("button", name="Hide").click()
     page.get_by_role("link", name="Done").click()
     expect(head_of(page, key)).to_contain_text(name)

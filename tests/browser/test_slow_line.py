@@ -64,7 +64,8 @@ def test_rows_that_are_about_to_be_replaced_are_out_of_reach(new_page: NewPage, 
     key = reveal(page, "Made just now")
     panel, deactivate = page.locator("#keys-panel"), page.locator(f"#key-{before}-deactivate")
     with held_up(page, KEYS) as waiting:
-        keep(page)
+        with page.expect_request(lambda request: urlsplit(request.url).path == KEYS):
+            keep(page)
         expect(panel).to_have_attribute("aria-busy", "true")
         assert not is_in_reach(deactivate)
         for _ in range(10):
@@ -210,4 +211,5 @@ def test_scopes_that_cannot_be_fetched_stay_in_reach(new_page: NewPage) -> None:
     page.route(f"**{KEYS}/new/scopes", lambda route: route.abort("internetdisconnected"))
     page.get_by_role("radio", name="Nightly sync").check()
     expect(page.locator("#dlg-alert")).to_contain_text("That did not go through.")
+    expect(page.locator("#scopes[aria-busy]")).to_have_count(0)
     assert is_in_reach(page.locator("label.box", has=scope(page, "tasks:read")))
