@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from wsgiref.types import WSGIApplication, WSGIEnvironment
 
@@ -107,10 +108,17 @@ def stop(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
+# Below 32768, where the kernel hands out none for outgoing connections. Between finding a port free and listening on it
+# goes a while: so each process has its own ports, and hands out none twice. Else one hears somebody else's server.
+_PROCESSES = 16
+_OURS = range(20_000 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % _PROCESSES, 32_000, _PROCESSES)
+_PORTS = cycle(random.sample(_OURS, len(_OURS)))
+
+
 def free_port() -> int:
-    """Find a free port below 32768, where the kernel hands out none for outgoing connections."""
+    """Find a port that nobody listens on."""
     while True:
-        port = random.randint(20_000, 32_000)
+        port = next(_PORTS)
         with suppress(OSError), socket.socket() as probe:
             probe.bind(("127.0.0.1", port))
             return port
