@@ -397,6 +397,8 @@ def test_nobody_is_accepted_after_the_answer_to_a_change(
         asker.start()
     stopped = []
     for _ in range(20):
+        while not any(ok for *_, ok in answers[-1:]):  # a busy machine takes longer to begin
+            time.sleep(0.001)
         time.sleep(0.02)
         by_hand.execute(REVOKE)
         since = time.monotonic()
@@ -527,7 +529,7 @@ def test_whoever_has_the_log_to_himself_holds_up_neither_checks_nor_changes(
         for _ in range(3):
             began = time.monotonic()
             assert told(warm, plain).key_id == key.id  # type: ignore[union-attr]
-            assert time.monotonic() - began < 0.5
+            assert time.monotonic() - began < 4  # one that waited would do so for eight
             time.sleep(on_postgresql.LEASE)
         other.exec_driver_sql("UPDATE member SET name = name")
 
@@ -982,7 +984,7 @@ def test_making_the_log_gives_up_while_a_change_is_half_way(
             while not making.done():
                 began = time.monotonic()
                 assert told(warm, plain).key_id == key.id  # type: ignore[union-attr]
-                assert time.monotonic() - began < 0.5
+                assert time.monotonic() - began < 4  # one that waited would do so for eight
             with pytest.raises(LockNotAvailable):
                 making.result()
         other.rollback()

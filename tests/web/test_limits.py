@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
 from threading import Barrier
 
 import pytest
@@ -21,7 +22,7 @@ from tests.valkey import valkey
 
 LIMIT, MORE = 200, 40
 PATIENCE = 0.25  # seconds that a Redis in trouble may cost
-BUSY = 0.25  # seconds that a loaded machine may add; a request that is not given up waits for ever
+BUSY = 4.0  # seconds that a loaded machine may add to one request; one that is not given up waits for ever
 
 
 @pytest.fixture
@@ -67,6 +68,7 @@ def test_a_redis_in_trouble_costs_a_request_less_than_a_quarter_of_a_second(here
         redis.begin()
         took = [_timed(line, text) for _ in range(14)]
         line.close()
+    assert median(took) < usual + PATIENCE
     assert max(took) < usual + PATIENCE + BUSY
     assert line.answers == {401: 5, 200: 12, 429: 2}, "it limits all the same"
 
