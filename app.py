@@ -86,10 +86,14 @@ def create_app(environ: Mapping[str, str] | None = None) -> Flask:
         settings = Settings.from_environ(environ, instance)
     except BadSetting as error:
         sys.exit(f"Cannot start: {error}")
+    except OSError as error:
+        sys.exit(f"Cannot start: PORTAL_INSTANCE: {error.filename} cannot be used: {error.strerror}.")
     try:
         database = Database(settings.database_url)
     except ValueError as error:
         sys.exit(f"Cannot start: PORTAL_DATABASE_URL: {error}.")
+    except OSError as error:
+        sys.exit(f"Cannot start: PORTAL_DATABASE_URL: {error.filename} cannot be made: {error.strerror}.")
     try:
         replica = Replica(settings.replica_url, database) if settings.replica_url else None
     except ValueError as error:

@@ -206,6 +206,9 @@ def test_trusted_proxies_are_addresses_and_networks(instance: Path) -> None:
         ("PORTAL_DATABASE_URL", "mysql://db/portal"),
         ("PORTAL_DATABASE_URL", "sqlite://"),
         ("PORTAL_DATABASE_URL", "not a url"),
+        ("PORTAL_DATABASE_URL", "sqlite:////dev/null/portal.db"),
+        ("PORTAL_INSTANCE", "/dev/null"),
+        ("PORTAL_INSTANCE", "/dev/null/latchkey"),
     ],
 )
 def test_a_bad_value_stops_the_start_with_one_line_that_names_the_variable(
