@@ -177,6 +177,8 @@ def add_app(workspace: str, solution: str, slug: str, name: str, schema_file: An
         raise click.ClickException(f"The schema is not JSON: {error}") from None
     with portal().database.transaction() as session:
         found = workspaces.get_solution(session, workspaces.get(session, workspace), solution)
+        if schema is None and not found.is_external:
+            raise click.UsageError("An app whose records are kept here needs --schema FILE.")
         workspaces.add_app(session, operator(), found, slug, name, schema, description)
     click.echo(f"App {slug} is there.")
 
@@ -202,6 +204,8 @@ def list_keys(workspace: str, as_json: bool) -> None:
 @click.argument("key_id")
 def revoke_key(key_id: str) -> None:
     """Stop a key for ever, whoever owns it."""
+    if not key_id.startswith("key_"):  # perhaps a key's text, which is not repeated on the screen
+        raise click.ClickException("Send a key's id, such as key_2bN8vC6xZ1aS5dF3: list-keys shows all.")
     with portal().database.transaction() as session:
         name = keys.revoke(session, operator(), key_id)
     click.echo(f"“{name}” is revoked. Requests with it are refused from now.")
@@ -250,9 +254,7 @@ def deactivate_account(email: str) -> None:
         return
     click.echo(f"The account {email} is deactivated, {_counted(ended.sessions, 'session')} ended.")
     click.echo(f"Requests with its keys ({ended.keys} active) are refused from now.")
-    for slug in ended.orphans:
-        advice = f"For another administrator: .venv/bin/flask invite-admin {slug} EMAIL"
-        click.echo(f"Warning: nobody administers {slug} any more. {advice}", err=True)
+    _warn_of(ended.orphans)
 
 
 @command("reactivate-account")
@@ -317,8 +319,7 @@ def restore(file: Path, replace: bool, resurrect: bool, deactivate_keys: bool) -
         known = any(each.id == pepper for each in portal().settings.keyring.peppers)
         why = f"has another secret for {pepper} than they were made under" if known else f"lacks {pepper}"
         click.echo(f"Warning: {_counted(count, 'key')} cannot be used: PORTAL_KEY_PEPPERS {why}.", err=True)
-    for slug in orphans:
-        click.echo(f"Warning: nobody administers {slug} any more.", err=True)
+    _warn_of(orphans)
     click.echo("Everybody must sign in again.")
 
 
@@ -347,6 +348,12 @@ def _tell_invitation(email: str, token: str) -> None:
 def _tell_reset(email: str, token: str) -> None:
     click.echo(f"Send this link to {email}; it works once, for {passwords.RESET_LIFE.seconds // 60} minutes:")
     click.echo(f"{portal().settings.base_url}/reset/{token}")
+
+
+def _warn_of(orphans: list[str]) -> None:
+    for slug in orphans:
+        advice = f"For another administrator: .venv/bin/flask invite-admin {slug} EMAIL"
+        click.echo(f"Warning: nobody administers {slug}. {advice}", err=True)
 
 
 def _is_blank() -> bool:

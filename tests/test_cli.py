@@ -382,6 +382,10 @@ def test_what_is_taken_or_not_there_is_told(app: Flask, schema_file: Path, argum
     refused(app, *[argument.replace("SCHEMA", str(schema_file)) for argument in arguments])
 
 
+def test_an_app_without_a_schema_is_told_the_option(app: Flask) -> None:
+    assert "--schema" in refused(app, "add-app", "acme", "sales", "stock", "Stock").splitlines()[-1]
+
+
 # --- Keys -----------------------------------------------------------------------------------------------------------
 
 
@@ -467,6 +471,12 @@ def test_a_key_that_is_not_there_cannot_be_revoked(cast: Cast, key: MadeKey, key
     assert cast.call("GET", "/me", key).status_code == 200
 
 
+def test_who_pastes_a_keys_text_is_told_to_give_its_id_and_the_text_is_not_repeated(cast: Cast, key: MadeKey) -> None:
+    told = refused(cast.app, "revoke-key", key.text)
+    assert "list-keys" in told
+    assert key.text not in told
+
+
 def test_a_deactivated_account_is_out_at_once_and_shown_as_what_it_is(
     cast: Cast, key: MadeKey, database: Database
 ) -> None:
@@ -518,7 +528,7 @@ def test_a_key_that_others_may_know_can_be_stopped_before_its_account_comes_back
 
 def test_a_workspaces_last_administrator_can_be_stopped_and_the_operator_is_warned(cast: Cast) -> None:
     printed = run(cast.app, "deactivate-account", "ana@acme.test")
-    assert "Warning: nobody administers acme any more." in printed
+    assert "Warning: nobody administers acme. For another administrator: .venv/bin/flask invite-admin acme" in printed
     assert "flask invite-admin acme EMAIL" in printed
 
 
