@@ -21,7 +21,7 @@ AWAY = (
 )
 KEY_WORDS = {
     "missing_key": "Send your key as: Authorization: Bearer <key>.",
-    "malformed_key": "The Authorization header does not hold one key of our format.",
+    "malformed_key": "Send one whole key of our format, in the Authorization header and nowhere else.",
     "invalid_key": "This key cannot be used.",
     "missing_scope": "The key lacks the scope that this needs. Scopes cannot be added: generate a replacement.",
     "access_withdrawn": (

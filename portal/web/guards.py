@@ -256,13 +256,16 @@ def with_verifier(view: View) -> View:
     return _declare(guarded, Audience.VERIFIER)
 
 
+_PROVE = "Send a verifier that is not revoked: its id and secret as HTTP Basic, or the secret as a Bearer token."
+
+
 def _refuse_client(header: str, wait: int) -> Response:
     """Answer as RFC 6749, section 5.2, and to a Bearer token as RFC 6750, section 3, say; with 429 for `wait` s."""
     if wait:
         return make_response(oauth_error(429, "Too many bad verifiers: wait a while."), 429, {"Retry-After": str(wait)})
     is_bearer = header[:6].lower() == "bearer"
     challenge = f'Bearer realm="{PRODUCT}", error="invalid_token"' if is_bearer else f'Basic realm="{PRODUCT}"'
-    body = oauth_error(401, "Send a verifier that is not revoked.", "invalid_client")
+    body = oauth_error(401, _PROVE, "invalid_client")
     return make_response(body, 401, {"WWW-Authenticate": challenge})
 
 

@@ -375,6 +375,8 @@ def _on_http_exception(error: HTTPException) -> Response:
         return error.get_response()  # type: ignore[return-value]
     code = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}.get(status, "bad_request")
     message = _WORDS.get(status, error.description or "")
+    if status == 404 and is_api(request):
+        message = f"Nothing has this address. What there is: {portal().settings.base_url}/docs/api"
     if status == 413:
         message = f"Send at most {display.thousands(request.max_content_length or 0)} bytes."
     row = _TABLE[_HTTP.get(status, Unreadable)]

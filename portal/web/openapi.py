@@ -324,6 +324,9 @@ def _headers(names: Iterable[str], status: int, may_have: Iterable[str] = (), *,
     }
 
 
+_PATH = "Where: a member of the body, such as `overlap`; or of a record's `fields`, which are `$` then: `$.title`."
+
+
 def error_schema(status: int) -> Schema:
     """Describe the body of a refusal, by the table that writes it."""
     members: dict[str, Schema] = {
@@ -344,7 +347,7 @@ def error_schema(status: int) -> Schema:
             "description": "Of a missing scope: the form that generates a replacement key with it.",
         }
     if status == 422:
-        members["details"] = a_list(an_object(path=TEXT, message=TEXT))
+        members["details"] = a_list(an_object(path={**TEXT, "description": _PATH}, message=TEXT))
     error: Schema = {"type": "object", "properties": members, "required": required, "additionalProperties": False}
     if status == 403:
         about_scopes = {"properties": {"code": {"enum": [code for code in KEY_WORDS if not code.endswith("_key")]}}}

@@ -37,8 +37,8 @@ _NAMED = 5  # keys that are named before the rest are a number
 
 _WHO = {
     Audience.KEY: "Any key can call this.",
-    Audience.VERIFIER: "For verifiers, which administrators make in Workspace: as HTTP Basic, or as a Bearer token. "
-    "Not for keys.",
+    Audience.VERIFIER: "For verifiers, which administrators make in Workspace: its id and secret as HTTP Basic, or the "
+    "secret as a Bearer token. Not for keys.",
 }
 _CREDENTIALS = {Audience.KEY: "API_KEY", Audience.VERIFIER: "VERIFIER"}  # environment variables in samples
 

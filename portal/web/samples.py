@@ -80,7 +80,8 @@ def _python(request: Request) -> str:
             f"reply = requests.{request.method.lower()}(",
             *(f"    {argument}," for argument in arguments),
             ")",
-            "reply.raise_for_status()",
+            "if not reply.ok:",
+            '    raise SystemExit(f"{reply.status_code} {reply.text}")',
             f"print({result})",
         ]
     )

@@ -98,6 +98,7 @@ def test_the_samples_language_is_chosen_by_a_link_and_kept_in_a_cookie(cast: Cas
     assert block(visitor.get(DOCS).text, "list-records-sample").startswith("curl ")
     chosen = visitor.get(f"{DOCS}?lang=python")
     assert "import requests" in block(chosen.text, "list-records-sample")
+    assert "reply.text" in block(chosen.text, "list-records-sample")  # a refusal says what to do: it must be seen
     assert "SameSite=Lax" in chosen.headers["Set-Cookie"]
     assert "HttpOnly" in chosen.headers["Set-Cookie"]
     assert "import requests" in block(visitor.get(DOCS).text, "list-records-sample")

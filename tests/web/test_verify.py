@@ -124,7 +124,9 @@ def test_door_and_views_refuse_alike(cast: Cast, key: MadeKey, header: str | Non
 
 
 def test_a_key_in_the_query_is_refused(cast: Cast, key: MadeKey) -> None:
-    assert error(verify(cast.app, key, f"?key={key.text}"), 401)["code"] == "malformed_key"
+    beside = error(verify(cast.app, key, f"?key={key.text}"), 401)
+    assert beside["code"] == "malformed_key"
+    assert "nowhere else" in beside["message"]  # what the header holds is good
 
 
 def test_the_workspace_that_is_asserted_counts(cast: Cast, key: MadeKey) -> None:

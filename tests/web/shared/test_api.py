@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from functools import wraps
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import given, settings
@@ -540,6 +541,11 @@ def test_an_unknown_path_is_not_found_in_json(cast: Cast, key: MadeKey, path: st
             "code": "not_found",
             "message": error(cast.call("GET", "/nothing", key), 404)["message"],
         }
+
+
+def test_an_unknown_path_leads_to_the_reference(cast: Cast, key: MadeKey) -> None:
+    link = error(cast.call("GET", "/me/", key), 404)["message"].split()[-1]
+    assert cast.stranger().get(urlsplit(link).path).status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -224,6 +224,7 @@ def test_another_credential_gets_401_with_its_challenge(cast: Cast, verifier: Ma
     for headers, scheme in bad:
         reply = ask(cast, headers, key.text)
         assert (reply.status_code, reply.get_json()["error"]) == (401, "invalid_client"), headers
+        assert "as HTTP Basic" in reply.get_json()["error_description"]
         assert reply.headers["WWW-Authenticate"].startswith(f'{scheme} realm="Latchkey"')
         assert ('error="invalid_token"' in reply.headers["WWW-Authenticate"]) is (scheme == "Bearer")
     for headers in (verifier.basic, {"Authorization": verifier.bearer["Authorization"].replace("Bearer", "bEARER ")}):
