@@ -62,8 +62,8 @@ def me(caller: Caller) -> Response:
     note="Send it once: a repeat is 409, since the key is being replaced already, and no `Idempotency-Key` brings the "
     "answer back. If the answer was lost, go on with the old key until the overlap ends; meanwhile its owner, or a "
     "manager of its API member, opens the new key in API Settings and chooses “Replace it”, which makes another "
-    "one in its place (for 24 hours, while nothing has used it). After an overlap of 0 there is no key to go on with. The new key can be rotated once "
-    "the old one has ended: by itself, or by `DELETE /api/v1/me`. Until then that is 409.",
+    "one in its place (for 24 hours, while nothing has used it). After an overlap of 0 there is no key to go on with. "
+    "The new key can be rotated once the old one has ended, by itself or by `DELETE /api/v1/me`; before, that is 409.",
     rotates_itself=True,
 )
 @with_key()
