@@ -275,7 +275,6 @@ WAYS: dict[str, tuple[str, Way]] = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.timeout(180)
 def test_everybody_can_use_every_page_on_the_way(way: str, new_page: NewPage, scene: Scene) -> None:
     who, go = WAYS[way]
     page = new_page(who)

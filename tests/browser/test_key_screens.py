@@ -279,7 +279,6 @@ WAYS: dict[str, tuple[str, Way]] = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.timeout(240)
 def test_everybody_can_use_every_screen_of_a_key(way: str, new_page: NewPage, scene: Scene) -> None:
     who, go = WAYS[way]
     page = new_page(who)

@@ -86,7 +86,6 @@ def addresses(scene: Scene) -> dict[str, str]:
     }
 
 
-@pytest.mark.timeout(180)
 def test_every_page_is_for_everybody(new_page: NewPage, scene: Scene) -> None:
     page = new_page("ana")
     faults = []

@@ -45,7 +45,6 @@ def scene(backstage: Backstage) -> dict[str, str]:
     }
 
 
-@pytest.mark.timeout(180)
 def test_every_page_is_for_everybody(new_page: NewPage, scene: dict[str, str]) -> None:
     page = new_page("ana")
     faults = []

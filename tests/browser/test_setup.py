@@ -36,7 +36,6 @@ def addresses(backstage: Backstage) -> dict[str, str]:
     }
 
 
-@pytest.mark.timeout(180)
 def test_every_page_is_for_everybody(new_page: NewPage, addresses: dict[str, str]) -> None:
     faults = []
     for person, paths in (("ana", addresses), ("", SIGNED_OUT)):

@@ -240,7 +240,6 @@ def log_of(office: Office) -> list[str]:
     return [json.dumps(exported(event)) for part in parts for event in part]
 
 
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize("seed", [7])
 def test_the_log_alone_tells_every_key_member_and_grant(office: Office, seed: int) -> None:
     bustle = Bustle(office, seed)

@@ -110,7 +110,7 @@ def test_a_writer_holds_a_sqlite_database_from_its_start(sqlite: Database) -> No
     other.close()
 
 
-@pytest.mark.timeout(10)
+@pytest.mark.timeout(60)
 def test_a_writer_in_a_hurry_gives_up_soon_and_leaves_the_others_their_patience(sqlite: Database) -> None:
     with sqlite.transaction():
         pass
