@@ -232,6 +232,8 @@ def _field(name: str, event: AuditEvent, names: Names) -> Iterator[Part]:
     elif name in _COUNTED:
         many = details.get(name, "?")
         yield Part(f"{many} {_COUNTED[name]}{'' if many == 1 else 's'}")
+    elif name == "made":
+        yield Part(_moment(str(details.get(name, "?"))))
     elif name == "format":
         yield Part(str(details.get(name, "?")), "name")
 
@@ -268,7 +270,9 @@ def _member(details: Mapping[str, Any], which: str, names: Names) -> str:
 def _plain(value: Any) -> str:
     if isinstance(value, dict | list):
         return "…"
-    return {None: "none", True: "yes", False: "no", "": "none"}.get(value, str(value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value in (None, "") else str(value)
 
 
 def _moment(text: str) -> str:

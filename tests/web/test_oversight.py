@@ -83,6 +83,19 @@ def test_one_of_a_thing_is_told_in_the_singular(app: Flask, action: str, details
     assert f"{more} " in plural and " was " not in plural
 
 
+def test_a_restore_says_of_when_its_backup_was(app: Flask) -> None:
+    with app.test_request_context():
+        told = sentences.tell(made("backup_restored", made="2026-01-12T12:00:00+00:00"), NOBODY).text
+    assert told == "restored the backup of 12 Jan 2026, 12:00 UTC"
+
+
+def test_a_rate_of_one_is_a_number(app: Flask) -> None:
+    with app.test_request_context():
+        one = made("key_rate_changed", before={"rate_per_second": None}, after={"rate_per_second": 1})
+        told = sentences.tell(one, NOBODY)
+    assert [(each.before, each.after) for each in told.changes] == [("none", "1")]
+
+
 def test_every_event_but_none_twice_stands_in_a_group_of_the_filter() -> None:
     grouped = [each for _, events in GROUPS.values() for each in events]
     assert sorted(grouped) == sorted(Event)
