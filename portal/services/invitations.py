@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session, aliased, joinedload
@@ -44,13 +43,13 @@ def invite(session: Session, actor: Actor, *, email: str, role: str, levels: Lev
     address = text.clean_email(email)
     if not address:
         problems["email"] = "Enter an email address like ana@example.org."
-    elif known := _active_member(session, seat, address):
-        problems["email"] = f"{known} is a member already."
+    elif known := _active_member(session, seat.workspace.id, address):
+        problems["email"] = f"{known.name} is a member already."
     if role not in list(Role):
         problems["role"] = "Choose Member or Administrator."
     if problems:
         raise Invalid(problems)
-    open_ones = select(Invitation).where(*_open(seat, actor.at), Invitation.email == address)
+    open_ones = select(Invitation).where(*_open_in(seat, actor.at), Invitation.email == address)
     for earlier in session.scalars(open_ones.with_for_update()):
         _withdraw(session, actor, earlier)
     _check_limits(session, actor, seat)
@@ -70,7 +69,7 @@ def _check_limits(session: Session, actor: Actor, seat: Seat) -> None:
     """Bound what one administrator can send, and what a workspace has waiting; two at once may be one too many."""
     session.flush()
     attempt = Attempt(Event.MEMBER_INVITED)
-    if (session.scalar(select(func.count()).select_from(Invitation).where(*_open(seat, actor.at))) or 0) >= MAX_OPEN:
+    if (session.scalar(select(func.count()).select_from(Invitation).where(*_open_in(seat, actor.at))) or 0) >= MAX_OPEN:
         message = f"{seat.workspace.name} has {MAX_OPEN} open invitations, as many as it can have. Withdraw one first."
         raise Conflict(message, code="invitation_limit", attempt=attempt)
     hour = timedelta(hours=1)
@@ -131,7 +130,7 @@ def list_open(session: Session, actor: Actor, seat: Seat) -> list[tuple[Invitati
     statement = (
         select(Invitation, by.name)
         .outerjoin(by, by.id == Invitation.invited_by_id)
-        .where(*_open(seat, actor.at))
+        .where(*_open_in(seat, actor.at))
         .order_by(Invitation.id.desc())
         .limit(200)
     )
@@ -141,7 +140,7 @@ def list_open(session: Session, actor: Actor, seat: Seat) -> list[tuple[Invitati
 def get(session: Session, actor: Actor, seat: Seat, public_id: str) -> Invitation:
     """Find an open invitation; NotFound for any other."""
     members.check_admin(seat)
-    found = session.scalar(select(Invitation).where(*_open(seat, actor.at), Invitation.public_id == public_id))
+    found = session.scalar(select(Invitation).where(*_open_in(seat, actor.at), Invitation.public_id == public_id))
     if found is None:
         raise NotFound()
     return found
@@ -153,7 +152,7 @@ def withdraw(session: Session, actor: Actor, public_id: str) -> Invitation:
     if not seat.is_admin:
         attempt = Attempt(Event.INVITATION_WITHDRAWN, public_id)
         raise Forbidden("Only administrators withdraw invitations.", attempt=attempt)
-    this = (*_open(seat, actor.at), Invitation.public_id == public_id)
+    this = (*_open_in(seat, actor.at), Invitation.public_id == public_id)
     found = session.scalar(select(Invitation).where(*this).with_for_update())
     if found is None:
         raise NotFound("This invitation was accepted, withdrawn, or has expired.")
@@ -166,10 +165,10 @@ def withdraw_those_of(session: Session, actor: Actor, member: Member) -> int:
     return _withdraw_all(session, actor, Invitation.invited_by_id == member.id)
 
 
-def withdraw_those_to(session: Session, actor: Actor, member: Member) -> int:
+def withdraw_those_to(session: Session, actor: Actor, member: Member) -> None:
     """End what was sent to somebody who leaves or comes back: it would let them in again whenever they like."""
     email = select(Account.email).where(Account.id == member.account_id).scalar_subquery()
-    return _withdraw_all(session, actor, (Invitation.workspace_id == member.workspace_id) & (Invitation.email == email))
+    _withdraw_all(session, actor, (Invitation.workspace_id == member.workspace_id) & (Invitation.email == email))
 
 
 def invite_admin(session: Session, actor: Actor, workspace: Workspace, email: str) -> str:
@@ -178,17 +177,17 @@ def invite_admin(session: Session, actor: Actor, workspace: Workspace, email: st
     Gives the token. Raises Conflict for somebody who is in already; Invalid for what is no e-mail address.
     """
     address = text.clean_email(email) or ""
-    if role := _active_role(session, workspace, address):
+    if known := _active_member(session, workspace.id, address):
         reset = f"For a new password: .venv/bin/flask reset-password {address}"
-        advice = reset if role == Role.ADMIN else "Administrators change roles."
-        raise Conflict(f"{address} is in {workspace.slug} already, as {role}. {advice}")
+        advice = reset if known.role == Role.ADMIN else "Administrators change roles."
+        raise Conflict(f"{address} is in {workspace.slug} already, as {known.role}. {advice}")
     _withdraw_all(session, actor, (Invitation.workspace_id == workspace.id) & (Invitation.email == address))
     return issue(session, actor, workspace, email, Role.ADMIN)
 
 
 def _withdraw_all(session: Session, actor: Actor, which: ColumnElement[bool]) -> int:
-    open_ones = (which, Invitation.accepted_at.is_(None), Invitation.withdrawn_at.is_(None))
-    found = list(session.scalars(select(Invitation).where(*open_ones).order_by(Invitation.id).with_for_update()))
+    open_ones = select(Invitation).where(which, *_open(actor.at)).order_by(Invitation.id)
+    found = list(session.scalars(open_ones.with_for_update()))
     for invitation in found:
         _withdraw(session, actor, invitation)
     return len(found)
@@ -203,27 +202,25 @@ def _withdraw(session: Session, actor: Actor, invitation: Invitation) -> None:
         workspace_id=invitation.workspace_id,
         target_id=invitation.public_id,
         target_name=invitation.email,
-        details={},
     )
 
 
-def _open(seat: Seat, now: datetime) -> tuple[Any, ...]:
+def _open(now: datetime) -> tuple[ColumnElement[bool], ...]:
+    """Give the conditions under which an invitation can still be accepted, its sender aside."""
     return (
-        Invitation.workspace_id == seat.workspace.id,
         Invitation.accepted_at.is_(None),
         Invitation.withdrawn_at.is_(None),
         Invitation.expires_at > now,
     )
 
 
-def _active_member(session: Session, seat: Seat, email: str) -> str | None:
-    here = (Member.workspace_id == seat.workspace.id, Account.email == email, *members.ACTIVE)
-    return session.scalar(select(Member.name).join(Member.account).where(*here))
+def _open_in(seat: Seat, now: datetime) -> tuple[ColumnElement[bool], ...]:
+    return Invitation.workspace_id == seat.workspace.id, *_open(now)
 
 
-def _active_role(session: Session, workspace: Workspace, email: str) -> str | None:
-    here = (Member.workspace_id == workspace.id, Account.email == email, *members.ACTIVE)
-    return session.scalar(select(Member.role).join(Member.account).where(*here))
+def _active_member(session: Session, workspace_id: int, email: str) -> Member | None:
+    here = (Member.workspace_id == workspace_id, Account.email == email, *members.ACTIVE)
+    return session.scalar(select(Member).join(Member.account).where(*here))
 
 
 # --- Accepting ------------------------------------------------------------------------------------------------------
@@ -248,9 +245,7 @@ def get_by_token(session: Session, token: str, actor: Actor, *, lock: bool = Fal
         .options(joinedload(Invitation.workspace, innerjoin=True))
         .where(
             Invitation.token_hash == credentials.token_digest(token),
-            Invitation.accepted_at.is_(None),
-            Invitation.withdrawn_at.is_(None),
-            Invitation.expires_at > actor.at,
+            *_open(actor.at),
             is_operators | Invitation.invited_by_id.in_(select(Member.id).where(members.is_admin_now())),
         )
         .execution_options(populate_existing=True)

@@ -533,6 +533,18 @@ def test_what_an_admin_has_sent_ends_with_their_rights(office: Office, then: str
     assert len(office.told(action="invitation_withdrawn")) == 1
 
 
+def test_what_had_expired_before_does_not_end_once_more(office: Office) -> None:
+    office.change("max", role=Role.ADMIN)
+    invite(office, "max")
+    later = office.actor("ana", NOON + timedelta(days=7))
+    mid = office.member("max").public_id
+    with office.database.transaction() as session:
+        saved = people.set_access(
+            session, later, office.keyring, mid, role="member", levels={}, was=None, is_proved=False
+        )
+    assert saved.withdrawn == 0 and not office.told(action="invitation_withdrawn")
+
+
 @pytest.mark.parametrize("then", ["deactivate", "remove"])
 def test_who_leaves_does_not_come_back_by_an_old_link(office: Office, then: str) -> None:
     leave(office, "ana", "max", "deactivate")
