@@ -361,9 +361,10 @@ def on_portal_error(error: PortalError) -> Response:
 
 
 def _whom_to_ask(here: Seat) -> str:
+    names: list[str] = []
     with suppress(*TROUBLE), reading() as session:
-        return f" Ask {' or '.join(members.admin_names(session, here.workspace.id))}."
-    return ""
+        names = members.admin_names(session, here.workspace.id)
+    return f" Ask {' or '.join(names)}." if names else ""
 
 
 def _on_http_exception(error: HTTPException) -> Response:

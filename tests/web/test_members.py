@@ -360,6 +360,9 @@ def test_who_is_refused_is_told_whom_to_ask(cast: Cast, database: Database) -> N
             assert "Ask one of them" not in reply.text
     mine = cast.ana.post(f"{person_id(database, 'ana')}/access", {"access-operations": "manage"})
     assert "Ask Ana Ruiz" not in mine.text
+    with database.transaction() as session:
+        session.execute(update(Member).where(Member.name == "Ana Ruiz").values(deactivated_at=Member.created_at))
+    assert " Ask " not in cast.rio.get(PEOPLE).text  # nobody is there
 
 
 def test_leaving_needs_no_password_and_coming_back_does(cast: Cast, database: Database) -> None:
