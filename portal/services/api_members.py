@@ -56,18 +56,24 @@ def list_for(session: Session, actor: Actor, seat: Seat, *, state: str, number: 
     if not seat.is_lead:
         raise Forbidden(LEADS_ONLY)
     manager = aliased(Member)
-    active, last_used = _key_facts(actor.at)
+    working = func.count().filter(*ApiKey.active_at(actor.at))
+    facts = (
+        select(ApiKey.member_id, working.label("active"), func.max(ApiKey.last_used_at).label("used_at"))
+        .where(ApiKey.workspace_id == seat.workspace.id)
+        .group_by(ApiKey.member_id)
+        .subquery()
+    )
+    active = func.coalesce(facts.c.active, 0)
     statement = (
-        select(Member, manager, members.is_lead_now(manager), func.coalesce(active.c.count, 0), last_used.c.at)
+        select(Member, manager, members.is_lead_now(manager), active, facts.c.used_at)
         .outerjoin(manager, manager.id == Member.manager_id)
-        .outerjoin(active, active.c.member_id == Member.id)
-        .outerjoin(last_used, last_used.c.member_id == Member.id)
+        .outerjoin(facts, facts.c.member_id == Member.id)
         .where(*members.managed_by(seat))
     )
     orphaned = ~func.coalesce(members.is_lead_now(manager), False)
     narrowed: dict[str, ColumnElement[bool]] = {
-        "no-keys": active.c.count.is_(None),
-        "unused": func.coalesce(last_used.c.at, Member.created_at) < actor.at - UNUSED,
+        "no-keys": active == 0,
+        "unused": func.coalesce(facts.c.used_at, Member.created_at) < actor.at - UNUSED,
         "deactivated": Member.deactivated_at.is_not(None),
         "unmanaged": orphaned,
     }
@@ -82,19 +88,6 @@ def list_for(session: Session, actor: Actor, seat: Seat, *, state: str, number: 
     access = offboarding.access_of(session, [row[0] for row in found])
     rows = [Listed(member, boss, bool(can), keys, at, access[member.id]) for member, boss, can, keys, at in found]
     return Page(rows, number, total, size, unmanaged)
-
-
-def _key_facts(now: datetime) -> tuple[Any, Any]:
-    active = (
-        select(ApiKey.member_id, func.count().label("count"))
-        .where(*ApiKey.active_at(now))
-        .group_by(ApiKey.member_id)
-        .subquery()
-    )
-    last_used = (
-        select(ApiKey.member_id, func.max(ApiKey.last_used_at).label("at")).group_by(ApiKey.member_id).subquery()
-    )
-    return active, last_used
 
 
 def _count(session: Session, statement: Select[Any]) -> int:
