@@ -26,6 +26,7 @@ _SORTS_OF_LIST = 256  # whose statements are kept
 _COPYABLE = 50
 _OWNERS_OFFERED = 200
 _EXPIRING_SHOWN = 3
+_AT_ONCE = 1_000  # keys whose scopes are read together: a statement of PostgreSQL takes 65,535 parameters
 _Successor = aliased(ApiKey, name="successor")
 _Select = Select[*tuple[Any, ...]]  # of columns
 
@@ -338,29 +339,33 @@ def _answered_for(seat: Seat, state: str) -> Select[ApiKey]:
 
 def list_all(session: Session, actor: Actor, workspace: Workspace, keyring: Keyring) -> list[dict[str, Any]]:
     """List a workspace's keys that are not deleted, for an operator: facts only, no secret, no digest."""
-    rows = session.scalars(
+    statement = (
         select(ApiKey)
         .join(ApiKey.member)
         .options(contains_eager(ApiKey.member))
         .where(ApiKey.workspace_id == workspace.id, ApiKey.revoked_at.is_(None))
         .order_by(ApiKey.id)
-    ).all()
-    scopes = key_views.scopes_of(session, rows)
-    return [
-        {
-            "id": key.public_id,
-            "name": key.name,
-            "hint": keyring.format.hint(key.environment, key.last_four),
-            "environment": key.environment,
-            "state": _told_state(key, actor.at, scopes.get(key.id, [])),
-            "owner": key.member.name,
-            "scopes": [scope.text for scope in scopes.get(key.id, [])],
-            "createdAt": _utc(key.created_at),
-            "expiresAt": _utc(key.expires_at) if key.expires_at else None,
-            "lastUsedAt": _utc(key.last_used_at) if key.last_used_at else None,
-        }
-        for key in rows
-    ]
+    )
+    listed: list[dict[str, Any]] = []
+    for keys in session.scalars(statement).partitions(_AT_ONCE):
+        scopes = key_views.scopes_of(session, keys)
+        listed += [_told(key, actor.at, keyring, scopes.get(key.id, [])) for key in keys]
+    return listed
+
+
+def _told(key: ApiKey, now: datetime, keyring: Keyring, scopes: Sequence[ScopeView]) -> dict[str, Any]:
+    return {
+        "id": key.public_id,
+        "name": key.name,
+        "hint": keyring.format.hint(key.environment, key.last_four),
+        "environment": key.environment,
+        "state": _told_state(key, now, scopes),
+        "owner": key.member.name,
+        "scopes": [scope.text for scope in scopes],
+        "createdAt": _utc(key.created_at),
+        "expiresAt": _utc(key.expires_at) if key.expires_at else None,
+        "lastUsedAt": _utc(key.last_used_at) if key.last_used_at else None,
+    }
 
 
 def _told_state(key: ApiKey, now: datetime, scopes: Sequence[ScopeView]) -> str:

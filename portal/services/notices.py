@@ -48,28 +48,25 @@ def write_due(session: Session, now: datetime, keyring: Keyring, base_url: str) 
 
 def _due(session: Session, now: datetime) -> list[_Due]:
     """Find the keys whose most urgent notice has not been sent, soonest first. Holds them until the commit."""
+    is_near = (ApiKey.expires_at > now, ApiKey.expires_at <= now + timedelta(days=max(DAYS)))
     keys = session.scalars(
         select(ApiKey)
         .join(Member, Member.id == ApiKey.member_id)
-        .outerjoin(Account, Account.id == Member.account_id)
         .options(contains_eager(ApiKey.member).joinedload(Member.workspace))
         .where(
-            ApiKey.expires_at > now,
-            ApiKey.expires_at <= now + timedelta(days=max(DAYS)),
+            *is_near,
             ApiKey.revoked_at.is_(None),
             ApiKey.retires_at.is_(None),  # it is being replaced already
             ApiKey.deactivated_at.is_(None),
-            Member.deactivated_at.is_(None),
-            Member.removed_at.is_(None),
-            Account.deactivated_at.is_(None),
+            members.is_in(),
         )
         .order_by(ApiKey.id)
         .with_for_update(of=ApiKey)
     ).all()
     # Read once the keys are held: a run beside this one may just have told of some.
     told: defaultdict[int, set[int]] = defaultdict(set)
-    ids = [key.id for key in keys]
-    for notice in session.scalars(select(ExpiryNotice).where(ExpiryNotice.key_id.in_(ids))):
+    notices = select(ExpiryNotice).join(ApiKey, ApiKey.id == ExpiryNotice.key_id).where(*is_near)
+    for notice in session.scalars(notices):
         told[notice.key_id].add(notice.days)
     due = []
     for key in keys:

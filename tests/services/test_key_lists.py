@@ -7,11 +7,12 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, insert
 
 from portal.services import audit, key_lists, keys, rotation
 from portal.services.key_lists import STATES
 from portal.store.database import Database
+from portal.store.models import ApiKey, Workspace
 from tests.services.office import API_MEMBER, NOON, Office
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -300,6 +301,25 @@ def test_a_list_takes_the_same_few_statements_however_long_it_is(office: Office)
         pair("max", n)
         pair("ana", n)
     assert cost() == few <= 4  # the page, the other keys of its rotations, scopes, days
+
+
+def test_an_operators_list_of_very_many_keys_asks_for_a_part_at_a_time(office: Office) -> None:
+    """PostgreSQL takes 65,535 parameters."""
+    kept, _ = office.generate("max")
+    row = office.row(kept.id)
+    usual = {column.key: getattr(row, column.key) for column in ApiKey.__table__.columns if column.key != "id"}
+    more = [
+        usual | {"public_id": f"key_{n}", "name_folded": str(n), "digest": n.to_bytes(32, "big")} for n in range(1_500)
+    ]
+    with office.database.transaction() as session:
+        session.execute(insert(ApiKey), more)
+        here = session.get_one(Workspace, row.workspace_id)
+    given: list[int] = []
+    event.listen(office.database.engine, "before_cursor_execute", lambda *told: given.append(len(told[3])))
+    with office.database.reading() as session:
+        listed = key_lists.list_all(session, office.actor("ana"), here, office.keyring)
+    assert (len(listed), listed[0]["scopes"]) == (1_501, ["tasks:read"])
+    assert max(given) <= 1_000
 
 
 def test_what_expires_soon_is_listed_for_those_who_answer_for_it(office: Office) -> None:

@@ -3,7 +3,7 @@
 from datetime import datetime, timedelta
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import event, select
 
 from portal.mail import Letter, Mailer
 from portal.rules.access import AccessLevel
@@ -202,6 +202,18 @@ def test_runs_side_by_side_tell_once(office: Office) -> None:
     assert sorted(at_once({"one": run, "other": run}).values()) == [(0, 0), (1, KEYS_PER_MEMBER)]  # type: ignore[type-var]
     with office.database.reading() as session:
         assert len(session.scalars(select(ExpiryNotice)).all()) == KEYS_PER_MEMBER
+
+
+def test_no_statement_grows_with_the_keys_that_expire(office: Office) -> None:
+    """PostgreSQL takes 65,535 parameters: with one a key, from there on nobody would hear of any."""
+    for number in range(KEYS_PER_MEMBER):
+        office.generate("max", name=f"Key {number}")
+    given: list[int] = []
+    event.listen(
+        office.database.engine, "before_cursor_execute", lambda *told: given.append(0 if told[5] else len(told[3]))
+    )
+    assert len(notify(office, days_before(7))) == 1
+    assert max(given) < KEYS_PER_MEMBER
 
 
 def test_a_mail_that_cannot_even_be_written_does_not_stop_the_others(office: Office) -> None:
