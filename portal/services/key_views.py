@@ -393,7 +393,12 @@ def _view(sight: _Sight, key: _Key, scopes: tuple[ScopeView, ...], recent: DayBa
 
 def may_rotate(session: Session, seat: Seat, key: ApiKey, now: datetime) -> bool:
     """Say whether a seat can replace a key: its own or an API member's, and neither half of a pair that goes on."""
-    return (key.member_id == seat.member.id or key.member.is_api) and may_move(session, key, now)
+    return is_ones_own(seat, key) and may_move(session, key, now)
+
+
+def is_ones_own(seat: Seat, key: ApiKey) -> bool:
+    """Say whether a key that a seat sees is its own, or that of an API member, and so no other human's."""
+    return key.member_id == seat.member.id or key.member.is_api
 
 
 def may_move(session: Session, key: ApiKey, now: datetime) -> bool:

@@ -45,6 +45,7 @@ from portal.store.models import Access, ApiKey, App, KeyScope, KeyState, Member,
 KEYS_PER_MEMBER = 20
 KEY_LIMIT = "key_limit"  # the code of the refusal of one more
 ONLY_ITS_OWNER = "Only its owner can reactivate this key."
+ONLY_ITS_OWNER_RENAMES = "Only its owner can rename this key."
 ADMINS_SET_RATES = "Only administrators set how many requests a key may send."
 MOST_PER_MINUTE, MOST_PER_SECOND = 100_000, 5_000  # requests that an administrator may allow a key
 _MAX_SCOPES = 100
@@ -407,23 +408,22 @@ def deactivate(session: Session, actor: Actor, keyring: Keyring, key_id: str) ->
     seat, key = hold(session, actor, key_id, Event.KEY_DEACTIVATED)
     if key.state_at(actor.at) is not KeyState.ACTIVE:
         raise _changed_meanwhile(session, key, actor.at)
-    key.deactivated_at = actor.at
-    key.deactivated_by_id = seat.member.id
+    key.deactivated_at, key.deactivated_by_id = actor.at, seat.member.id
     return changed(session, actor, seat, keyring, key, Event.KEY_DEACTIVATED)
 
 
-def deactivate_those_active(
-    session: Session, actor: Actor, keyring: Keyring, key_ids: Iterable[str]
-) -> tuple[list[str], list[str]]:
+def deactivate_those_active(session: Session, actor: Actor, key_ids: Iterable[str]) -> tuple[list[str], list[str]]:
     """Stop several keys, each once; give the names of those stopped, and of those that somebody else stopped before.
 
     NotFound, and none is stopped, when one of them is not the actor's to stop.
     """
     stopped, before = [], []
     for key_id in sorted(set(key_ids)):  # in one order, so that two at once never wait for each other
-        _, key = hold(session, actor, key_id, Event.KEY_DEACTIVATED, even_deleted=True)
+        seat, key = hold(session, actor, key_id, Event.KEY_DEACTIVATED, even_deleted=True)
         if key.state_at(actor.at) is KeyState.ACTIVE:
-            stopped.append(deactivate(session, actor, keyring, key_id).name)
+            key.deactivated_at, key.deactivated_by_id = actor.at, seat.member.id
+            tell(session, actor, Event.KEY_DEACTIVATED, key, {})
+            stopped.append(key.name)
         else:
             before.append(key.name)
     return stopped, before
@@ -432,9 +432,7 @@ def deactivate_those_active(
 def reactivate(session: Session, actor: Actor, keyring: Keyring, key_id: str) -> KeyView:
     """Let a deactivated key work again, with the same scopes; never another human's."""
     seat, key = hold(session, actor, key_id, Event.KEY_REACTIVATED, even_deleted=True)
-    if key.member_id != seat.member.id and not key.member.is_api:
-        attempt = Attempt(Event.KEY_REACTIVATED, key.public_id, key.name)
-        raise Forbidden(ONLY_ITS_OWNER, attempt=attempt)
+    check_owner(seat, key, Event.KEY_REACTIVATED, ONLY_ITS_OWNER)
     if key.state_at(actor.at) is not KeyState.DEACTIVATED:
         raise _changed_meanwhile(session, key, actor.at)
     check_still_grantable(session, seat, key, Event.KEY_REACTIVATED)
@@ -442,6 +440,12 @@ def reactivate(session: Session, actor: Actor, keyring: Keyring, key_id: str) ->
         raise Conflict(f"Administrators of {seat.workspace.name} own no live keys. Make an API member for it.")
     key.deactivated_at = key.deactivated_by_id = None
     return changed(session, actor, seat, keyring, key, Event.KEY_REACTIVATED)
+
+
+def check_owner(seat: Seat, key: ApiKey, event: Event, message: str) -> None:
+    """Forbid with a key of another human what only its owner does; an API member's is everybody's who manages that."""
+    if not key_views.is_ones_own(seat, key):
+        raise Forbidden(message, attempt=Attempt(event, key.public_id, key.name))
 
 
 def check_still_grantable(session: Session, seat: Seat, key: ApiKey, event: Event) -> None:
@@ -472,9 +476,7 @@ def edit(
 ) -> KeyView:
     """Change a key's name and note, and nothing else of it; `was` is what the form showed, Conflict if that is old."""
     seat, key = hold(session, actor, key_id, Event.KEY_EDITED)
-    if key.member_id != seat.member.id and not key.member.is_api:
-        attempt = Attempt(Event.KEY_EDITED, key.public_id, key.name)
-        raise Forbidden("Only its owner can rename this key.", attempt=attempt)
+    check_owner(seat, key, Event.KEY_EDITED, ONLY_ITS_OWNER_RENAMES)
     if (key.name, key.note) != was:
         raise Conflict(f"Somebody renamed this key a moment ago: it is “{key.name}” now. Look at it again.")
     problems: dict[str, str] = {}

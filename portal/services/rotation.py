@@ -76,7 +76,7 @@ def rotate(session: Session, actor: Actor, keyring: Keyring, draft: Draft) -> tu
     The old key goes on for the draft's overlap. Raises Invalid for scopes that the old key lacks, Conflict when it is
     being replaced already or its own predecessor still works.
     """
-    old = _hold_replaced(session, actor, draft)
+    old, _ = _hold_replaced(session, actor, replace(draft, owner=""))  # it stays its member's, whatever was sent
     had = {view.text for view in key_views.scopes_of(session, [old]).get(old.id, [])}
     wider = [scope for scope in draft.scopes if scope not in had]
     if wider:
@@ -89,7 +89,7 @@ def rotate(session: Session, actor: Actor, keyring: Keyring, draft: Draft) -> tu
         )
         problem = f"{keys.quoted(wider[0])} is not a scope of the key that you rotate. Rotating never adds any."
         raise Invalid({"scopes": problem}, attempt=attempt)
-    return generate(session, actor, keyring, _taking_over(draft, old))
+    return _replace(session, actor, keyring, _taking_over(draft, old), old)
 
 
 def _taking_over(draft: Draft, old: ApiKey) -> Draft:
@@ -138,8 +138,20 @@ def generate(
     Unlike a rotation it may have other scopes: it is a new key, and its creator chooses what it can do. It may also
     act as an API member that the creator manages, so that a program outlives the person whose key it used.
     """
-    old = _hold_replaced(session, actor, draft)
-    moved = _is_moved(session, members.seat_of(session, actor), old, draft)
+    old, moved = _hold_replaced(session, actor, draft)
+    return _replace(session, actor, keyring, draft, old, moved=moved, overlap=overlap)
+
+
+def _replace(
+    session: Session,
+    actor: Actor,
+    keyring: Keyring,
+    draft: Draft,
+    old: ApiKey,
+    *,
+    moved: bool = False,
+    overlap: timedelta | None = None,
+) -> tuple[KeyView, PlainKey]:
     _begin_overlap(actor, old, draft, moved=moved, overlap=overlap)
     session.flush()
     key, plain = keys.create(session, actor, keyring, draft, replaced=old)
@@ -175,9 +187,7 @@ def replace_unused(
     if made_before := keys.made_by_form(session, actor, form_id):
         raise AlreadyShown(made_before)
     seat, old = keys.hold(session, actor, key_id, Event.KEY_GENERATED)
-    if old.member_id != seat.member.id and not old.member.is_api:
-        attempt = Attempt(Event.KEY_GENERATED, old.public_id, old.name)
-        raise Forbidden(ONLY_ITS_OWNER, attempt=attempt)
+    keys.check_owner(seat, old, Event.KEY_GENERATED, ONLY_ITS_OWNER)
     was_called = activity.callers_of(session, old, actor.at) or activity.refusals_of(session, old)
     if was_called or not key_views.is_replaceable(old, actor.at):
         raise Conflict("Only a key of the last 24 hours that was never used can be replaced. Rotate this one instead.")
@@ -245,9 +255,7 @@ def retire(session: Session, actor: Actor, keyring: Keyring, key_id: str) -> Key
 def extend(session: Session, actor: Actor, keyring: Keyring, key_id: str) -> KeyView:
     """Let the old key of a rotation work a day longer: never past its own expiry, for 30 days in all at most."""
     seat, key = keys.hold(session, actor, key_id, Event.KEY_OVERLAP_EXTENDED)
-    if key.member_id != seat.member.id and not key.member.is_api:
-        attempt = Attempt(Event.KEY_OVERLAP_EXTENDED, key.public_id, key.name)
-        raise Forbidden(ONLY_ITS_OWNER, attempt=attempt)
+    keys.check_owner(seat, key, Event.KEY_OVERLAP_EXTENDED, ONLY_ITS_OWNER)
     ends = _check_retiring(key, actor.at)
     keys.check_still_grantable(session, seat, key, Event.KEY_OVERLAP_EXTENDED)
     later = extended(ends, key.rotated_at, key.expires_at)
@@ -265,8 +273,11 @@ def _check_retiring(key: ApiKey, now: datetime) -> datetime:
     return key.retires_at
 
 
-def _hold_replaced(session: Session, actor: Actor, draft: Draft) -> ApiKey:
-    """Lock the key that a draft replaces, after the members, in the order in which every change locks."""
+def _hold_replaced(session: Session, actor: Actor, draft: Draft) -> tuple[ApiKey, bool]:
+    """Lock the key that a draft replaces, after the members, in the order in which every change locks.
+
+    Gives it, and whether an API member takes it over from another owner.
+    """
     seat = members.seat_of(session, actor, lock=True)
     if made_before := keys.made_by_form(session, actor, draft.form_id):
         raise AlreadyShown(made_before)
@@ -278,8 +289,9 @@ def _hold_replaced(session: Session, actor: Actor, draft: Draft) -> ApiKey:
     )
     session.execute(api_members.order_by(Member.id).with_for_update(key_share=True))
     _, key = keys.hold(session, actor, draft.replaces, Event.KEY_ROTATED)
-    _check_rotatable(session, seat, key, actor.at, moved=_is_moved(session, seat, key, draft))
-    return key
+    moved = _is_moved(session, seat, key, draft)
+    _check_rotatable(session, seat, key, actor.at, moved=moved)
+    return key, moved
 
 
 def _is_moved(session: Session, seat: Seat, key: ApiKey, draft: Draft) -> bool:
@@ -291,9 +303,8 @@ def _is_moved(session: Session, seat: Seat, key: ApiKey, draft: Draft) -> bool:
 
 
 def _check_rotatable(session: Session, seat: Seat, key: ApiKey, now: datetime, *, moved: bool = False) -> None:
-    if key.member_id != seat.member.id and not key.member.is_api and not moved:
-        attempt = Attempt(Event.KEY_ROTATED, key.public_id, key.name)
-        raise Forbidden(ONLY_ITS_OWNER, attempt=attempt)
+    if not moved:
+        keys.check_owner(seat, key, Event.KEY_ROTATED, ONLY_ITS_OWNER)
     if key.retires_at is not None:
         raise Conflict(f"“{key.name}” (…{key.last_four}) is being replaced already. Rotate its successor later.")
     if key.state_at(now) is KeyState.DEACTIVATED:

@@ -255,7 +255,7 @@ def edit(key_id: str) -> Response:
     key = look(key_id)
     if request.method != "POST":
         if not key.may_edit:
-            raise Forbidden("Only its owner can rename this key.")
+            raise Forbidden(keys.ONLY_ITS_OWNER_RENAMES)
         return _edit_form(key, key.name, key.note)
     name, note = answer("name"), answer("note")
     was = (answer("was_name", key.name), answer("was_note", key.note))

@@ -160,7 +160,7 @@ def stop() -> Response:
         total = sum(row["impact"].total for row in rows)
         return make_response(render_template("review/deactivate.html", rows=rows, grand_total=total))
     with transaction() as session:
-        stopped, before = keys.deactivate_those_active(session, actor(), keyring(), ids)
+        stopped, before = keys.deactivate_those_active(session, actor(), ids)
     told = []
     if stopped:
         told = [f"{len(stopped)} {'key is' if len(stopped) == 1 else 'keys are'} deactivated."]
