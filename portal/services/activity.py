@@ -15,7 +15,7 @@ from portal.store.models import ApiKey, App, FirstRequest, KeyCaller, RefusedReq
 
 RECENT_DAYS = 14
 _HOUR = timedelta(hours=1)
-_BUSY = timedelta(hours=24)  # a key that was accepted this recently is in use: ending it asks for its name
+BUSY = timedelta(hours=24)  # a key that was accepted this recently is in use: ending it asks for its name
 _CALLERS = 5
 _MOST_CALLERS = 50
 _DENIALS = 20  # kinds of refused requests that are listed
@@ -108,7 +108,7 @@ class Denial:
 
 def impact_of(session: Session, key: ApiKey, now: datetime) -> Impact:
     """Count what a key did in the last 24 hours, and find its last use."""
-    since = now - _BUSY
+    since = now - BUSY
     rows = session.execute(
         select(
             Usage.scope,
@@ -118,12 +118,7 @@ def impact_of(session: Session, key: ApiKey, now: datetime) -> Impact:
             func.min(Usage.first_at).label("first_at"),
             func.max(Usage.last_at).label("last_at"),
         )
-        .where(
-            Usage.key_id == key.id,
-            Usage.outcome == ACCEPTED,
-            Usage.hour >= hour_of(since),
-            Usage.last_at > since,
-        )
+        .where(Usage.key_id == key.id, *accepted_since(since))
         .group_by(Usage.scope, Usage.address, Usage.client)
     ).all()
     writes: defaultdict[str, int] = defaultdict(int)
@@ -152,14 +147,13 @@ def last_use_of(session: Session, key: ApiKey) -> datetime | None:
 
 def is_busy(session: Session, key: ApiKey, now: datetime) -> bool:
     """Say what its impact would of a key: whether it was accepted in the last 24 hours; cheaper than to count all."""
-    since = now - _BUSY
-    recent = (
-        Usage.key_id == key.id,
-        Usage.outcome == ACCEPTED,
-        Usage.hour >= hour_of(since),
-        Usage.last_at > since,
-    )
-    return session.scalar(select(Usage.key_id).where(*recent).limit(1)) is not None
+    recent = select(Usage.key_id).where(Usage.key_id == key.id, *accepted_since(now - BUSY))
+    return session.scalar(recent.limit(1)) is not None
+
+
+def accepted_since(since: datetime) -> tuple[ColumnElement[bool], ...]:
+    """Give the conditions of the counts that hold requests accepted after a moment; their hours lead to them."""
+    return Usage.outcome == ACCEPTED, Usage.hour >= hour_of(since), Usage.last_at > since
 
 
 def callers_of(
@@ -173,12 +167,7 @@ def callers_of(
     conditions = [KeyCaller.key_id == key.id]
     if since is not None:
         seen = Usage
-        conditions = [
-            Usage.key_id == key.id,
-            Usage.outcome == ACCEPTED,
-            Usage.hour >= hour_of(since),
-            Usage.last_at > since,
-        ]
+        conditions = [Usage.key_id == key.id, *accepted_since(since)]
     rows = session.execute(
         select(seen.address, seen.client, func.sum(seen.count), func.min(seen.first_at), func.max(seen.last_at))
         .where(*conditions)
@@ -281,8 +270,8 @@ def last_refusal(session: Session, key: ApiKey) -> RefusedRequest | None:
 
 def first_refusal_after(session: Session, key: ApiKey, since: datetime) -> RefusedRequest | None:
     """Find the first request of a key that was refused after a moment."""
-    after = (RefusedRequest.key_id == key.id, RefusedRequest.at > since)
-    return session.scalars(select(RefusedRequest).where(*after).order_by(RefusedRequest.at, RefusedRequest.id)).first()
+    after = select(RefusedRequest).where(RefusedRequest.key_id == key.id, RefusedRequest.at > since)
+    return session.scalar(after.order_by(RefusedRequest.at, RefusedRequest.id).limit(1))
 
 
 def accepted_after(session: Session, key: ApiKey, since: datetime) -> tuple[int, bool]:
@@ -292,9 +281,7 @@ def accepted_after(session: Session, key: ApiKey, since: datetime) -> tuple[int,
     the last request is known to lie after. So 0 is exact.
     """
     rows = session.execute(
-        select(Usage.count.label("times"), Usage.first_at).where(
-            Usage.key_id == key.id, Usage.outcome == ACCEPTED, Usage.hour >= hour_of(since), Usage.last_at > since
-        )
+        select(Usage.count.label("times"), Usage.first_at).where(Usage.key_id == key.id, *accepted_since(since))
     ).all()
     astride = sum(row.first_at <= since for row in rows)
     return sum(row.times for row in rows if row.first_at > since) + astride, astride > 0

@@ -8,7 +8,7 @@ from sqlalchemy import func, or_, select
 
 from portal.rules.access import AccessLevel, Role, Scope, level_of
 from portal.rules.credentials import Keyring
-from portal.services import key_views, members
+from portal.services import activity, key_views, members
 from portal.services.actor import Actor
 from portal.services.key_views import KeyView
 from portal.services.members import Seat
@@ -131,15 +131,9 @@ def heirs(session: Session, seat: Seat) -> list[tuple[Member, dict[str, AccessLe
 
 
 def _used_today(session: Session, key_ids: Sequence[int], now: datetime) -> dict[int, int]:
-    since = now - timedelta(hours=24)
     rows = session.execute(
         select(Usage.key_id, func.sum(Usage.count))
-        .where(
-            Usage.key_id.in_(key_ids),
-            Usage.outcome == ACCEPTED,
-            Usage.hour >= hour_of(since),
-            Usage.last_at > since,
-        )
+        .where(Usage.key_id.in_(key_ids), *activity.accepted_since(now - activity.BUSY))
         .group_by(Usage.key_id)
     )
     return {key_id: int(count) for key_id, count in rows}
