@@ -59,7 +59,7 @@ def explain(session: Session, actor: Actor, seat: Seat, keyring: Keyring, reques
     key = key_views.of(session, seat, keyring, [row], actor.at)[0]
     cause = _cause(key) if reason in _STOPS else reason
     scope = Scope.parse(request.required)
-    app = _app(session, seat, scope, row)
+    app = _app(session, seat, scope, key)
     may_generate = False
     ask: tuple[str, ...] = ()
     may_help = seat.is_admin
@@ -68,7 +68,7 @@ def explain(session: Session, actor: Actor, seat: Seat, keyring: Keyring, reques
         may_generate = reason is Refusal.MISSING_SCOPE and scope in planned.grantable
         here = app.solution_id
         ask = tuple(members.granters(session, seat, [here], for_api_member=row.member.is_api)[here])
-        may_help = seat.is_admin or (row.member.is_api and seat.level_in(app.solution_id) is AccessLevel.MANAGE)
+        may_help = seat.is_admin or (row.member.is_api and seat.level_in(here) is AccessLevel.MANAGE)
     elif cause is Refusal.OWNER_INACTIVE:
         may_help = seat.is_admin or row.member.is_api
         ask = tuple(members.admin_names(session, seat.workspace.id))
@@ -88,12 +88,12 @@ def explain(session: Session, actor: Actor, seat: Seat, keyring: Keyring, reques
     )
 
 
-def _app(session: Session, seat: Seat, scope: Scope | None, key: ApiKey) -> App | None:
+def _app(session: Session, seat: Seat, scope: Scope | None, key: KeyView) -> App | None:
     """Find the app that was asked for; None where neither the key nor the seat reaches it: its name tells nothing."""
     if scope is None:
         return None
     app = session.scalar(select(App).where(App.workspace_id == seat.workspace.id, App.slug == scope.app))
-    is_own = any(view.app_slug == scope.app for view in key_views.scopes_of(session, [key]).get(key.id, ()))
+    is_own = any(view.app_slug == scope.app for view in key.scopes)
     reachable = {each.id for each in members.apps_of(session, seat)}
     return app if app and (is_own or app.id in reachable) else None
 

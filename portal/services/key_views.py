@@ -226,8 +226,13 @@ def pairs_of(session: Session, keys: Sequence[_K]) -> dict[int, _K | ShownKey]:
 
 def get(session: Session, actor: Actor, seat: Seat, keyring: Keyring, key_id: str) -> KeyView:
     """Find a key that this seat may see; NotFound for any other."""
-    key = row_of(session, seat, key_id)
-    return of(session, seat, keyring, [key], actor.at)[0]
+    return get_both(session, actor, seat, keyring, key_id)[0]
+
+
+def get_both(session: Session, actor: Actor, seat: Seat, keyring: Keyring, key_id: str) -> tuple[KeyView, ApiKey]:
+    """Find a key that this seat may see, as it sees it and as its row; NotFound for any other."""
+    row = row_of(session, seat, key_id)
+    return of(session, seat, keyring, [row], actor.at)[0], row
 
 
 def with_refusals(session: Session, view: KeyView, key: ApiKey) -> KeyView:
@@ -246,8 +251,7 @@ def row_of(session: Session, seat: Seat, key_id: str) -> ApiKey:
 
 def stopped_by(session: Session, key: ApiKey) -> str:
     """Name who stopped a key; '' for one that nobody did, or an operator."""
-    member_id = key.revoked_by_id or key.deactivated_by_id
-    return (session.scalar(select(Member.name).where(Member.id == member_id)) or "") if member_id else ""
+    return members.name_of(session, key.revoked_by_id or key.deactivated_by_id)
 
 
 def going_on(now: datetime) -> tuple[ColumnElement[bool], ...]:

@@ -261,8 +261,7 @@ def _owners_of(is_admin: bool, is_lead: bool, is_held: bool) -> Select[Member]:
     managed = members.managed(bindparam("workspace"), me, is_admin=is_admin, is_lead=is_lead)
     statement = select(Member).where(
         or_(Member.id == me, Member.id.in_(select(Member.id).where(*managed))),
-        Member.deactivated_at.is_(None),
-        Member.removed_at.is_(None),
+        *members.ACTIVE,
     )
     if is_held:
         return statement.where(Member.public_id == bindparam("owner")).with_for_update(key_share=True)

@@ -14,8 +14,8 @@ from portal.services.activity import Denial
 from portal.services.audit import Event
 from portal.services.key_views import KeyView
 from portal.services.rate_limit import PER_MINUTE, PER_SECOND
-from portal.store.database import TROUBLE
-from portal.store.models import AuditEvent, FirstRequest, RefusedRequest
+from portal.store.database import TROUBLE, Session
+from portal.store.models import ApiKey, AuditEvent, FirstRequest, RefusedRequest
 from portal.web import refusals
 from portal.web.display import absolute, thousands
 from portal.web.generate import first_call
@@ -25,7 +25,7 @@ from portal.web.keys import keyring, look, pages, row_changed, with_impact
 
 _RANGES = {"24h": timedelta(hours=24), "7d": timedelta(days=7), "30d": timedelta(days=30)}
 _UNUSED_SCOPES = timedelta(days=60)
-_SENTENCES = {  # what was done, and how trying it is called
+_SENTENCES: dict[str, tuple[str, str]] = {  # what was done, and how trying it is called
     Event.KEY_GENERATED: ("generated this key", "generate this key"),
     Event.KEY_ROTATED: ("rotated this key", "rotate this key"),
     Event.KEY_RETIRED: ("retired this key", "retire this key"),
@@ -46,11 +46,10 @@ def detail(key_id: str) -> Response:
     """Show what a key is: facts, scopes with their last use, and the other key of a rotation."""
     now = actor().at
     with reading() as session:
-        key = key_views.get(session, actor(), seat(), keyring(), key_id)
-        row = key_views.row_of(session, seat(), key_id)
+        key, row = key_views.get_both(session, actor(), seat(), keyring(), key_id)
         key = key_views.with_refusals(session, key, row)
         exercised = activity.last_exercised(session, row)
-        pair = _pair(session, key)
+        pair = _pair(session, key, row)
         first = activity.first_request(session, row)
         refused = activity.last_refusal(session, row)
         by_program = audit.done_with_key(session, key_id)
@@ -73,7 +72,7 @@ def detail(key_id: str) -> Response:
     )
 
 
-def _pair(session: Any, key: KeyView) -> dict[str, Any]:
+def _pair(session: Session, key: KeyView, row: ApiKey) -> dict[str, Any]:
     """Tell of a rotation that goes on, or whose old key is still called: both keys, who uses the old one, what to do.
 
     A key in the middle of a chain is told of with its successor: the key before it has ended.
@@ -81,14 +80,13 @@ def _pair(session: Any, key: KeyView) -> dict[str, Any]:
     for other_id, is_old in ((key.successor_id, True), (key.predecessor_id, False)):
         if not other_id:
             continue
-        other = key_views.get(session, actor(), seat(), keyring(), other_id)
-        old, new = (key, other) if is_old else (other, key)
-        row = key_views.row_of(session, seat(), old.id)
+        other, other_row = key_views.get_both(session, actor(), seat(), keyring(), other_id)
+        old, new, old_row = (key, other, row) if is_old else (other, key, other_row)
         verdict = aftermath = None
-        if old.is_retiring and (successor := rotation.successor_of(session, row)):
-            verdict = rotation.verdict_on(session, row, successor, actor().at)
+        if old.is_retiring and (successor := rotation.successor_of(session, old_row)):
+            verdict = rotation.verdict_on(session, old_row, successor, actor().at)
         else:
-            aftermath = rotation.aftermath_of(session, row, actor().at)
+            aftermath = rotation.aftermath_of(session, old_row, actor().at)
         if verdict or aftermath:
             return {"old": old, "new": new, "verdict": verdict, "aftermath": aftermath}
     return {"old": None, "new": None, "verdict": None, "aftermath": None}
@@ -102,8 +100,7 @@ def requests(key_id: str) -> Response:
     span = span if span in _RANGES else "7d"
     now = actor().at
     with reading() as session:
-        key = key_views.get(session, actor(), seat(), keyring(), key_id)
-        row = key_views.row_of(session, seat(), key_id)
+        key, row = key_views.get_both(session, actor(), seat(), keyring(), key_id)
         planned = keys.plan(session, actor(), keys.Draft(owner=key.owner.id))
     grantable = {str(scope) for scope in planned.grantable}
     try:
@@ -177,10 +174,7 @@ def history(key_id: str) -> Response:
 
 def _event(event: AuditEvent) -> dict[str, Any]:
     who = event.actor_name
-    done, attempt = {str(each): both for each, both in _SENTENCES.items()}.get(
-        event.action, (event.action.replace("_", " "),) * 2
-    )
-    what = done
+    what, attempt = _SENTENCES.get(event.action, (event.action.replace("_", " "),) * 2)
     if event.action == Event.KEY_REFUSED:
         who, what = "", f"Requests with this key were refused: {_why_refused(event.details)}"
     elif event.outcome == "refused":
@@ -190,12 +184,9 @@ def _event(event: AuditEvent) -> dict[str, Any]:
 
 def _why_refused(details: Mapping[str, Any]) -> str:
     """Say why requests were refused that the log tells of together: as often at once, or so many more in an hour."""
-    reason, times = str(details.get("reason", "")), int(details.get("times", 1))
-    scope = str(details.get("scope") or "a scope")
-    words = refusals.words_of(reason, scope) if reason in list(Refusal) else "no reason told"
     if "more" in details:
-        return f"{words}, {thousands(int(details['more']))} more in that hour"
-    return words if times == 1 else f"{words}, {thousands(times)} at once"
+        return f"{refusals.told_of(details)}, {thousands(int(details['more']))} more in that hour"
+    return refusals.told_of(details)
 
 
 @pages.get("/keys/<public_id:key_id>/impact")
@@ -210,8 +201,7 @@ def impact(key_id: str) -> Response:
 def first_request(key_id: str) -> Response:
     """Tell of the first request with a new key; the fragment asks again by itself, ever slower, for 15 minutes."""
     with reading() as session:
-        key = key_views.get(session, actor(), seat(), keyring(), key_id)
-        row = key_views.row_of(session, seat(), key_id)
+        key, row = key_views.get_both(session, actor(), seat(), keyring(), key_id)
         first = _first(key, activity.first_request(session, row), activity.last_refusal(session, row))
     age = actor().at - key.created_at
     poll = None

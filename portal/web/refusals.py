@@ -1,10 +1,13 @@
 """Why a request with a key was refused, in words: for those who may know."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from portal.rules.errors import Refusal
 from portal.store.models import RefusedRequest
+from portal.web.display import thousands
 
 INTROSPECTION = "/oauth/introspect"  # where services ask about keys: their question succeeds, only the key is refused
 _WORDS = {
@@ -62,3 +65,11 @@ def words_of(reason: str, scope: str, path: str = "") -> str:
     if path == INTROSPECTION:
         return f"a service asked about the key and was told that it does not work: {words.partition(': ')[2]}"
     return words
+
+
+def told_of(details: Mapping[str, Any]) -> str:
+    """Say why requests were refused that the audit log tells of in one event, and how many came at once."""
+    reason, times = str(details.get("reason", "")), int(details.get("times", 1))
+    is_known = reason in list(Refusal)
+    words = words_of(reason, str(details.get("scope") or "a scope")) if is_known else "no reason told"
+    return words if times == 1 else f"{words}, {thousands(times)} at once"

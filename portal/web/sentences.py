@@ -223,12 +223,7 @@ def _field(name: str, event: AuditEvent, names: Names) -> Iterator[Part]:
     elif name == "found":
         yield Part(event.target_name or "no key here", "name")
     elif name == "why":
-        reason = str(details.get("reason", ""))
-        words = (
-            refusals.words_of(reason, str(details.get("scope", ""))) if reason in list(Refusal) else "no reason told"
-        )
-        times = int(details.get("times", 1))
-        yield Part(words if times == 1 else f"{words}, {thousands(times)} at once")
+        yield Part(refusals.told_of(details))
     elif name in _COUNTED:
         many = details.get(name, "?")
         yield Part(f"{many} {_COUNTED[name]}{'' if many == 1 else 's'}")
