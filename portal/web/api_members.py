@@ -7,7 +7,7 @@ from typing import Any
 from flask import Response, flash, make_response, redirect, request, url_for
 
 from portal.rules.access import AccessLevel, Action, Scope
-from portal.rules.errors import Conflict, Invalid, NeedsProof
+from portal.rules.errors import Conflict, Invalid
 from portal.services import api_members, key_views, members, offboarding
 from portal.services.api_members import Listed
 from portal.services.audit import Event
@@ -30,7 +30,6 @@ from portal.web.members import (
     TO_API_MEMBERS,
     access_words,
     here,
-    is_proved,
     keys_of,
     levels_in_form,
     losses_in_words,
@@ -38,6 +37,7 @@ from portal.web.members import (
     page,
     page_size,
     pages,
+    proved_if_more,
     reach,
     solutions,
     span,
@@ -238,10 +238,7 @@ def access(mid: str) -> Response:
     """Change what an API member may do. More of it asks for the password, less never does."""
     if request.method != "POST":
         return _access_form(mid)
-    try:
-        return _save_access(mid, may_raise=is_proved())
-    except NeedsProof:
-        return _save_more(mid=mid)  # type: ignore[no-any-return]
+    return proved_if_more(_save_access, mid)
 
 
 @pages.post("/api-members/<public_id:mid>/access/review", endpoint="review_api_member_access")
@@ -251,13 +248,13 @@ def review_access(mid: str) -> Response:
     return _access_form(mid, levels_in_form(TO_API_MEMBERS), was_shown())
 
 
-def _save_access(mid: str, *, may_raise: bool) -> Response:
+def _save_access(mid: str, is_proved: bool) -> Response:
     was = was_shown()
     chosen: dict[str, AccessLevel] = {}
     try:
         chosen = levels_in_form(TO_API_MEMBERS)
         with transaction() as session:
-            saved = api_members.set_access(session, actor(), keyring(), mid, chosen, was=was, is_proved=may_raise)
+            saved = api_members.set_access(session, actor(), keyring(), mid, chosen, was=was, is_proved=is_proved)
     except Invalid as error:
         return _access_form(mid, chosen, was, errors=error.problems)
     except Conflict as error:
@@ -266,11 +263,6 @@ def _save_access(mid: str, *, may_raise: bool) -> Response:
     told = f"Access of “{name}” is saved." if saved.changed else f"Access of “{name}” is as it was."
     flash(told + losses_in_words(saved.losses))
     return make_response(redirect(here("api_member", mid=mid), 303))
-
-
-@recently_proved("to hand out access")
-def _save_more(mid: str) -> Response:
-    return _save_access(mid, may_raise=True)
 
 
 def _access_form(

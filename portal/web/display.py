@@ -1,4 +1,4 @@
-"""Moments, numbers and roles as people read them (ux, section 8), in the zone and clock that a person prefers."""
+"""Moments, numbers, roles and access as people read them (ux, section 8), in the zone and clock that one prefers."""
 
 from datetime import UTC, datetime, timedelta, tzinfo
 from functools import lru_cache
@@ -8,10 +8,16 @@ from zoneinfo import ZoneInfo
 from flask import Flask, g
 from markupsafe import Markup, escape
 
-from portal.rules.access import Role
+from portal.rules.access import AccessLevel, Role
 from portal.services.accounts import Viewer
 
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+LEVEL_WORDS = {
+    AccessLevel.NONE: "No access",
+    AccessLevel.READ: "Read-only",
+    AccessLevel.FULL: "Full",
+    AccessLevel.MANAGE: "Manage",
+}
 _KEPT = 4096  # moments as they are written: those of a list are shown again and again
 
 
@@ -75,6 +81,11 @@ def relative(moment: datetime) -> str:
 def role_text(role: str, *, is_lead: bool = False) -> str:
     """Name somebody's part in a workspace."""
     return "Administrator" if role == Role.ADMIN else "Team lead" if is_lead else "Member"
+
+
+def level_text(level: AccessLevel) -> str:
+    """Name a level of access within a sentence, such as "read-only"."""
+    return LEVEL_WORDS[level].lower()
 
 
 def thousands(number: int) -> str:

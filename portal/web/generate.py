@@ -16,19 +16,18 @@ from portal.services.key_views import KeyView
 from portal.services.keys import Draft, Plan
 from portal.store.database import Session
 from portal.store.models import KeyState
-from portal.web.display import absolute, clock, role_text
+from portal.web.display import absolute, clock, level_text, role_text
 from portal.web.guards import actor, in_workspace, recently_proved, seat
-from portal.web.home import LEVELS
 from portal.web.http import answer, is_fragment, page_or_fragment, portal, public_id, reading, transaction, without_keys
 from portal.web.keys import keyring, pages
 
-LIFETIMES = {
+_LIFETIMES = {
     Lifetime.DAYS_30: "30 days",
     Lifetime.DAYS_90: "90 days",
     Lifetime.YEAR: "1 year",
     Lifetime.NEVER: "Never",
 }
-OVERLAPS = {
+_OVERLAPS = {
     Overlap.NONE: "Not at all: stop it now",
     Overlap.HOUR: "1 hour",
     Overlap.DAY: "24 hours",
@@ -269,7 +268,12 @@ def _choices(planned: Plan, add: str = "") -> dict[str, Any]:
 def expiries() -> list[tuple[str, str, datetime | None]]:
     """List the lifetimes that the workspace's policy allows, with the moment at which a key of today would end."""
     allowed = policy.lifetimes(seat().workspace)
-    return [(str(each), label, each.ends_at(actor().at)) for each, label in LIFETIMES.items() if each in allowed]
+    return [(str(each), label, each.ends_at(actor().at)) for each, label in _LIFETIMES.items() if each in allowed]
+
+
+def overlaps(old: KeyView) -> list[tuple[str, str, datetime]]:
+    """List how long a key that is being replaced may go on, with the moment at which it would stop."""
+    return [(str(each), label, each.ends_at(actor().at, old.expires_at)) for each, label in _OVERLAPS.items()]
 
 
 def _replaced(session: Session, planned: Plan) -> dict[str, Any] | None:
@@ -290,7 +294,7 @@ def _replaced(session: Session, planned: Plan) -> dict[str, Any] | None:
         "checked": bool(draft.replaces),
         "counts": old.state is not KeyState.EXPIRED and owner is not None and owner.member.public_id == old.owner.id,
         "overlap": draft.overlap,
-        "overlaps": [(str(each), label, each.ends_at(actor().at, old.expires_at)) for each, label in OVERLAPS.items()],
+        "overlaps": overlaps(old),
     }
 
 
@@ -311,7 +315,7 @@ def _cannot_add(session: Session, planned: Plan, add: str) -> dict[str, Any] | N
     if scope is None or shelf is None or owner is None:
         return None
     for_api, place = _lacks_itself(owner, scope, shelf), shelf.solution.id
-    level = LEVELS[owner.access.get(scope.app, AccessLevel.NONE) if for_api or owner.is_me else shelf.level]
+    level = level_text(owner.access.get(scope.app, AccessLevel.NONE) if for_api or owner.is_me else shelf.level)
     who = f"{owner.member.name} has" if for_api else "You have"
     return {
         "scope": str(scope),
@@ -405,7 +409,7 @@ def _matrix_row(planned: Plan, shelf: members.Shelf) -> dict[str, Any]:
     return {
         "slug": shelf.solution.slug,
         "name": shelf.solution.name,
-        "level_text": LEVELS[level],
+        "level_text": level_text(level),
         "apps": [
             {
                 "slug": app.slug,

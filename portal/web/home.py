@@ -11,18 +11,13 @@ from portal.services import key_lists, members, records
 from portal.services.key_views import KeyView
 from portal.services.members import Shelf
 from portal.store.models import App, Record
+from portal.web.display import level_text
 from portal.web.guards import actor, in_workspace, seat
 from portal.web.http import fragment_or_redirect, page_number, page_or_fragment, portal, reading, transaction
 
 pages = Blueprint("home", __name__, url_prefix="/w/<slug:ws>")
 
 PAGE_SIZE = 20
-LEVELS = {
-    AccessLevel.NONE: "no access",
-    AccessLevel.READ: "read-only",
-    AccessLevel.FULL: "full",
-    AccessLevel.MANAGE: "manage",
-}
 
 
 @pages.get("")
@@ -101,7 +96,7 @@ def _solution(shelf: Shelf) -> dict[str, object]:
     return {
         "name": shelf.solution.name,
         "slug": shelf.solution.slug,
-        "level_text": LEVELS[shelf.level],
+        "level_text": level_text(shelf.level),
         "is_external": shelf.solution.is_external,
         "apps": shelf.apps,
     }

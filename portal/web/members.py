@@ -1,32 +1,26 @@
 """People and API members of a workspace: what their pages share. The pages themselves: `people`, `api_members`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from flask import Blueprint, Response, make_response, render_template, request, url_for
 from flask_login import current_user
 
 from portal.rules.access import SLUG, AccessLevel
-from portal.rules.errors import Invalid, Unreadable
+from portal.rules.errors import Invalid, NeedsProof, Unreadable
 from portal.services import accounts, key_lists, members
 from portal.services.key_lists import Filters
 from portal.services.key_views import KeyView
 from portal.services.offboarding import KeyAtRisk, Loss
 from portal.store.database import Session
 from portal.store.models import Member, Solution
-from portal.web.display import thousands
-from portal.web.guards import actor, seat
+from portal.web.display import LEVEL_WORDS, level_text, thousands
+from portal.web.guards import actor, recently_proved, seat
 from portal.web.http import answer
 from portal.web.keys import keyring
 
 pages = Blueprint("members", __name__, url_prefix="/w/<slug:ws>")
 
-LEVEL_WORDS = {
-    AccessLevel.NONE: "No access",
-    AccessLevel.READ: "Read-only",
-    AccessLevel.FULL: "Full",
-    AccessLevel.MANAGE: "Manage",
-}
 TO_API_MEMBERS = (AccessLevel.NONE, AccessLevel.READ, AccessLevel.FULL)
 _FIELD = "access-"  # and the solution's slug: the name of its control (contract, section 4)
 _KEYS_SHOWN = 20
@@ -42,9 +36,13 @@ def here(endpoint: str, **values: Any) -> str:
     return url_for(f"members.{endpoint}", ws=seat().workspace.slug, **values)
 
 
-def is_proved() -> bool:
-    """Say whether whoever sits there has given the password so lately that they may hand out access."""
-    return accounts.is_proved(current_user.user_session, actor().at)
+def proved_if_more(save: Callable[[str, bool], Response], mid: str) -> Response:
+    """Save a member's access; where it is more than before and the last proof too old, ask for the password first."""
+    try:
+        return save(mid, accounts.is_proved(current_user.user_session, actor().at))
+    except NeedsProof:
+        asking = recently_proved("to hand out access")(lambda: save(mid, True))
+        return asking()  # type: ignore[no-any-return]
 
 
 def page_size() -> int:
@@ -123,7 +121,7 @@ def matrix(
                 "level_text": LEVEL_WORDS[level],
                 "set_by": (givers or {}).get(solution.slug, ""),
                 "may": may,
-                "mine": LEVEL_WORDS[mine].lower(),
+                "mine": level_text(mine),
                 "who": who.get(solution.id, ()),
                 "options": [(each.value, LEVEL_WORDS[each]) for each in choices],
                 "chosen": chosen.get(solution.slug, level).value,

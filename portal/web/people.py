@@ -7,13 +7,13 @@ from typing import Any
 from flask import Response, flash, make_response, redirect, request
 
 from portal.rules.access import SLUG, AccessLevel, Role
-from portal.rules.errors import Conflict, Invalid, NeedsProof
+from portal.rules.errors import Conflict, Invalid
 from portal.rules.text import clean_line
 from portal.services import invitations, members, offboarding, people
 from portal.services.offboarding import KeyAtRisk
 from portal.services.people import Filters, Listed, Preview
 from portal.store.models import Member, Solution
-from portal.web.display import role_text
+from portal.web.display import LEVEL_WORDS, role_text
 from portal.web.guards import actor, in_workspace, only, recently_proved, seat
 from portal.web.http import (
     afterwards,
@@ -29,10 +29,8 @@ from portal.web.http import (
 )
 from portal.web.keys import keyring
 from portal.web.members import (
-    LEVEL_WORDS,
     access_words,
     here,
-    is_proved,
     keys_of,
     levels_in_form,
     losses_in_words,
@@ -40,6 +38,7 @@ from portal.web.members import (
     page,
     page_size,
     pages,
+    proved_if_more,
     solutions,
     span,
 )
@@ -144,13 +143,10 @@ def access(mid: str) -> Response:
     """Change a person's role and access. More of it asks for the password, less never does."""
     if request.method != "POST":
         return _access_form(mid)
-    try:
-        return _save_access(mid, may_raise=is_proved())
-    except NeedsProof:
-        return _save_more(mid=mid)  # type: ignore[no-any-return]
+    return proved_if_more(_save_access, mid)
 
 
-def _save_access(mid: str, *, may_raise: bool) -> Response:
+def _save_access(mid: str, is_proved: bool) -> Response:
     role = answer("role")
     was = was_shown()
     chosen: dict[str, AccessLevel] = {}
@@ -158,7 +154,7 @@ def _save_access(mid: str, *, may_raise: bool) -> Response:
         chosen = levels_in_form(_LEVELS)
         with transaction() as session:
             saved = people.set_access(
-                session, actor(), keyring(), mid, role=role, levels=chosen, was=was, is_proved=may_raise
+                session, actor(), keyring(), mid, role=role, levels=chosen, was=was, is_proved=is_proved
             )
     except Invalid as error:
         return _access_form(mid, role, chosen, was, errors=error.problems)
@@ -171,11 +167,6 @@ def _save_access(mid: str, *, may_raise: bool) -> Response:
         told += f" {saved.withdrawn} open {invited} of theirs ended with it."
     flash(told + losses_in_words(saved.losses))
     return _back_to(mid)
-
-
-@recently_proved("to hand out access")
-def _save_more(mid: str) -> Response:
-    return _save_access(mid, may_raise=True)
 
 
 def _back_to(mid: str) -> Response:

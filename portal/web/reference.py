@@ -20,9 +20,9 @@ from portal.services.rotation import NOT_ITSELF
 from portal.store.models import App
 from portal.web import answers
 from portal.web.declared import ACCOUNT_ID, IDEMPOTENCY_KEY, LIMIT, Declared, declared_calls, refusals_of
+from portal.web.display import level_text
 from portal.web.fields import fields_of
 from portal.web.guards import Audience, anybody, anybody_known
-from portal.web.home import LEVELS
 from portal.web.http import error_types, portal, reading
 from portal.web.openapi import BASE, CODES, EXAMPLE_ID, ROTATES_ITSELF, WORDS, example_of, prefixed
 from portal.web.samples import LANGUAGES, Request, example_fields, sample
@@ -234,7 +234,7 @@ def _mine(declared: Declared, reader: Reader, chosen: tuple[Shelf, App] | None) 
     if declared.action in shelf.level.actions:
         found["url"] = url_for("keys.new", ws=slug, add=scope)
     else:
-        found["why"] = f"You have {LEVELS[shelf.level]} access in {shelf.solution.name}."
+        found["why"] = f"You have {level_text(shelf.level)} access in {shelf.solution.name}."
     return found
 
 

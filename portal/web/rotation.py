@@ -10,7 +10,7 @@ from portal.services.key_views import KeyView
 from portal.services.keys import Draft
 from portal.store.database import TROUBLE
 from portal.web.display import absolute
-from portal.web.generate import OVERLAPS, already_shown, expiries, replaced_by, reveal, told_of_rotation
+from portal.web.generate import already_shown, expiries, overlaps, replaced_by, reveal, told_of_rotation
 from portal.web.guards import actor, in_workspace, recently_proved, seat
 from portal.web.http import answer, page_or_fragment, portal, reading, transaction
 from portal.web.keys import keyring, look, pages, row_changed, stopped, with_impact
@@ -49,7 +49,6 @@ def _rotate_form(key_id: str, draft: Draft, errors: Mapping[str, str] | None = N
     with reading() as session:
         row = key_views.row_of(session, seat(), key_id)
         exercised = activity.last_exercised(session, row)
-    now = actor().at
     return page_or_fragment(
         "keys/rotate.html",
         "keys/_rotate.html",
@@ -58,7 +57,7 @@ def _rotate_form(key_id: str, draft: Draft, errors: Mapping[str, str] | None = N
         answers=draft,
         errors=errors or {},
         leaked="leaked" in request.args,
-        overlaps=[(str(each), label, each.ends_at(now, key.expires_at)) for each, label in OVERLAPS.items()],
+        overlaps=overlaps(key),
         scopes=[
             {"scope": scope, "last_exercised_at": exercised.get(scope.text), "chosen": scope.text in draft.scopes}
             for scope in key.scopes
