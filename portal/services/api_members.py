@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, func, select
 from sqlalchemy.orm import Session, aliased
 
-from portal.rules import credentials, text
+from portal.rules import credentials, paging, text
 from portal.rules.access import AccessLevel, Levels, Role, may_grant
 from portal.rules.credentials import Keyring
 from portal.rules.errors import Attempt, Conflict, Forbidden, Invalid, NeedsProof, NotFound
@@ -41,13 +41,9 @@ class Listed:
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
-    """One page of API members, in a list of `total`."""
+class Page(paging.Page[Listed]):
+    """One page of API members."""
 
-    rows: list[Listed]
-    number: int
-    total: int
-    size: int
     unmanaged: int  # how many nobody but an administrator can manage; 0 for everybody else
 
 
@@ -81,7 +77,7 @@ def list_for(session: Session, actor: Actor, seat: Seat, *, state: str, number: 
     if state in narrowed:
         statement = statement.where(narrowed[state])
     total = _count(session, statement)
-    number = min(number, max(1, -(-total // size)))
+    number = min(number, paging.pages_of(total, size))
     found = session.execute(
         statement.order_by(func.lower(Member.name), Member.id).limit(size).offset((number - 1) * size)
     ).all()

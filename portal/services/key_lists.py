@@ -13,6 +13,7 @@ from sqlalchemy.orm import aliased, contains_eager
 from portal.rules import text
 from portal.rules.access import Scope
 from portal.rules.credentials import Keyring, last_four_in_part
+from portal.rules.paging import Page, pages_of
 from portal.services import key_views, members
 from portal.services.actor import Actor
 from portal.services.key_views import EXPIRING, KeyView, ScopeView, ShownKey
@@ -29,21 +30,6 @@ _EXPIRING_SHOWN = 3
 _AT_ONCE = 1_000  # keys whose scopes are read together: a statement of PostgreSQL takes 65,535 parameters
 _Successor = aliased(ApiKey, name="successor")
 _Select = Select[*tuple[Any, ...]]  # of columns
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """One page of keys, in a list of `total`."""
-
-    keys: list[KeyView]
-    number: int
-    total: int
-    size: int
-
-    @property
-    def count(self) -> int:
-        """How many pages there are; at least one."""
-        return max(1, -(-self.total // self.size))
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +51,15 @@ class Filters:
 
 def list_for(
     session: Session, actor: Actor, seat: Seat, keyring: Keyring, filters: Filters, number: int, size: int = PAGE_SIZE
-) -> Page:
-    """List keys as far as a seat sees them, `size` a page; the old key of a rotation follows its successor."""
+) -> Page[KeyView]:
+    """List keys as far as a seat sees them, `size` a page.
+
+    The old key of a rotation follows its successor, beyond `size` where the list is not narrowed.
+    """
     shape, values = _shape_of(seat, filters), _values_of(seat, filters, actor.at)
     found = read(session, _page(shape), {**values, "size": size, "skip": (number - 1) * size})
     if not found and number > 1:  # beyond the last page: that one is shown
-        number = max(1, -(-total_of(session, actor, seat, filters) // size))
+        number = pages_of(total_of(session, actor, seat, filters), size)
         found = read(session, _page(shape), {**values, "size": size, "skip": (number - 1) * size})
     rows = key_views.shown(found)
     pairs = key_views.pairs_of(session, rows)

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session, contains_eager, joinedload
 from portal.rules.access import AccessLevel, Levels, Role
 from portal.rules.credentials import Keyring
 from portal.rules.errors import Attempt, Conflict, Forbidden, Invalid, NeedsProof, NotFound
+from portal.rules.paging import Page, pages_of
 from portal.rules.text import clean_email
 from portal.services import audit, invitations, members, offboarding, passwords
 from portal.services.actor import Actor
@@ -50,17 +51,7 @@ class Listed:
     access: Levels
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
-    """One page of people, in a list of `total`."""
-
-    rows: list[Listed]
-    number: int
-    total: int
-    size: int
-
-
-def list_for(session: Session, seat: Seat, filters: Filters, *, number: int, size: int, now: datetime) -> Page:
+def list_for(session: Session, seat: Seat, filters: Filters, *, number: int, size: int, now: datetime) -> Page[Listed]:
     """List the people of a workspace by name."""
     if not seat.is_lead:
         raise Forbidden(LEADS_ONLY)
@@ -103,7 +94,7 @@ def list_for(session: Session, seat: Seat, filters: Filters, *, number: int, siz
         .where(*conditions)
     )
     total = session.scalar(select(func.count()).select_from(Member).join(Member.account).where(*conditions)) or 0
-    number = min(number, max(1, -(-total // size)))
+    number = min(number, pages_of(total, size))
     ordered = statement.order_by(func.lower(Member.name), Member.id).limit(size).offset((number - 1) * size)
     found = session.execute(ordered).all()
     access = offboarding.access_of(session, [row[0] for row in found])

@@ -32,6 +32,7 @@ from portal.rules import text
 from portal.rules.access import AccessLevel, Action, Environment, Role, level_of, may_grant
 from portal.rules.credentials import Keyring
 from portal.rules.errors import Conflict, Invalid
+from portal.rules.paging import pages_of
 from portal.services import audit, key_views, keys, members, policy
 from portal.services.actor import Actor
 from portal.services.audit import Event
@@ -130,7 +131,7 @@ class Review:
     @property
     def pages(self) -> int:
         """How many pages there are; at least one."""
-        return max(1, -(-self.total // PAGE_SIZE))
+        return pages_of(self.total, PAGE_SIZE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +154,7 @@ def look(
         counts.update(dict.fromkeys(_findings(risk), count))
     bits = _BIT[finding] if finding else _ANY
     wanted = [key_id for key_id, risk in risks if risk & bits]
-    number = min(number, max(1, -(-len(wanted) // PAGE_SIZE)))
+    number = min(number, pages_of(len(wanted), PAGE_SIZE))
     first = (number - 1) * PAGE_SIZE
     page = visible.where(ApiKey.id.in_(wanted[first : first + PAGE_SIZE]))
     return Review(_read(session, actor, seat, keyring, page), counts, number, len(wanted))

@@ -40,7 +40,6 @@ from portal.web.members import (
     proved_if_more,
     reach,
     solutions,
-    span,
 )
 
 _for_admins = only(attrgetter("is_admin"), members.ADMINS_ONLY)
@@ -59,7 +58,6 @@ def index() -> Response:
     state = state if state in api_members.FILTERS else ""
     with reading() as session:
         found = api_members.list_for(session, actor(), seat(), state=state, number=page_number(), size=page_size())
-    first, last = span(found.number, found.size, len(found.rows))
     filters = [("", "All"), ("no-keys", "No keys"), ("unused", "Unused 30 days"), ("deactivated", "Deactivated")]
     if found.unmanaged or state == "unmanaged":
         filters.append(("unmanaged", "Without a manager"))
@@ -70,10 +68,10 @@ def index() -> Response:
         state=state,
         unmanaged=found.unmanaged,
         page=found.number,
-        pages=-(-found.total // found.size),
+        pages=found.count,
         total=found.total,
-        first=first,
-        last=last,
+        first=found.first,
+        last=found.last,
         url=here("api_members", state=state or None),
     )
 

@@ -7,6 +7,7 @@ from flask import Blueprint, Response, make_response, render_template, request, 
 
 from portal.rules.access import AccessLevel, Environment
 from portal.rules.errors import NotFound
+from portal.rules.paging import pages_of
 from portal.services import key_lists, members, records
 from portal.services.key_views import KeyView
 from portal.services.members import Shelf
@@ -38,7 +39,7 @@ def index() -> Response:
             place = records.Place(here.workspace.id, chosen.app.slug, env)
             found, total = records.list_for(session, place, limit=PAGE_SIZE, offset=(number - 1) * PAGE_SIZE)
             if not found and number > 1:  # beyond the last page: that one is shown
-                number = max(1, -(-total // PAGE_SIZE))
+                number = pages_of(total, PAGE_SIZE)
                 found, total = records.list_for(session, place, limit=PAGE_SIZE, offset=(number - 1) * PAGE_SIZE)
     return page_or_fragment(
         "home/index.html",
@@ -55,7 +56,7 @@ def index() -> Response:
         ],
         total=total,
         page=number,
-        pages=max(1, -(-total // PAGE_SIZE)),
+        pages=pages_of(total, PAGE_SIZE),
     )
 
 

@@ -88,14 +88,12 @@ def index() -> Response:
         admins = [] if may_generate else members.admin_names(session, here.workspace.id)
         owners = key_lists.owners_for(session, here, filters.owner) if here.is_lead else []
         elsewhere = 0
-        if filters.env and not page.keys:
+        if filters.env and not page.rows:
             elsewhere = key_lists.total_of(session, actor(), here, replace(filters, env=""))
-    first = (page.number - 1) * page.size + 1
-    last = min(first + page.size - 1, page.total)
     return page_or_fragment(
         "keys/index.html",
         "keys/_panel.html",
-        rows=page.keys,
+        rows=page.rows,
         tab=filters.owner,
         tabs=_tabs(),
         owner_options=_owner_options(owners) if here.is_lead else (),
@@ -107,10 +105,10 @@ def index() -> Response:
         page=page.number,
         pages=page.count,
         total=page.total,
-        first=first if page.keys else 0,
-        last=last,
+        first=page.first,
+        last=page.last,
         list_url=list_url,
-        old_rows=max(0, len(page.keys) - (last - first + 1)),
+        old_rows=max(0, len(page.rows) - (page.last - page.first + 1)),
         may_generate=may_generate,
         admins=admins,
         elsewhere=elsewhere,

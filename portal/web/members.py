@@ -51,12 +51,6 @@ def page_size() -> int:
     return size
 
 
-def span(number: int, size: int, shown: int) -> tuple[int, int]:
-    """Give the numbers of the first and last row of a page of a list."""
-    first = (number - 1) * size + 1
-    return (first, first + shown - 1) if shown else (0, 0)
-
-
 def solutions(session: Session) -> list[Solution]:
     """List the solutions of the current workspace."""
     return members.solutions_of(session, seat().workspace.id)
@@ -176,4 +170,4 @@ def keys_of(session: Session, member: Member) -> tuple[list[KeyView], int]:
     """Give a member's keys as far as the viewer may see them, and how many there are."""
     filters = Filters(owner=member.public_id)
     found = key_lists.list_for(session, actor(), seat(), keyring(), filters, 1, _KEYS_SHOWN)
-    return found.keys, found.total
+    return found.rows, found.total

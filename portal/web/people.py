@@ -40,7 +40,6 @@ from portal.web.members import (
     pages,
     proved_if_more,
     solutions,
-    span,
 )
 
 _for_admins = only(attrgetter("is_admin"), members.ADMINS_ONLY)
@@ -57,7 +56,6 @@ def index() -> Response:
         found = people.list_for(session, seat(), filters, number=page_number(), size=page_size(), now=actor().at)
         every = solutions(session)
         waiting = len(invitations.list_open(session, actor(), seat())) if seat().is_admin else 0
-    first, last = span(found.number, found.size, len(found.rows))
     given = {name: getattr(filters, name) or None for name in ("q", "role", "solution", "state")}
     return page(
         "people/index.html",
@@ -66,10 +64,10 @@ def index() -> Response:
         narrowed=any(given.values()),
         solutions=every,
         page=found.number,
-        pages=-(-found.total // found.size),
+        pages=found.count,
         total=found.total,
-        first=first,
-        last=last,
+        first=found.first,
+        last=found.last,
         url=here("people", **given),
         is_admin=seat().is_admin,
         waiting=waiting,

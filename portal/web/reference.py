@@ -154,7 +154,7 @@ def _reader() -> Reader | None:
         shelves = [each for each in members.shelves_for(session, seat) if each.level is not AccessLevel.NONE]
         mine = Filters(owner="me", state="active", sort="name")
         found = key_lists.list_for(session, g.actor, seat, portal().settings.keyring, mine, 1, size=100)
-    return Reader(seat, shelves, found.keys)
+    return Reader(seat, shelves, found.rows)
 
 
 def _described(

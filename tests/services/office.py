@@ -12,10 +12,11 @@ from sqlalchemy import delete, func, or_, select, update
 
 from portal.rules.access import AccessLevel
 from portal.rules.credentials import KeyFormat, Keyring, Pepper, PlainKey, new_id
+from portal.rules.paging import Page
 from portal.services import audit, key_lists, key_views, keys, members
 from portal.services.actor import Actor, Means
 from portal.services.key_check import Caller, KeyCheck
-from portal.services.key_lists import Filters, Page
+from portal.services.key_lists import Filters
 from portal.services.key_views import KeyView
 from portal.services.keys import Draft
 from portal.services.members import Seat
@@ -113,7 +114,7 @@ class Office:
         with self.database.reading() as session:
             return key_views.get(session, self.actor(name, at), self.seat(name), self.keyring, key_id)
 
-    def page(self, name: str, number: int = 1, at: datetime = NOON, **filters: str) -> Page:
+    def page(self, name: str, number: int = 1, at: datetime = NOON, **filters: str) -> Page[KeyView]:
         """Show somebody a page of their list; `owner`, `q`, `env`, `state`, `scope` and `sort` as in the address."""
         with self.database.reading() as session:
             actor, seat = self.actor(name, at), self.seat(name)

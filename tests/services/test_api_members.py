@@ -314,8 +314,8 @@ def test_an_api_member_takes_over_from_a_persons_key_with_an_overlap(office: Off
     with pytest.raises(KeyRefused):
         office.check(old_plain, NOON.replace(day=13))
     mine = office.page("rio")  # its owner sees the old key, and nothing of the new one
-    assert [(key.id, key.successor_id, key.is_retiring) for key in mine.keys] == [(old.id, None, True)]
-    assert [key.id for key in office.page("lea", owner="api").keys] == [new.id]
+    assert [(key.id, key.successor_id, key.is_retiring) for key in mine.rows] == [(old.id, None, True)]
+    assert [key.id for key in office.page("lea", owner="api").rows] == [new.id]
     assert office.view("lea", new.id).predecessor_id is None
     with pytest.raises(Conflict):
         move(office, "ana", old.id, bot(office))

@@ -19,7 +19,7 @@ HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 
 
 def names(office: Office, who: str = "max", **filters: Any) -> list[str]:
-    return [key.name for key in office.page(who, **filters).keys]
+    return [key.name for key in office.page(who, **filters).rows]
 
 
 def rotate(office: Office, who: str, key_id: str, overlap: str = "7d") -> str:
@@ -198,7 +198,7 @@ def test_the_owners_to_choose_from_are_those_whose_keys_one_sees(office: Office)
     office.generate("lea", owner=API_MEMBER, name="Of the sync")
     gone, _ = office.generate("rio", name="Gone")
     office.act("rio", keys.delete, gone.id, typed="")
-    office.act("rio", keys.delete, office.page("rio").keys[0].id, typed="")
+    office.act("rio", keys.delete, office.page("rio").rows[0].id, typed="")
 
     def offered(who: str, chosen: str = "") -> list[tuple[str, bool]]:
         with office.database.reading() as session:
@@ -215,7 +215,7 @@ def test_an_administrator_sorts_by_owner(office: Office) -> None:
     for who in ("rio", "max", "ana"):
         office.generate(who, name=f"One of {who}")
         office.generate(who, name=f"Another of {who}")
-    listed = [(key.owner.name, key.name) for key in office.page("ana", owner="all", sort="owner").keys]
+    listed = [(key.owner.name, key.name) for key in office.page("ana", owner="all", sort="owner").rows]
     assert listed == sorted(listed)
     assert len(listed) == 6
 
@@ -225,7 +225,7 @@ def test_pages_hold_every_key_once(office: Office) -> None:
     rotate(office, "ana", made[0])
     for sort in ("attention", "name", "created", "used", "expires", "owner"):
         pages = [office.page("ana", number, owner="all", sort=sort) for number in (1, 2)]
-        listed = [key.id for page in pages for key in page.keys]
+        listed = [key.id for page in pages for key in page.rows]
         assert [(page.number, page.total, page.count) for page in pages] == [(1, 40, 2), (2, 40, 2)]
         assert len(listed) == len(set(listed)) == 41
         assert set(made) < set(listed)
@@ -245,17 +245,17 @@ def test_the_old_key_of_a_pair_follows_its_successor_and_is_not_counted(office: 
         office.generate("max", name=f"Other {n}")
     new = rotate(office, "max", old.id)
     page = office.page("max")
-    ids = [key.id for key in page.keys]
+    ids = [key.id for key in page.rows]
     assert ids.index(old.id) == ids.index(new) + 1
     assert (len(ids), page.total) == (5, 4)
-    shown = {key.id: key for key in page.keys}
+    shown = {key.id: key for key in page.rows}
     assert (shown[old.id].is_retiring, shown[old.id].successor_id, shown[old.id].retires_at) == (
         True,
         new,
         NOON + 7 * DAY,
     )
     assert (shown[new].is_retiring, shown[new].predecessor_id) == (False, old.id)
-    later = [key.id for key in office.page("max", at=NOON + 7 * DAY).keys]
+    later = [key.id for key in office.page("max", at=NOON + 7 * DAY).rows]
     assert (old.id in later, new in later) == (False, True)
 
 
@@ -263,10 +263,10 @@ def test_an_old_key_stands_by_itself_when_its_successor_is_deleted_or_the_list_i
     old, _ = office.generate("max", name="Rotated")
     new = rotate(office, "max", old.id)
     found = office.page("max", q=old.last_four)
-    assert (old.id in {key.id for key in found.keys}, found.total) == (True, len(found.keys))
+    assert (old.id in {key.id for key in found.rows}, found.total) == (True, len(found.rows))
     office.act("max", keys.delete, new, typed="")
     page = office.page("max")
-    assert ([key.id for key in page.keys], page.total) == ([old.id], 1)
+    assert ([key.id for key in page.rows], page.total) == ([old.id], 1)
 
 
 # --- What a list costs, and what else is listed ---------------------------------------------------------------------

@@ -405,7 +405,7 @@ def test_nobody_makes_a_key_for_an_api_member_that_is_gone(office: Office, state
 
 
 def listed(office: Office, name: str, tab: str) -> list[str]:
-    return [f"{key.owner.name}: {key.name}" for key in office.page(name, owner=tab).keys]
+    return [f"{key.owner.name}: {key.name}" for key in office.page(name, owner=tab).rows]
 
 
 def test_each_sees_their_own_keys_those_of_their_api_members_and_an_admin_all(office: Office) -> None:
@@ -458,11 +458,11 @@ def test_deleted_keys_are_not_listed_and_pages_hold_25(office: Office) -> None:
     made = [office.generate(name, name=f"Key {n}")[0] for name, n in names]
     office.act("ana", keys.delete, made[0].id, typed="")
     pages = [office.page("ana", number, owner="all") for number in (1, 2, 3, 999_999)]
-    assert [(len(page.keys), page.number, page.total, page.count) for page in pages] == [
+    assert [(len(page.rows), page.number, page.total, page.count) for page in pages] == [
         (25, 1, 26, 2), (1, 2, 26, 2), (1, 2, 26, 2), (1, 2, 26, 2),
     ]  # fmt: skip
-    assert made[0].id not in {key.id for page in pages for key in page.keys}
-    assert pages[0].keys[0].id == made[-1].id  # newest first
+    assert made[0].id not in {key.id for page in pages for key in page.rows}
+    assert pages[0].rows[0].id == made[-1].id  # newest first
 
 
 def test_a_scope_that_its_owner_lost_is_shown_as_paused_and_comes_back(office: Office) -> None:

@@ -194,8 +194,8 @@ def test_an_account_that_is_off_has_no_session_and_no_key_and_on_again_its_keys(
         asked = key_lists.count_for(session, office.actor("ana"), office.seat("ana"), "all")
         assert (asked.active, asked.stopped) == (0, 1)
     assert not office.view("ana", made.id).owner.is_active
-    assert [key.id for key in office.page("ana", owner="all", state="deactivated").keys] == [made.id]
-    assert office.page("ana", owner="all", state="active").keys == []
+    assert [key.id for key in office.page("ana", owner="all", state="deactivated").rows] == [made.id]
+    assert office.page("ana", owner="all", state="active").rows == []
     assert switch(office, people.deactivate_account, email) is None
 
     assert switch(office, people.reactivate_account, email)
