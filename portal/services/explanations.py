@@ -12,7 +12,7 @@ from sqlalchemy import select
 from portal.rules.access import AccessLevel, Scope
 from portal.rules.credentials import Keyring
 from portal.rules.errors import Refusal
-from portal.services import key_views, keys, members
+from portal.services import drafts, key_views, members
 from portal.services.actor import Actor
 from portal.services.key_views import KeyView
 from portal.services.members import Seat
@@ -64,7 +64,7 @@ def explain(session: Session, actor: Actor, seat: Seat, keyring: Keyring, reques
     ask: tuple[str, ...] = ()
     may_help = seat.is_admin
     if reason in _OF_THE_KEY and scope and app:
-        planned = keys.plan(session, actor, keys.Draft(owner=key.owner.id))
+        planned = drafts.plan(session, actor, drafts.Draft(owner=key.owner.id))
         may_generate = reason is Refusal.MISSING_SCOPE and scope in planned.grantable
         here = app.solution_id
         ask = tuple(members.granters(session, seat, [here], for_api_member=row.member.is_api)[here])

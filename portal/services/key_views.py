@@ -438,6 +438,11 @@ def scopes_of(session: Session, keys: Sequence[_Key]) -> dict[int, list[ScopeVie
     return views
 
 
+def scopes_of_key(session: Session, key: ApiKey) -> list[ScopeView]:
+    """Read the scopes of one key, with what its owner has now."""
+    return scopes_of(session, [key]).get(key.id, [])
+
+
 _SCOPES = (
     select(
         *(KeyScope.key_id, KeyScope.action, App.slug, App.name, Solution.name, Solution.is_external, Access.level),

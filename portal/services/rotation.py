@@ -9,12 +9,12 @@ from portal.rules.access import Scope
 from portal.rules.credentials import Keyring, PlainKey
 from portal.rules.errors import AlreadyShown, Attempt, Conflict, Forbidden, Invalid, KeyRefused, NotFound, Refusal
 from portal.rules.lifetimes import Lifetime, Overlap, extended, overlap_end
-from portal.services import activity, key_views, keys, members, policy
+from portal.services import activity, drafts, key_views, keys, members, policy
 from portal.services.activity import CallerSeen
 from portal.services.actor import Actor
 from portal.services.audit import Event
+from portal.services.drafts import Draft
 from portal.services.key_views import KeyView
-from portal.services.keys import Draft
 from portal.services.members import Seat
 from portal.store.database import Session
 from portal.store.models import ApiKey, KeyState, Member
@@ -77,7 +77,7 @@ def rotate(session: Session, actor: Actor, keyring: Keyring, draft: Draft) -> tu
     being replaced already or its own predecessor still works.
     """
     old, _ = _hold_replaced(session, actor, replace(draft, owner=""))  # it stays its member's, whatever was sent
-    had = {view.text for view in key_views.scopes_of(session, [old]).get(old.id, [])}
+    had = {view.text for view in key_views.scopes_of_key(session, old)}
     wider = [scope for scope in draft.scopes if scope not in had]
     if wider:
         real = [scope for scope in wider if Scope.parse(scope)]
@@ -87,7 +87,7 @@ def rotate(session: Session, actor: Actor, keyring: Keyring, draft: Draft) -> tu
             old.name,
             {"scopes": real[:20]},
         )
-        problem = f"{keys.quoted(wider[0])} is not a scope of the key that you rotate. Rotating never adds any."
+        problem = f"{drafts.quoted(wider[0])} is not a scope of the key that you rotate. Rotating never adds any."
         raise Invalid({"scopes": problem}, attempt=attempt)
     return _replace(session, actor, keyring, _taking_over(draft, old), old)
 
@@ -116,7 +116,7 @@ def rotate_itself(
     if not old.self_rotate:
         attempt = Attempt(Event.KEY_ROTATED, old.public_id, old.label)
         raise Forbidden(NOT_ITSELF, code="rotation_not_allowed", attempt=attempt)
-    scopes = key_views.scopes_of(session, [old]).get(old.id, [])
+    scopes = key_views.scopes_of_key(session, old)
     if lost := [scope.text for scope in scopes if not scope.effective]:
         held = [scope.text for scope in scopes if scope.effective]
         raise KeyRefused(Refusal.ACCESS_WITHDRAWN, key_id=old.public_id, key_pk=key_pk, required=lost[0], held=held)
@@ -171,9 +171,9 @@ def draft_rotation(session: Session, actor: Actor, seat: Seat, key_id: str) -> D
         note=key.note,
         owner=key.member.public_id,
         environment=key.environment,
-        scopes=[view.text for view in key_views.scopes_of(session, [key]).get(key.id, []) if view.effective],
+        scopes=[view.text for view in key_views.scopes_of_key(session, key) if view.effective],
         expires=policy.nearest(seat.workspace, Lifetime.like(key.created_at, key.expires_at)),
-        form_id=keys.new_form_id(),
+        form_id=drafts.new_form_id(),
         replaces=key.public_id,
         self_rotate=key.self_rotate,
     )
@@ -192,7 +192,7 @@ def replace_unused(
     if was_called or not key_views.is_replaceable(old, actor.at):
         raise Conflict("Only a key of the last 24 hours that was never used can be replaced. Rotate this one instead.")
     lifetime = policy.nearest(seat.workspace, Lifetime.like(old.created_at, old.expires_at))
-    scopes = [view.text for view in key_views.scopes_of(session, [old]).get(old.id, [])]
+    scopes = [view.text for view in key_views.scopes_of_key(session, old)]
     before = session.get(ApiKey, old.replaces_id) if old.replaces_id else None
     old.replaces_id = None  # the new one takes its place, also beside a predecessor that still works
     old.revoked_at = actor.at
@@ -295,7 +295,7 @@ def _hold_replaced(session: Session, actor: Actor, draft: Draft) -> tuple[ApiKey
 
 
 def _is_moved(session: Session, seat: Seat, key: ApiKey, draft: Draft) -> bool:
-    """Say whether a draft lets an API member take over from another owner; `keys.plan` asks whether it may."""
+    """Say whether a draft lets an API member take over from another owner; `drafts.plan` asks whether it may."""
     if not draft.owner or draft.owner == key.member.public_id:
         return False
     new_owner = members.managed_by(seat)

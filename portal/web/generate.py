@@ -11,9 +11,9 @@ from portal.rules.access import AccessLevel, Action, Environment, Scope
 from portal.rules.credentials import PlainKey
 from portal.rules.errors import AlreadyShown, Conflict, Invalid, NotFound
 from portal.rules.lifetimes import Lifetime, Overlap
-from portal.services import key_lists, key_views, keys, members, policy, rotation
+from portal.services import drafts, key_lists, key_views, keys, members, policy, rotation
+from portal.services.drafts import Draft, Plan
 from portal.services.key_views import KeyView
-from portal.services.keys import Draft, Plan
 from portal.store.database import Session
 from portal.store.models import KeyState
 from portal.web.display import absolute, clock, level_text, role_text
@@ -49,7 +49,7 @@ def _draft() -> Draft:
         environment=answer("environment"),
         scopes=request.form.getlist("scopes"),
         expires=answer("expires"),
-        form_id=keys.check_form_id(answer("form_id")),
+        form_id=drafts.check_form_id(answer("form_id")),
         similar_to=public_id(answer("from")),
         replaces=public_id(answer("replaces")),
         overlap=answer("overlap", Overlap.DAY),
@@ -65,10 +65,10 @@ def new() -> Response:
     similar_to, add = public_id(request.args.get("from", "")), request.args.get("add", "")
     owner = public_id(request.args.get("owner", ""))
     with reading() as session:
-        draft = keys.first_draft(session, actor(), seat(), owner=owner, similar_to=similar_to, add=add)
-        planned = keys.plan(session, actor(), draft)
+        draft = drafts.first(session, actor(), seat(), owner=owner, similar_to=similar_to, add=add)
+        planned = drafts.plan(session, actor(), draft)
         if add in planned.beyond:  # then the new key would be no replacement
-            planned = keys.plan(session, actor(), replace(draft, replaces=""))
+            planned = drafts.plan(session, actor(), replace(draft, replaces=""))
     return _form(planned, add=add)
 
 
@@ -79,7 +79,7 @@ def move(key_id: str) -> Response:
     here: dict[str, Any] = {"ws": seat().workspace.slug, "from": key_id}
     with reading() as session:
         key = key_views.get(session, actor(), seat(), keyring(), key_id)
-        owners = keys.plan(session, actor(), keys.first_draft(session, actor(), seat(), similar_to=key_id)).owners
+        owners = drafts.plan(session, actor(), drafts.first(session, actor(), seat(), similar_to=key_id)).owners
     wanted = [scope for view in key.scopes if (scope := Scope.parse(view.text))]
     for owner in owners:
         if owner.kind == "api" and all(
@@ -97,7 +97,7 @@ def resume(owner: str, given: Mapping[str, Sequence[str]]) -> Response:
 
     with reading() as session:
         similar_to = public_id(first("from"))
-        draft = keys.first_draft(session, actor(), seat(), owner=owner, similar_to=similar_to)
+        draft = drafts.first(session, actor(), seat(), owner=owner, similar_to=similar_to)
         draft = replace(
             draft,
             name=first("name"),
@@ -106,7 +106,7 @@ def resume(owner: str, given: Mapping[str, Sequence[str]]) -> Response:
             scopes=list(given.get("scopes", ())),
             expires=first("expires") or draft.expires,
         )
-        planned = keys.plan(session, actor(), draft)
+        planned = drafts.plan(session, actor(), draft)
     return make_response(render_template("keys/new.html", **_choices(planned), errors={}, section="keys"))
 
 
@@ -115,7 +115,7 @@ def resume(owner: str, given: Mapping[str, Sequence[str]]) -> Response:
 def new_scopes() -> Response:
     """Show the form again for another owner or preset, with the ticks that this owner may have."""
     with reading() as session:
-        planned = _with_preset(session, keys.plan(session, actor(), _draft()))
+        planned = _with_preset(session, drafts.plan(session, actor(), _draft()))
     return _form(planned, fragment="keys/_scopes.html")
 
 
@@ -124,7 +124,7 @@ def new_scopes() -> Response:
 def review() -> Response:
     """Say in a sentence what the key will be able to do; without scripts, as a page to check the answers on."""
     with reading() as session:
-        planned = keys.plan(session, actor(), _draft())
+        planned = drafts.plan(session, actor(), _draft())
         if not planned.draft.scopes:  # a preset that was chosen and not yet applied
             planned = _with_preset(session, planned)
     if is_fragment():
@@ -158,7 +158,7 @@ def generate() -> Response:
 
 def _form_again(draft: Draft, errors: Mapping[str, str]) -> Response:
     with reading() as session:
-        planned = keys.plan(session, actor(), draft)
+        planned = drafts.plan(session, actor(), draft)
     return _form(planned, errors=errors)
 
 
@@ -328,7 +328,7 @@ def _shelf_of(planned: Plan, scope: Scope) -> members.Shelf | None:
     return next((shelf for shelf in planned.shelves if scope.app in {app.slug for app in shelf.apps}), None)
 
 
-def _lacks_itself(owner: keys.Owner, scope: Scope, shelf: members.Shelf) -> bool:
+def _lacks_itself(owner: drafts.Owner, scope: Scope, shelf: members.Shelf) -> bool:
     """Say whether it is the API member that may not hold a scope; else whoever sits there may not hand it out."""
     return not owner.is_me and scope.action in shelf.level.actions
 
@@ -373,7 +373,7 @@ def _with_preset(session: Session, planned: Plan) -> Plan:
         wanted = {scope for scope in planned.grantable if str(scope) in has}
     else:
         return planned
-    return keys.plan(session, actor(), replace(planned.draft, scopes=sorted(map(str, wanted))))
+    return drafts.plan(session, actor(), replace(planned.draft, scopes=sorted(map(str, wanted))))
 
 
 def _at_limit(standing: int, planned: Plan, replaced: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -388,7 +388,7 @@ def _at_limit(standing: int, planned: Plan, replaced: dict[str, Any] | None) -> 
     }
 
 
-def _owner(owner: keys.Owner, planned: Plan) -> dict[str, str]:
+def _owner(owner: drafts.Owner, planned: Plan) -> dict[str, str]:
     return {
         "id": owner.member.public_id,
         "name": owner.member.name,

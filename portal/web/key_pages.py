@@ -9,7 +9,7 @@ from flask import Response, flash, make_response, redirect, render_template, req
 
 from portal.rules.access import Scope
 from portal.rules.errors import Forbidden, Invalid, Refusal
-from portal.services import activity, audit, key_views, keys, rotation
+from portal.services import activity, audit, drafts, key_views, keys, rotation
 from portal.services.activity import Denial
 from portal.services.audit import Event
 from portal.services.key_views import KeyView
@@ -101,7 +101,7 @@ def requests(key_id: str) -> Response:
     now = actor().at
     with reading() as session:
         key, row = key_views.get_both(session, actor(), seat(), keyring(), key_id)
-        planned = keys.plan(session, actor(), keys.Draft(owner=key.owner.id))
+        planned = drafts.plan(session, actor(), drafts.Draft(owner=key.owner.id))
     grantable = {str(scope) for scope in planned.grantable}
     try:
         with reading_much() as session:

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from flask import Response, request
 
 from portal.rules.errors import AlreadyShown, Conflict, Forbidden, Invalid
-from portal.services import activity, key_views, keys, rotation
+from portal.services import activity, drafts, key_views, rotation
+from portal.services.drafts import Draft
 from portal.services.key_views import KeyView
-from portal.services.keys import Draft
 from portal.store.database import TROUBLE
 from portal.web.display import absolute
 from portal.web.generate import already_shown, expiries, overlaps, replaced_by, reveal, told_of_rotation
@@ -28,7 +28,7 @@ def rotate(key_id: str) -> Response:
     draft = Draft(
         scopes=request.form.getlist("scopes"),
         expires=answer("expires"),
-        form_id=keys.check_form_id(answer("form_id")),
+        form_id=drafts.check_form_id(answer("form_id")),
         replaces=key_id,
         overlap=answer("overlap"),
     )
@@ -74,12 +74,12 @@ def _rotate_form(key_id: str, draft: Draft, errors: Mapping[str, str] | None = N
 def replace(key_id: str) -> Response:
     """Make a key anew whose text was lost before its first use."""
     if request.method != "POST":
-        form_id = keys.new_form_id()
+        form_id = drafts.new_form_id()
         return page_or_fragment("keys/replace.html", "keys/_replace.html", key=_look_at_mine(key_id), form_id=form_id)
     portal().usage.flush()  # what this process saw of the key counts already
     try:
         with transaction() as session:
-            form_id = keys.check_form_id(answer("form_id"))
+            form_id = drafts.check_form_id(answer("form_id"))
             key, plain = rotation.replace_unused(session, actor(), keyring(), key_id, form_id)
     except AlreadyShown as error:
         return already_shown(error.key_id)

@@ -5,7 +5,7 @@ from operator import attrgetter
 from flask import Response, flash, make_response, redirect, render_template, request, url_for
 
 from portal.rules.errors import AlreadyShown, Invalid
-from portal.services import keys, verifiers
+from portal.services import drafts, verifiers
 from portal.web.display import clock
 from portal.web.guards import actor, in_workspace, only, recently_proved, seat
 from portal.web.http import answer, portal, reading, transaction, without_keys
@@ -37,7 +37,7 @@ def list_verifiers() -> Response:
 @recently_proved("to make a verifier")
 def new_verifier() -> Response:
     """Make a verifier and show its text, once."""
-    form_id = keys.check_form_id(answer("form_id")) or keys.new_form_id()
+    form_id = drafts.check_form_id(answer("form_id")) or drafts.new_form_id()
     if request.method != "POST":  # HEAD is a GET
         return _form("", form_id, {})
     try:

@@ -15,10 +15,10 @@ from portal.rules.credentials import KeyFormat, Keyring, Pepper, PlainKey, new_i
 from portal.rules.paging import Page
 from portal.services import audit, key_lists, key_views, keys, members
 from portal.services.actor import Actor, Means
+from portal.services.drafts import Draft
 from portal.services.key_check import Caller, KeyCheck
 from portal.services.key_lists import Filters
 from portal.services.key_views import KeyView
-from portal.services.keys import Draft
 from portal.services.members import Seat
 from portal.services.usage import Request, Usage
 from portal.store.database import Database

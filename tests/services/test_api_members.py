@@ -9,7 +9,7 @@ from portal.rules.access import AccessLevel
 from portal.rules.errors import Conflict, Forbidden, Invalid, KeyRefused, NeedsProof, NotFound, PortalError
 from portal.services import api_members, audit, keys, members, offboarding, people, rotation
 from portal.services.api_members import Page
-from portal.services.keys import Draft
+from portal.services.drafts import Draft
 from portal.store.models import Access, ApiKey, Member
 from tests.services.office import API_MEMBER, NOON, Office
 

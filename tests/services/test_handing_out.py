@@ -12,7 +12,7 @@ from sqlalchemy import func, insert, select
 from portal.rules.access import AccessLevel, Role
 from portal.rules.credentials import PlainKey, new_id
 from portal.rules.errors import Conflict, Forbidden, Invalid, KeyRefused, NotFound, PortalError
-from portal.services import api_members, audit, invitations, keys, members, people, rotation
+from portal.services import api_members, audit, drafts, invitations, keys, members, people, rotation
 from portal.services.actor import Actor, Means
 from portal.services.invitations import NewAccount
 from portal.services.key_views import KeyView
@@ -244,7 +244,7 @@ class World:
         mine = name == who or (name in self.bots and self.manages(who, name))
         allowed = me.state == "active" and mine and owner.state == "active"
         allowed = allowed and all(owner.may_hold(scope) and me.may_hold(scope) for scope in scopes)
-        draft = keys.Draft(f"Key {len(self.keys)}", "", owner.id, "live", scopes, "90d")
+        draft = drafts.Draft(f"Key {len(self.keys)}", "", owner.id, "live", scopes, "90d")
 
         def change(made: tuple[KeyView, PlainKey]) -> None:
             self.keys.append(Held(made[1], name, scopes))
@@ -366,7 +366,7 @@ def test_lower_access_of_an_api_member_beside_a_generate_and_a_rotation(office: 
     ask = did(
         office, "ana", api_members.set_access, office.keyring, bot, {"operations": NONE}, was=None, is_proved=True
     )
-    turn = keys.Draft(scopes=["tasks:read"], form_id=new_id("form"), replaces=old.id, overlap="0")
+    turn = drafts.Draft(scopes=["tasks:read"], form_id=new_id("form"), replaces=old.id, overlap="0")
     ends = at_once(
         {
             "lower": ask,
@@ -432,7 +432,7 @@ def test_api_members_that_are_made_at_once_do_not_pass_the_limit(office: Office)
 def test_an_api_member_is_deleted_while_its_keys_are_stopped_and_moved(office: Office) -> None:
     made = [office.generate("lea", owner=API_MEMBER, name=f"Key {n}")[0].id for n in range(3)]
     bot = office.member(API_MEMBER).public_id
-    draft = keys.Draft(scopes=["tasks:read"], form_id=new_id("form"), replaces=made[2], overlap="24h")
+    draft = drafts.Draft(scopes=["tasks:read"], form_id=new_id("form"), replaces=made[2], overlap="24h")
     ends = at_once(
         {
             "delete": did(office, "lea", api_members.delete, bot, typed=API_MEMBER),

@@ -10,7 +10,7 @@ from sqlalchemy import func, select
 
 from portal.rules.access import AccessLevel, Environment, Scope
 from portal.rules.errors import AlreadyShown, Conflict, Forbidden, Invalid, NotFound, PortalError
-from portal.services import keys
+from portal.services import drafts, keys
 from portal.services.keys import KEYS_PER_MEMBER
 from portal.store.models import ApiKey, KeyScope, KeyState
 from tests.services.office import API_MEMBER, NOON, Office, at_once
@@ -144,7 +144,7 @@ def test_one_scope_beyond_what_one_may_hold_refuses_the_whole_key_and_is_told_of
 def test_each_may_put_on_a_key_all_that_they_may_hold(office: Office, creator: str) -> None:
     actor = office.actor(creator)
     with office.database.reading() as session:
-        grantable = keys.plan(session, actor, office.draft(creator)).grantable
+        grantable = drafts.plan(session, actor, office.draft(creator)).grantable
     held = {"ana": EVERYTHING, "lea": EVERYTHING[4:] + ["leads:read", "accounts:read"]}  # noqa: RUF005
     held |= {"max": [*EVERYTHING[:4], "tasks:read", "reservations:read"], "rio": ["tasks:read", "reservations:read"]}
     assert {str(scope) for scope in grantable} == set(held[creator])
@@ -346,7 +346,7 @@ def test_nobody_makes_a_key_that_acts_as_somebody_they_may_not_act_for(
 @pytest.mark.parametrize("owner", ["", "mem_unknown", "0", "x" * 5_000, "mem_%"])
 def test_an_owner_who_cannot_be_is_refused_on_the_field(shared_office: Office, owner: str) -> None:
     actor = shared_office.actor("rio")
-    draft = keys.Draft("Nightly export", "", owner, "live", ["tasks:read"], "90d")
+    draft = drafts.Draft("Nightly export", "", owner, "live", ["tasks:read"], "90d")
     with pytest.raises(PortalError), shared_office.database.transaction() as session:
         keys.create(session, actor, shared_office.keyring, draft)
     assert count(shared_office) == 0
@@ -482,9 +482,9 @@ def test_a_form_filled_from_another_key_asks_for_no_more_than_that_key_had_and_w
     other, _ = office.generate("max")
     with office.database.reading() as session:
         actor, seat = office.actor("rio"), office.seat("rio")
-        draft = keys.first_draft(session, actor, seat, similar_to=key.id, add="tasks:write")
-        planned = keys.plan(session, actor, draft)
-        foreign = keys.first_draft(session, actor, seat, similar_to=other.id, add="leads:read")
+        draft = drafts.first(session, actor, seat, similar_to=key.id, add="tasks:write")
+        planned = drafts.plan(session, actor, draft)
+        foreign = drafts.first(session, actor, seat, similar_to=other.id, add="leads:read")
     assert (draft.name, draft.note, list(draft.scopes)) == ("Nightly export", "cron", ["tasks:read", "tasks:write"])
     assert planned.scopes == (Scope.parse("tasks:read"),)
     assert (planned.beyond, list(planned.problems)) == (("tasks:write",), ["scopes"])

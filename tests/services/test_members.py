@@ -6,7 +6,7 @@ from sqlalchemy import select
 from portal.rules.access import AccessLevel, Role
 from portal.rules.credentials import new_id
 from portal.rules.errors import Forbidden, Invalid, PortalError
-from portal.services import api_members, keys, members
+from portal.services import api_members, drafts, keys, members
 from portal.services.actor import Actor, Means, operator
 from portal.store.models import Access, Member
 from tests.services.office import API_MEMBER, NOON, Office
@@ -144,7 +144,7 @@ def test_a_member_with_access_in_two_workspaces_uses_each_in_its_own(office: Off
         session.add(Access(member_id=found.id, solution_id=operations, level="read"))
     actor = Actor(NOON, Means.SESSION, found.name, found.public_id, found.workspace_id, found.id)
     with office.database.transaction() as session:
-        draft = keys.Draft("In acme", "", found.public_id, "live", ["tasks:read"], "90d")
+        draft = drafts.Draft("In acme", "", found.public_id, "live", ["tasks:read"], "90d")
         _, plain = keys.create(session, actor, office.keyring, draft)
     caller = office.check(plain)
     assert (caller.workspace_slug, caller.reach.effective_texts) == ("acme", ("tasks:read",))

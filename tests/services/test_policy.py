@@ -4,8 +4,8 @@ import pytest
 
 from portal.rules.errors import Conflict, Forbidden, Invalid
 from portal.rules.lifetimes import Lifetime
-from portal.services import audit, keys, policy, rotation
-from portal.services.keys import Draft
+from portal.services import audit, drafts, keys, policy, rotation
+from portal.services.drafts import Draft
 from portal.services.policy import Policy
 from tests.services.office import API_MEMBER, NOON, Office
 
@@ -38,7 +38,7 @@ def test_no_key_is_made_that_lives_longer(days: int | None, refused: set[str], o
 def test_forms_offer_what_is_allowed(office: Office) -> None:
     set_policy(office, Policy(30, True))
     with office.database.reading() as session:
-        draft = keys.first_draft(session, office.actor("rio"), office.seat("rio"))
+        draft = drafts.first(session, office.actor("rio"), office.seat("rio"))
     assert draft.expires == "30d"
     assert policy.lifetimes(office.seat("rio").workspace) == [Lifetime.DAYS_30]
 

@@ -14,7 +14,7 @@ from bench.replay import State, moment, rebuild
 from portal.rules.access import AccessLevel, Role
 from portal.rules.credentials import new_id
 from portal.rules.errors import PortalError
-from portal.services import api_members, audit, audit_views, invitations, keys, people, rotation
+from portal.services import api_members, audit, audit_views, drafts, invitations, keys, people, rotation
 from portal.services.actor import Actor, Means
 from portal.services.audit_views import Filters
 from portal.services.invitations import NewAccount
@@ -69,7 +69,7 @@ class Bustle:
         self.people = [member for member in found if not member.is_api]
         self.bots = [member for member in found if member.is_api]
 
-    def draft(self, who: Member, **more: Any) -> keys.Draft:
+    def draft(self, who: Member, **more: Any) -> drafts.Draft:
         usual = {
             "name": f"Key {self.dice.randrange(10**6)}",
             "note": self.dice.choice(("", "in the vault")),
@@ -79,7 +79,7 @@ class Bustle:
             "expires": self.dice.choice(("30d", "90d", "1y", "never")),
             "form_id": new_id("form"),
         }
-        return keys.Draft(**usual | more)
+        return drafts.Draft(**usual | more)
 
     def generate(self, who: Member) -> str:
         self.run(who, keys.create, self.office.keyring, self.draft(who))

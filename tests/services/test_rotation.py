@@ -25,8 +25,8 @@ from portal.rules.errors import (
 )
 from portal.rules.lifetimes import Overlap
 from portal.services import audit, keys, rotation
+from portal.services.drafts import Draft
 from portal.services.key_views import KeyView
-from portal.services.keys import Draft
 from portal.store.models import ApiKey, KeyState
 from tests.services.office import API_MEMBER, NOON, Office, at_once
 from tests.web.looking import kept
