@@ -128,8 +128,7 @@ def refused_in(session: Session, seat: Seat, request_id: str) -> AuditEvent | No
 
 
 def _matching(session: Session, seat: Seat, filters: Filters) -> Select[AuditEvent]:
-    chain = _NO_WORKSPACE if filters.is_sign_ins else seat.workspace.id
-    statement = select(AuditEvent).where(AuditEvent.chain == chain, *_visible_to(seat, filters))
+    statement = select(AuditEvent).where(AuditEvent.chain == _chain_of(seat, filters), *_visible_to(seat, filters))
     if filters.person:
         statement = statement.where(_of([filters.person]))
     if filters.group in GROUPS:
@@ -145,6 +144,10 @@ def _matching(session: Session, seat: Seat, filters: Filters) -> Select[AuditEve
     if filters.until:
         statement = statement.where(AuditEvent.at < filters.until)
     return statement
+
+
+def _chain_of(seat: Seat, filters: Filters) -> int:
+    return _NO_WORKSPACE if filters.is_sign_ins else seat.workspace.id
 
 
 def _visible_to(seat: Seat, filters: Filters) -> list[ColumnElement[bool]]:
@@ -223,10 +226,10 @@ def names_for(session: Session, workspace_id: int, events: Sequence[AuditEvent])
 # --- Exports and the check ------------------------------------------------------------------------------------------
 
 
-def begin_export(session: Session, actor: Actor, seat: Seat, form: str) -> int:
+def begin_export(session: Session, actor: Actor, seat: Seat, filters: Filters, form: str) -> int:
     """Write down that the log leaves the house; give the number of the last event that goes along."""
     _admins_only(seat)
-    head = session.get(AuditHead, seat.workspace.id)
+    head = session.get(AuditHead, _chain_of(seat, filters))
     audit.record(session, actor, Event.AUDIT_EXPORTED, target_name=form, details={"format": form})
     return head.seq if head else 0
 

@@ -176,11 +176,12 @@ def _stop_keys(session: Session, actor: Actor, account: Account) -> int:
 
 
 def _active_keys(session: Session, account_id: int, actor: Actor, *, lock: bool) -> list[ApiKey]:
+    """Read the keys of memberships that stand: those of one that ended stop should it come back."""
     statement = (
         select(ApiKey)
         .join(Member, Member.id == ApiKey.member_id)
         .options(contains_eager(ApiKey.member))
-        .where(Member.account_id == account_id, *ApiKey.active_at(actor.at))
+        .where(Member.account_id == account_id, *members.ACTIVE, *ApiKey.active_at(actor.at))
         .order_by(ApiKey.id)
     )
     return list(session.scalars(statement.with_for_update(of=ApiKey) if lock else statement))

@@ -198,7 +198,7 @@ def _export(form: str, mimetype: str, write: Any) -> Response:
     if odd:
         raise Unreadable(odd)
     with transaction() as session:
-        last = audit_views.begin_export(session, actor(), seat(), form)
+        last = audit_views.begin_export(session, actor(), seat(), filters, form)
     database, who, slug = portal().database, seat(), seat().workspace.slug
     response = Response(write(audit_views.export(database, who, filters, last)), mimetype=mimetype)
     day = actor().at.strftime("%Y-%m-%d")

@@ -7,9 +7,10 @@ from sqlalchemy import delete, func, insert, select, text
 from sqlalchemy.exc import IntegrityError
 
 from portal.rules.errors import Attempt, Conflict, Forbidden, PortalError
-from portal.services import audit, keys
-from portal.services.actor import Means, operator
+from portal.services import audit, audit_views, keys
+from portal.services.actor import Actor, Means, operator
 from portal.services.audit import Event
+from portal.services.audit_views import Filters
 from portal.store.models import Account, ApiKey, AuditEvent, AuditHead
 from tests.services.office import NOON, Office
 
@@ -131,3 +132,15 @@ def test_a_log_that_is_gone_is_not_whole(office: Office) -> None:
         session.execute(delete(AuditEvent).where(AuditEvent.chain == chain))
         session.execute(delete(AuditHead).where(AuditHead.chain == chain))
     assert verdict(office).reason == "every row is missing"
+
+
+def test_an_export_of_sign_ins_goes_to_their_end_not_to_that_of_the_workspace(office: Office) -> None:
+    zoe, visitor = office.seat("zoe"), Actor(NOON, Means.SESSION, "visitor")
+    with office.database.transaction() as session:
+        account = session.get_one(Account, zoe.member.account_id)
+        for _ in range(200):
+            audit.record(session, visitor, Event.SIGNED_IN, target_id=account.public_id)
+    filters = Filters(is_sign_ins=True)
+    with office.database.transaction() as session:
+        last = audit_views.begin_export(session, office.actor("zoe"), zoe, filters, "csv")
+    assert sum(map(len, audit_views.export(office.database, zoe, filters, last))) == 200

@@ -113,6 +113,17 @@ def test_keys_stop_with_the_change_only_if_that_was_chosen(stop_keys: bool, offi
     assert len(office.told(action="key_deactivated")) == stop_keys
 
 
+def test_keys_that_stopped_with_a_membership_are_not_counted(office: Office) -> None:
+    office.generate("max")
+    me = office.member("max").account_id or 0
+    counts = []
+    for left_at in (None, NOON):
+        office.change("max", removed_at=left_at)
+        with office.database.reading() as session:
+            counts.append(passwords.active_keys(session, me, office.actor("max")))
+    assert counts == [1, 0]
+
+
 # --- One-time links -------------------------------------------------------------------------------------------------
 
 
