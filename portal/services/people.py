@@ -55,29 +55,7 @@ def list_for(session: Session, seat: Seat, filters: Filters, *, number: int, siz
     """List the people of a workspace by name."""
     if not seat.is_lead:
         raise Forbidden(LEADS_ONLY)
-    manages = members.manages_any()
-    is_lead = and_(Member.role != Role.ADMIN, manages)
-    conditions: list[ColumnElement[bool]] = [Member.workspace_id == seat.workspace.id, Member.account_id.is_not(None)]
-    if filters.q:
-        conditions.append(
-            or_(*(column.icontains(filters.q, autoescape=True) for column in (Member.name, Account.email)))
-        )
-    roles = {"admin": Member.role == Role.ADMIN, "lead": is_lead, "member": and_(Member.role != Role.ADMIN, ~manages)}
-    if filters.role in roles:
-        conditions.append(roles[filters.role])
-    if filters.solution:
-        there = select(Access.member_id).join(Solution).where(
-            Solution.workspace_id == seat.workspace.id, Solution.slug == filters.solution
-        )  # fmt: skip
-        conditions.append(or_(Member.role == Role.ADMIN, Member.id.in_(there)))
-    states = {
-        "active": and_(*members.ACTIVE, Account.deactivated_at.is_(None)),
-        "deactivated": and_(
-            or_(Member.deactivated_at.is_not(None), Account.deactivated_at.is_not(None)), Member.removed_at.is_(None)
-        ),
-        "removed": Member.removed_at.is_not(None),
-    }
-    conditions.append(states.get(filters.state, Member.removed_at.is_(None)))
+    conditions = _narrowed(seat, filters)
     standing = (ApiKey.revoked_at.is_(None), or_(ApiKey.retires_at.is_(None), ApiKey.retires_at > now))
     count = func.count().filter(*standing).label("count")
     facts = (
@@ -87,7 +65,7 @@ def list_for(session: Session, seat: Seat, filters: Filters, *, number: int, siz
         .subquery()
     )  # fmt: skip
     statement = (
-        select(Member, is_lead, func.coalesce(facts.c.count, 0), facts.c.at)
+        select(Member, _IS_LEAD, func.coalesce(facts.c.count, 0), facts.c.at)
         .join(Member.account)
         .outerjoin(facts, facts.c.member_id == Member.id)
         .options(contains_eager(Member.account))
@@ -100,6 +78,34 @@ def list_for(session: Session, seat: Seat, filters: Filters, *, number: int, siz
     access = offboarding.access_of(session, [row[0] for row in found])
     rows = [Listed(member, bool(lead), keys, at, access[member.id]) for member, lead, keys, at in found]
     return Page(rows, number, total, size)
+
+
+def _narrowed(seat: Seat, filters: Filters) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = [Member.workspace_id == seat.workspace.id, Member.account_id.is_not(None)]
+    if filters.q:
+        conditions.append(
+            or_(*(column.icontains(filters.q, autoescape=True) for column in (Member.name, Account.email)))
+        )
+    roles = {"admin": _IS_ADMIN, "lead": _IS_LEAD, "member": and_(~_IS_ADMIN, ~_MANAGES)}
+    if filters.role in roles:
+        conditions.append(roles[filters.role])
+    if filters.solution:
+        there = select(Access.member_id).join(Solution).where(
+            Solution.workspace_id == seat.workspace.id, Solution.slug == filters.solution
+        )  # fmt: skip
+        conditions.append(or_(_IS_ADMIN, Member.id.in_(there)))
+    states = {
+        "active": and_(*members.ACTIVE, Account.deactivated_at.is_(None)),
+        "deactivated": and_(
+            or_(Member.deactivated_at.is_not(None), Account.deactivated_at.is_not(None)), Member.removed_at.is_(None)
+        ),
+        "removed": Member.removed_at.is_not(None),
+    }
+    return [*conditions, states.get(filters.state, Member.removed_at.is_(None))]
+
+
+_MANAGES, _IS_ADMIN = members.manages_any(), Member.role == Role.ADMIN
+_IS_LEAD = and_(~_IS_ADMIN, _MANAGES)
 
 
 def get(session: Session, seat: Seat, public_id: str) -> Member:
