@@ -36,7 +36,7 @@ const portal = {};
   portal.start = (root) =>
     root.querySelector(".error-summary, .result") ?? root.querySelector(":is(input, textarea)[data-focus]") ?? root.querySelector("[data-focus]") ?? root;
   // Runs now for the page and again for whatever htmx brings in: captured, so before the focus goes there, for a field
-  // that has the focus loses it when it is wrapped.
+  // that has the focus loses it for a moment when it is wrapped.
   portal.enhance = (work) => {
     on("DOMContentLoaded", () => work(document));
     document.addEventListener("htmx:after:swap", () => work(document), true);
@@ -331,6 +331,7 @@ const portal = {};
   portal.enhance((scope) => {
     for (const field of scope.querySelectorAll("input[type=password]:not([data-shown])")) {
       field.dataset.shown = "no";
+      const hasFocus = field === document.activeElement; // which moving it takes away, from whoever types already
       const box = el("div", { className: "with-btn" });
       const show = button("Show", () => {
         const hide = field.type === "text";
@@ -341,6 +342,7 @@ const portal = {};
       show.setAttribute("aria-label", "Show password");
       field.before(box);
       box.append(field, show);
+      if (hasFocus) field.focus();
     }
   });
 

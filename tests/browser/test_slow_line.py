@@ -213,3 +213,16 @@ def test_scopes_that_cannot_be_fetched_stay_in_reach(new_page: NewPage) -> None:
     expect(page.locator("#dlg-alert")).to_contain_text("That did not go through.")
     expect(page.locator("#scopes[aria-busy]")).to_have_count(0)
     assert is_in_reach(page.locator("label.box", has=scope(page, "tasks:read")))
+
+
+def test_whoever_types_a_password_before_the_scripts_are_there_goes_on_in_the_field(page: Page) -> None:
+    page.context.clear_cookies()
+    waiting: list[Route] = []
+    page.route(re.compile(r"/static/app\b.*\.js"), lambda route: waiting.append(route))
+    page.goto("/login", wait_until="commit")
+    field = page.get_by_role("textbox", name="Password")
+    field.press_sequentially("correct ")
+    waiting[0].continue_()
+    expect(page.get_by_role("button", name="Show password")).to_be_visible()
+    page.keyboard.type("horse")
+    expect(field).to_have_value("correct horse")
