@@ -12,8 +12,7 @@ from portal.services import accounts, members, passwords, sessions
 from portal.services.accounts import Preferences
 from portal.services.actor import Actor
 from portal.services.passwords import NewPassword
-from portal.web.display import role_text
-from portal.web.guards import actor, anybody, signed_in, start_browser_session, visitor
+from portal.web.guards import actor, anybody, places_of, signed_in, start_browser_session, visitor
 from portal.web.http import (
     afterwards,
     answer,
@@ -38,11 +37,8 @@ def index() -> Response:
     with reading() as session:
         mine = members.roles_of(session, account.id)
         keys = passwords.active_keys(session, account.id, actor())
-    places = [
-        {"slug": each.workspace.slug, "name": each.workspace.name, "role_text": role_text(each.role, is_lead=is_lead)}
-        for each, is_lead in mine
-    ]
-    return make_response(render_template("account/index.html", account=account, places=places, key_count=keys))
+    told = {"account": account, "places": places_of(mine), "key_count": keys}
+    return make_response(render_template("account/index.html", **told))
 
 
 # --- Sessions -------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Who may call a view, said in one line above it. A view without such a line is out of reach (deny by default)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -132,6 +132,14 @@ def place_among(mine: Sequence[Member], user_session: LiveSession) -> Member | N
     """Find the membership that a session was in last, if it still stands, else the only one."""
     last = next((each for each in mine if each.workspace_id == user_session.workspace_id), None)
     return last or (mine[0] if len(mine) == 1 else None)
+
+
+def places_of(mine: Iterable[tuple[Member, bool]]) -> list[dict[str, str]]:
+    """List one's workspaces, each with the role there, for a page; from `members.roles_of`."""
+    return [
+        {"slug": each.workspace.slug, "name": each.workspace.name, "role_text": role_text(each.role, is_lead=is_lead)}
+        for each, is_lead in mine
+    ]
 
 
 def signed_in(view: View) -> View:

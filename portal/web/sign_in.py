@@ -13,12 +13,12 @@ from portal.services import accounts, invitations, members, sessions
 from portal.services.invitations import NewAccount, OpenInvitation
 from portal.store.database import TROUBLE
 from portal.store.models import Account
-from portal.web.display import role_text
 from portal.web.door import client_label
 from portal.web.guards import (
     anybody,
     endpoint_at,
     place_among,
+    places_of,
     prompt,
     prove_again,
     question_before,
@@ -129,11 +129,7 @@ def choose() -> Response:
         mine = members.roles_of(session, current_user.account.id)
     if len(mine) == 1:
         return make_response(redirect(url_for("home.index", ws=mine[0][0].workspace.slug), 303))
-    listed = [
-        {"slug": each.workspace.slug, "name": each.workspace.name, "role_text": role_text(each.role, is_lead=is_lead)}
-        for each, is_lead in mine
-    ]
-    return make_response(render_template("sign_in/choose.html", workspaces=listed))
+    return make_response(render_template("sign_in/choose.html", workspaces=places_of(mine)))
 
 
 def _home() -> str:

@@ -218,7 +218,11 @@ def test_scopes_that_cannot_be_fetched_stay_in_reach(new_page: NewPage) -> None:
 def test_whoever_types_a_password_before_the_scripts_are_there_goes_on_in_the_field(page: Page) -> None:
     page.context.clear_cookies()
     waiting: list[Route] = []
-    page.route(re.compile(r"/static/app\b.*\.js"), lambda route: waiting.append(route))
+
+    def hold(route: Route) -> None:
+        waiting.append(route)
+
+    page.route(re.compile(r"/static/app\b.*\.js"), hold)
     page.goto("/login", wait_until="commit")
     field = page.get_by_role("textbox", name="Password")
     field.press_sequentially("correct ")
