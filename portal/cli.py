@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import json
+import os
 import socket
 import sys
 from collections.abc import Callable
@@ -38,7 +39,7 @@ from portal.services import (
     workspaces,
 )
 from portal.services.actor import operator
-from portal.settings import Settings
+from portal.settings import Settings, misspelt
 from portal.store import backup
 from portal.store.database import MISTAKES, TROUBLE, Session, lacks_tables, out_of_reach
 from portal.store.migrate import NewerDatabase, migrate
@@ -428,6 +429,8 @@ def _welcome(settings: Settings, *, has_demo: bool) -> None:
     click.echo(f"Latchkey serves on {settings.base_url}  (stop with Ctrl+C)")
     if settings.lets_others_in:
         click.echo("Warning: PORTAL_BIND lets others in, and all know the demo's password. Set PORTAL_BASE_URL first.")
+    for name, near in misspelt(os.environ):
+        click.echo(f"Warning: {name} is not a setting. The most similar one is {near}.")
     if has_demo:
         click.echo(f"Demo sign-ins, all with the password “{demo.PASSWORD}”:")
         for email, who in demo.SIGN_INS:

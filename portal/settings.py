@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from email.utils import formataddr, parseaddr
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -18,6 +19,23 @@ from portal.rules.text import clean_email
 _MIN_SECRET = 32  # bytes
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _SAMPLES = ("changeme", "change-me", "change_me", "secret", "example", "sample", "password", "pepper", "development")
+NAMES = (
+    "PORTAL_BASE_URL",
+    "PORTAL_BIND",
+    "PORTAL_DATABASE_URL",
+    "PORTAL_INSTANCE",
+    "PORTAL_KEY_PEPPERS",
+    "PORTAL_KEY_PREFIX",
+    "PORTAL_MAIL_FROM",
+    "PORTAL_METRICS_TOKEN",
+    "PORTAL_REDIS_URL",
+    "PORTAL_REPLICA_URL",
+    "PORTAL_SECRET_KEY",
+    "PORTAL_SMTP_URL",
+    "PORTAL_TRUSTED_PROXIES",
+    "PORTAL_WORKERS",
+)
+_ALIKE = 0.8  # of `difflib`: what Kubernetes sets for a service that is called portal is less so
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -86,6 +104,12 @@ class Settings:
             else None,
             is_local=is_local,
         )
+
+
+def misspelt(environ: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Find variables that are no settings, but look like one: each with the most similar setting."""
+    others = sorted(name for name in environ if name.startswith("PORTAL_") and name not in NAMES)
+    return [(name, near) for name in others for near in get_close_matches(name, NAMES, 1, _ALIKE)]
 
 
 def _number(environ: Mapping[str, str], name: str, default: int, lowest: int, highest: int) -> int:

@@ -199,6 +199,17 @@ def test_a_port_whose_last_connections_are_still_closing_is_free(
     assert len(served) == 1
 
 
+@pytest.mark.once
+def test_a_misspelt_setting_is_told_at_the_start(
+    blank_url: str, tmp_path: Path, served: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PORTAL_TRUSTED_PROXY", "10.0.0.1")
+    with portal_at("127.0.0.1", blank_url, tmp_path) as app:
+        told = run(app, "serve")
+    assert "Warning: PORTAL_TRUSTED_PROXY is not a setting. The most similar one is PORTAL_TRUSTED_PROXIES." in told
+    assert told.count("Warning") == len(served) == 1
+
+
 # --- A workspace ----------------------------------------------------------------------------------------------------
 
 

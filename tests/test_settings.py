@@ -3,6 +3,7 @@
 import hashlib
 import ipaddress
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from app import create_app
-from portal.settings import BadSetting, Settings
+from portal.settings import NAMES, BadSetting, Settings, misspelt
 
 ROOT = Path(__file__).parent.parent
 GOOD = hashlib.sha256(b"a secret of these tests").hexdigest()
@@ -341,3 +342,25 @@ def test_production_refuses_a_database_file_that_everybody_may_open(instance: Pa
     for allowed, more in ((0o640, {}), (mode, {"PORTAL_BASE_URL": "http://localhost"})):
         file.chmod(allowed)
         create_app(environ | more).extensions["portal"].close()
+
+
+def test_every_setting_that_is_read_is_known_and_documented() -> None:
+    read = set(
+        re.findall("PORTAL_[A-Z_]+", (ROOT / "portal" / "settings.py").read_text() + (ROOT / "app.py").read_text())
+    )
+    table = (ROOT / "docs" / "deploy.md").read_text().partition("## 11.")[2].partition("## 12.")[0]
+    documented = set(re.findall("PORTAL_[A-Z_]+", table))
+    assert read == set(NAMES) == documented
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("PORTAL_WOKERS", "PORTAL_WORKERS"),
+        ("PORTAL_REDIS", "PORTAL_REDIS_URL"),
+        ("PORTAL_PEPPERS", "PORTAL_KEY_PEPPERS"),
+        *((name, None) for name in ("PORTAL_SERVICE_HOST", "PORTAL_SERVICE_PORT", "PORTAL_PORT", "PORTAL_PORT_80_TCP")),
+    ],
+)
+def test_a_misspelt_name_leads_to_the_setting_that_is_meant(name: str, meant: str | None) -> None:
+    assert misspelt({name: "1", "PATH": "/bin", "PORTAL_BIND": "::1"}) == ([(name, meant)] if meant else [])
