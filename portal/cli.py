@@ -399,9 +399,10 @@ def _check_port(settings: Settings) -> None:
         if error.errno != errno.EADDRINUSE:
             message = f"Cannot listen on {settings.bind}, port {settings.port}: {error.strerror}."
             raise click.ClickException(f"{message} See PORTAL_BIND and PORT.") from None
-        message = f"Port {settings.port} is taken by another program. Stop it, or choose another port:"
         other = 8080 if settings.port != 8080 else 8081
-        raise click.ClickException(f"{message} PORT={other} make run") from None
+        how = f"PORT={other} make run" if settings.is_local else f"PORT={other}, and tell the proxy."
+        message = f"Port {settings.port} is taken by another program. Stop it, or choose another port:"
+        raise click.ClickException(f"{message} {how}") from None
 
 
 def _check_peppers() -> None:
@@ -426,7 +427,8 @@ def _seed() -> None:
 
 
 def _welcome(settings: Settings, *, has_demo: bool) -> None:
-    click.echo(f"Latchkey serves on {settings.base_url}  (stop with Ctrl+C)")
+    where = "" if settings.is_local else f", from {settings.bind}, port {settings.port}"
+    click.echo(f"Latchkey serves on {settings.base_url}{where}  (stop with Ctrl+C)")
     if settings.lets_others_in:
         click.echo("Warning: PORTAL_BIND lets others in, and all know the demo's password. Set PORTAL_BASE_URL first.")
     for name, near in misspelt(os.environ):

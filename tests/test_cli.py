@@ -4,9 +4,10 @@ import errno
 import json
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from uuid import uuid4
 
@@ -76,17 +77,11 @@ def test_seed_demo_fills_a_migrated_database_once(blank_app: Flask) -> None:
 
 
 def test_there_is_no_demo_in_production(blank_url: str, tmp_path: Path) -> None:
-    secrets = {
-        "PORTAL_SECRET_KEY": uuid4().hex,
-        "PORTAL_KEY_PEPPERS": f"a:{uuid4().hex}",
-        "PORTAL_INSTANCE": str(tmp_path),
-    }
-    app = create_app({"PORTAL_DATABASE_URL": blank_url, "PORTAL_BASE_URL": "https://keys.example.org", **secrets})
-    run(app, "migrate")
-    assert "password that everybody knows" in refused(app, "seed-demo")
-    with app.extensions["portal"].database.reading() as session:
-        assert demo.is_empty(session)
-    app.extensions["portal"].close()
+    with portal_at("127.0.0.1", blank_url, tmp_path, PRODUCTION) as app:
+        run(app, "migrate")
+        assert "password that everybody knows" in refused(app, "seed-demo")
+        with app.extensions["portal"].database.reading() as session:
+            assert demo.is_empty(session)
 
 
 def test_seed_demo_refuses_a_database_in_which_somebody_is(app: Flask, database: Database) -> None:
@@ -129,10 +124,19 @@ def listen(address: str, port: int) -> socket.socket:
     return listener
 
 
+PRODUCTION = {
+    "PORTAL_BASE_URL": "https://keys.example.org",
+    "PORTAL_SECRET_KEY": uuid4().hex,
+    "PORTAL_KEY_PEPPERS": f"a:{uuid4().hex}",
+}
+
+
 @contextmanager
-def portal_at(address: str, blank_url: str, instance: Path) -> Iterator[Flask]:
+def portal_at(
+    address: str, blank_url: str, instance: Path, settings: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[Flask]:
     """A portal that is to listen on an address and a free port, whose database has no table yet."""
-    ours = {"PORTAL_DATABASE_URL": blank_url, "PORTAL_INSTANCE": str(instance)}
+    ours = {"PORTAL_DATABASE_URL": blank_url, "PORTAL_INSTANCE": str(instance), **settings}
     app = create_app({**ours, "PORT": str(free_port()), "PORTAL_BIND": address})
     yield app
     app.extensions["portal"].close()
@@ -173,6 +177,15 @@ def test_a_port_on_which_somebody_listens_is_not_shared(
         assert told.count("\n") == 1
         assert "no such table" in refused(app, "list-keys", "acme")  # the database was left alone
     assert not served
+
+
+@pytest.mark.once
+def test_in_production_the_server_says_where_it_listens(blank_url: str, tmp_path: Path, served: list[Any]) -> None:
+    with portal_at("127.0.0.1", blank_url, tmp_path, PRODUCTION) as app:
+        with listen("127.0.0.1", port_of(app)):
+            assert "PORT=8080, and tell the proxy" in refused(app, "serve")
+        assert f"https://keys.example.org, from 127.0.0.1, port {port_of(app)} " in run(app, "serve")
+    assert len(served) == 1
 
 
 @pytest.mark.once

@@ -246,7 +246,7 @@ def reactivate(session: Session, actor: Actor, keyring: Keyring, key_id: str) ->
 def check_owner(seat: Seat, key: ApiKey, event: Event, message: str) -> None:
     """Forbid with a key of another human what only its owner does; an API member's is everybody's who manages that."""
     if not key_views.is_ones_own(seat, key):
-        raise Forbidden(message, attempt=Attempt(event, key.public_id, key.name))
+        raise Forbidden(message, attempt=Attempt(event, key.public_id, key.label))
 
 
 def check_still_grantable(session: Session, seat: Seat, key: ApiKey, event: Event) -> None:
@@ -256,7 +256,7 @@ def check_still_grantable(session: Session, seat: Seat, key: ApiKey, event: Even
     works = {Scope.parse(view.text) for view in key_views.scopes_of_key(session, key) if view.effective}
     beyond = sorted(str(scope) for scope in works - grantable_scopes(owners, mine))
     if beyond:
-        attempt = Attempt(event, key.public_id, key.name, {"scopes": beyond})
+        attempt = Attempt(event, key.public_id, key.label, {"scopes": beyond})
         message = f"This key holds {beyond[0]}, which you cannot hand out."
         raise Forbidden(message, attempt=attempt)
 
@@ -312,7 +312,7 @@ def set_rate(
     """
     seat, key = hold(session, actor, key_id, Event.KEY_RATE_CHANGED)
     if not seat.is_admin:
-        attempt = Attempt(Event.KEY_RATE_CHANGED, key.public_id, key.name)
+        attempt = Attempt(Event.KEY_RATE_CHANGED, key.public_id, key.label)
         raise Forbidden(ADMINS_SET_RATES, attempt=attempt)
     before = {"rate_per_minute": key.rate_per_minute, "rate_per_second": key.rate_per_second}
     if tuple("" if rate is None else str(rate) for rate in before.values()) != was:

@@ -185,6 +185,10 @@ class Sandbox:
 
 def sandbox_of(session: Session, actor: Actor, slug: str) -> Sandbox:
     """Look at an app's sandbox before filling it; Forbidden to whoever does not manage its solution."""
+    return _counted(session, _app_to_fill(session, actor, slug))
+
+
+def _app_to_fill(session: Session, actor: Actor, slug: str) -> App:
     seat = members.seat_of(session, actor)
     app = get_app(session, seat.workspace.id, slug)
     if seat.level_in(app.solution_id) is AccessLevel.NONE:
@@ -193,6 +197,10 @@ def sandbox_of(session: Session, actor: Actor, slug: str) -> Sandbox:
     if seat.level_in(app.solution_id) is not AccessLevel.MANAGE:
         attempt = Attempt(Event.SANDBOX_FILLED, app.public_id, app.name)
         raise Forbidden(f"Only those who manage this solution can fill the sandbox of {app.name}.", attempt=attempt)
+    return app
+
+
+def _counted(session: Session, app: App) -> Sandbox:
     counts = session.execute(
         select(Record.environment, func.count()).where(Record.app_id == app.id).group_by(Record.environment)
     )
@@ -202,9 +210,9 @@ def sandbox_of(session: Session, actor: Actor, slug: str) -> Sandbox:
 
 def fill_sandbox(session: Session, actor: Actor, slug: str) -> Sandbox:
     """Replace an app's sandbox records by copies of its live ones; nothing ever flows back."""
-    before = sandbox_of(session, actor, slug)
-    app = before.app
+    app = _app_to_fill(session, actor, slug)
     session.execute(select(App.id).where(App.id == app.id).with_for_update())  # two at once would copy twice
+    removed = _counted(session, app).test
     session.execute(delete(Record).where(Record.app_id == app.id, Record.environment == Environment.TEST))
     # In the database: an app may hold more records than a request should carry through Python.
     is_sqlite = session.get_bind().dialect.name == "sqlite"
@@ -224,15 +232,13 @@ def fill_sandbox(session: Session, actor: Actor, slug: str) -> Sandbox:
     )
     columns = ["public_id", "app_id", "environment", "fields", "version", "created_at", "updated_at"]
     session.execute(insert(Record).from_select(columns, copies))
-    copied = session.scalar(
-        select(func.count()).select_from(Record).where(Record.app_id == app.id, Record.environment == Environment.TEST)
-    )
+    filled = _counted(session, app)
     audit.record(
         session,
         actor,
         Event.SANDBOX_FILLED,
         target_id=app.public_id,
         target_name=app.name,
-        details={"removed": before.test, "copied": copied},
+        details={"removed": removed, "copied": filled.test},
     )
-    return Sandbox(app, before.live, copied or 0)
+    return filled
