@@ -169,8 +169,13 @@ def verify_account(account: Account, password: str) -> bool:
     return credentials.verify_password(None if account.deactivated_at else account.password_hash, password)
 
 
-def sign_in(session: Session, actor: Actor, attempt: Attempt, client: str) -> tuple[LiveSession, str]:
-    """Start a session after a verified attempt; give it with its token, which is kept nowhere."""
+def sign_in(
+    session: Session, actor: Actor, attempt: Attempt, client: str, before: LiveSession | None = None
+) -> tuple[LiveSession, str]:
+    """Start a session after a verified attempt; give it with its token, which is kept nowhere.
+
+    The session `before`, of whoever sat there, ends by it.
+    """
     account = confirm(session, attempt, actor.at)
     _rehash(session, account, attempt)
     token = credentials.new_token()
@@ -186,6 +191,8 @@ def sign_in(session: Session, actor: Actor, attempt: Attempt, client: str) -> tu
     session.add(started)
     session.flush()
     session.execute(delete(UserSession).where(UserSession.created_at < actor.at - SESSION_LIFE))
+    if before:  # now that the account is held: who ends all of its sessions holds it first, too
+        sign_out(session, actor, before)
     audit.record(session, actor, Event.SIGNED_IN, target_id=account.public_id, target_name=account.email)
     viewer = Viewer(*(getattr(account, name) for name in Viewer._fields))
     return LiveSession(viewer, *(getattr(started, name) for name in LiveSession._fields[1:])), token

@@ -218,9 +218,14 @@ def deactivate_those_active(session: Session, actor: Actor, key_ids: Iterable[st
 
     NotFound, and none is stopped, when one of them is not the actor's to stop.
     """
+    seat = members.seat_of(session, actor, lock=True)
+    wanted = set(key_ids)
+    those = key_views.visible_to(seat).where(ApiKey.public_id.in_(wanted)).order_by(ApiKey.id)  # as everybody locks
+    found = session.scalars(those.with_for_update(of=ApiKey, key_share=True)).all()
+    if missing := wanted - {key.public_id for key in found}:
+        raise NotFound(attempt=Attempt(Event.KEY_DEACTIVATED, min(missing)))
     stopped, before = [], []
-    for key_id in sorted(set(key_ids)):  # in one order, so that two at once never wait for each other
-        seat, key = hold(session, actor, key_id, Event.KEY_DEACTIVATED, even_deleted=True)
+    for key in found:
         if key.state_at(actor.at) is KeyState.ACTIVE:
             key.deactivated_at, key.deactivated_by_id = actor.at, seat.member.id
             tell(session, actor, Event.KEY_DEACTIVATED, key, {})

@@ -71,10 +71,9 @@ def _sign_in(email: str, password: str) -> bool:
         with transaction() as session:
             accounts.fail(session, actor, attempt)
         return False
+    before = current_user.user_session if current_user.is_authenticated else None
     with transaction() as session:
-        if current_user.is_authenticated:  # whoever sat here before is signed out
-            accounts.sign_out(session, actor, current_user.user_session)
-        user_session, token = accounts.sign_in(session, actor, attempt, _device())
+        user_session, token = accounts.sign_in(session, actor, attempt, _device(), before)
     browser_session.clear()  # nothing of the time before, its CSRF token included, goes on
     start_browser_session(user_session, token)
     return True

@@ -1,6 +1,6 @@
 """New passwords: who may choose one, what ends with the old one, and what a one-time link is good for."""
 
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
@@ -10,10 +10,10 @@ from sqlalchemy import func, select
 
 from portal.rules.credentials import verify_password
 from portal.rules.errors import Conflict, Invalid, KeyRefused, NotFound
-from portal.services import accounts, passwords, people, sessions
+from portal.services import accounts, keys, passwords, people, sessions
 from portal.services.accounts import LiveSession
 from portal.services.passwords import MAILS_AN_HOUR, RESET_LIFE, NewPassword
-from portal.store.models import Account, OutgoingMail, UserSession
+from portal.store.models import Account, ApiKey, OutgoingMail, UserSession
 from tests.services.office import NOON, Office, at_once
 
 OLD = "correct horse battery staple"
@@ -26,13 +26,15 @@ def account(office: Office, name: str = "max") -> Account:
         return session.scalars(select(Account).where(Account.email == f"{name}@acme.test")).one()
 
 
-def sign_in(office: Office, name: str = "max", at: datetime = NOON) -> tuple[LiveSession, str]:
-    """Start a session of somebody's."""
+def sign_in(
+    office: Office, name: str = "max", at: datetime = NOON, before: LiveSession | None = None
+) -> tuple[LiveSession, str]:
+    """Start a session of somebody's, in place of one `before`."""
     actor = office.actor(name, at)
     with office.database.transaction() as session:
         attempt = accounts.begin_attempt(session, actor, f"{name}@acme.test")
     with office.database.transaction() as session:
-        return accounts.sign_in(session, actor, attempt, "Firefox on Linux")
+        return accounts.sign_in(session, actor, attempt, "Firefox on Linux", before)
 
 
 def is_live(office: Office, token: str, at: datetime = NOON) -> bool:
@@ -178,6 +180,52 @@ def test_a_link_that_is_used_while_its_account_is_switched_off_opens_nothing(off
         with pytest.raises(NotFound):
             waiting[1].result()
     assert verify_password(account(office).password_hash, OLD)
+
+
+@pytest.mark.server
+def test_who_signs_in_anew_while_their_account_is_switched_off_does_not_stand_in_the_way(office: Office) -> None:
+    """Two that lock account and session in two orders would wait for each other."""
+    before, _ = sign_in(office)
+
+    def switch_off() -> object:
+        with office.database.transaction() as session:
+            return people.deactivate_account(session, office.actor("max"), "max@acme.test")
+
+    with ThreadPoolExecutor() as pool:
+        with office.database.transaction() as session:
+            session.get_one(UserSession, before.id, with_for_update=True)
+            waiting: list[Future[Any]] = [pool.submit(sign_in, office, before=before)]
+            wait(waiting, 0.3)
+            waiting.append(pool.submit(switch_off))
+            assert wait(waiting, 0.3).done == set()
+        for each in waiting:
+            each.result()
+    with office.database.reading() as session:
+        assert session.scalar(select(func.count()).select_from(UserSession)) == 0
+
+
+@pytest.mark.server
+def test_keys_that_are_stopped_together_are_no_trap_for_who_stops_them_with_a_new_password(office: Office) -> None:
+    """Two that lock keys in two orders would wait for each other."""
+    made = [office.generate("max", name=f"Key {n}")[0].id for n in range(2)]
+    for key_id, called in zip(made, ("key_zz", "key_aa"), strict=True):
+        office.set_key(key_id, public_id=called)
+    token = link(office)
+    assert token
+
+    def stop() -> list[str]:
+        actor = office.actor("ana")
+        with office.database.transaction() as session:
+            return keys.deactivate_those_active(session, actor, ["key_aa", "key_zz"])[0]
+
+    with ThreadPoolExecutor() as pool:
+        with office.database.transaction() as session:
+            session.get_one(ApiKey, office.row("key_aa").id, with_for_update=True)
+            waiting: list[Future[Any]] = [pool.submit(stop)]
+            wait(waiting, 0.3)
+            waiting.append(pool.submit(reset, office, token, new(stop_keys=True)))
+            assert wait(waiting, 0.3).done == set()
+        assert len(waiting[0].result()) + waiting[1].result() == len(made)
 
 
 def test_a_changed_password_ends_the_links_that_were_sent(office: Office) -> None:
