@@ -4,6 +4,7 @@ import ctypes
 import errno
 import json
 import os
+import re
 import socket
 import sys
 from collections.abc import Callable
@@ -205,7 +206,7 @@ def list_keys(workspace: str, as_json: bool) -> None:
 @click.argument("key_id")
 def revoke_key(key_id: str) -> None:
     """Stop a key for ever, whoever owns it."""
-    if not key_id.startswith("key_"):  # perhaps a key's text, which is not repeated on the screen
+    if not re.fullmatch("key_[0-9A-Za-z]+", key_id):  # perhaps a key's text, which is not repeated on the screen
         raise click.ClickException("Send a key's id, such as key_2bN8vC6xZ1aS5dF3: list-keys shows all.")
     with portal().database.transaction() as session:
         name = keys.revoke(session, operator(), key_id)

@@ -495,10 +495,14 @@ def test_a_key_that_is_not_there_cannot_be_revoked(cast: Cast, key: MadeKey, key
     assert cast.call("GET", "/me", key).status_code == 200
 
 
-def test_who_pastes_a_keys_text_is_told_to_give_its_id_and_the_text_is_not_repeated(cast: Cast, key: MadeKey) -> None:
-    told = refused(cast.app, "revoke-key", key.text)
+@pytest.mark.parametrize("prefix", ["sk", "key"])
+def test_who_pastes_a_keys_text_is_told_to_give_its_id_and_the_text_is_not_repeated(
+    cast: Cast, key: MadeKey, prefix: str
+) -> None:
+    text = prefix + key.text.removeprefix("sk")
+    told = refused(cast.app, "revoke-key", text)
     assert "list-keys" in told
-    assert key.text not in told
+    assert text not in told
 
 
 def test_a_deactivated_account_is_out_at_once_and_shown_as_what_it_is(
