@@ -235,13 +235,14 @@ def verify_audit(workspace: str | None) -> None:
 @click.argument("email")
 def reset_password(email: str) -> None:
     """Print a one-time link by which a person chooses a new password."""
+    who = operator()
     with portal().database.transaction() as session:
-        account = accounts.find_usable(session, clean_email(email) or "")
+        account = accounts.find_usable(session, clean_email(email) or "", invited_at=who.at)
         if account is None:
             advice = f"If the account is deactivated: .venv/bin/flask reactivate-account {email}\n"
             advice += "Who has not joined yet needs a link: .venv/bin/flask invite-admin WORKSPACE EMAIL"
             raise NotFound(f"Nobody can sign in as {email}.\n{advice}")
-        token = passwords.begin_reset(session, operator(), account)
+        token = passwords.begin_reset(session, who, account)
     _tell_reset(email, token)
 
 

@@ -12,7 +12,7 @@ from functools import cache
 from typing import NamedTuple
 from zoneinfo import available_timezones
 
-from sqlalchemy import bindparam, case, delete, func, select, text, update
+from sqlalchemy import bindparam, case, delete, exists, func, or_, select, text, update
 from sqlalchemy.orm import Session
 
 from portal.rules import credentials
@@ -22,7 +22,7 @@ from portal.services import audit
 from portal.services.actor import Actor
 from portal.services.audit import Event
 from portal.store.database import read
-from portal.store.models import Account, Member, SignInFailure, UserSession
+from portal.store.models import Account, Invitation, Member, SignInFailure, UserSession
 
 SESSION_IDLE = timedelta(hours=2)
 SESSION_LIFE = timedelta(hours=12)
@@ -121,14 +121,17 @@ def fail(session: Session, actor: Actor, attempt: Attempt) -> None:
     audit.refuse(session, actor, Event.SIGN_IN_FAILED, target_id=target_id, target_name=name)
 
 
-def find_usable(session: Session, email: str) -> Account | None:
-    """Find the account of an address that can sign in; `email` as `text.clean_email` gives it."""
-    active = select(Member.id).where(
-        Member.account_id == Account.id, Member.deactivated_at.is_(None), Member.removed_at.is_(None)
-    )
-    return session.scalar(
-        select(Account).where(Account.email == email, Account.deactivated_at.is_(None), active.exists())
-    )
+def find_usable(session: Session, email: str, *, invited_at: datetime | None = None) -> Account | None:
+    """Find the account of an address that can sign in; `email` as `text.clean_email` gives it.
+
+    With `invited_at` also one that can do so again once it accepts an invitation that is open at that moment.
+    """
+    ways = [
+        exists().where(Member.account_id == Account.id, Member.deactivated_at.is_(None), Member.removed_at.is_(None))
+    ]
+    if invited_at:
+        ways.append(exists().where(Invitation.email == Account.email, *Invitation.open_at(invited_at)))
+    return session.scalar(select(Account).where(Account.email == email, Account.deactivated_at.is_(None), or_(*ways)))
 
 
 def _check_limits(session: Session, email_hash: bytes, prefix: str, now: datetime) -> int:

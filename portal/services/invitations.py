@@ -186,7 +186,7 @@ def invite_admin(session: Session, actor: Actor, workspace: Workspace, email: st
 
 
 def _withdraw_all(session: Session, actor: Actor, which: ColumnElement[bool]) -> int:
-    open_ones = select(Invitation).where(which, *_open(actor.at)).order_by(Invitation.id)
+    open_ones = select(Invitation).where(which, *Invitation.open_at(actor.at)).order_by(Invitation.id)
     found = list(session.scalars(open_ones.with_for_update()))
     for invitation in found:
         _withdraw(session, actor, invitation)
@@ -205,17 +205,8 @@ def _withdraw(session: Session, actor: Actor, invitation: Invitation) -> None:
     )
 
 
-def _open(now: datetime) -> tuple[ColumnElement[bool], ...]:
-    """Give the conditions under which an invitation can still be accepted, its sender aside."""
-    return (
-        Invitation.accepted_at.is_(None),
-        Invitation.withdrawn_at.is_(None),
-        Invitation.expires_at > now,
-    )
-
-
 def _open_in(seat: Seat, now: datetime) -> tuple[ColumnElement[bool], ...]:
-    return Invitation.workspace_id == seat.workspace.id, *_open(now)
+    return Invitation.workspace_id == seat.workspace.id, *Invitation.open_at(now)
 
 
 def _active_member(session: Session, workspace_id: int, email: str) -> Member | None:
@@ -245,7 +236,7 @@ def get_by_token(session: Session, token: str, actor: Actor, *, lock: bool = Fal
         .options(joinedload(Invitation.workspace, innerjoin=True))
         .where(
             Invitation.token_hash == credentials.token_digest(token),
-            *_open(actor.at),
+            *Invitation.open_at(actor.at),
             is_operators | Invitation.invited_by_id.in_(select(Member.id).where(members.is_admin_now())),
         )
         .execution_options(populate_existing=True)

@@ -75,7 +75,7 @@ def send_link(session: Session, actor: Actor, email: str, base_url: str) -> None
 
     To be called after the answer has gone out: what it does must not tell whether the address is known.
     """
-    account = accounts.find_usable(session, email)
+    account = accounts.find_usable(session, email, invited_at=actor.at)
     if account is None:
         return
     recent = (PasswordReset.account_id == account.id, PasswordReset.created_at > actor.at - timedelta(hours=1))

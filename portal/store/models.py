@@ -436,6 +436,11 @@ class Invitation(Base):
 
     workspace: Mapped[Workspace] = relationship(lazy="raise")
 
+    @classmethod
+    def open_at(cls, now: datetime) -> tuple[ColumnElement[bool], ...]:
+        """Give the conditions under which an invitation can be accepted, its sender aside."""
+        return cls.accepted_at.is_(None), cls.withdrawn_at.is_(None), cls.expires_at > now
+
 
 class AuditEvent(Base):
     """One thing that somebody did or was refused. Names are copied in and nothing is referenced: it outlives them."""

@@ -10,8 +10,9 @@ from sqlalchemy import func, select
 
 from portal.rules.credentials import verify_password
 from portal.rules.errors import Conflict, Invalid, KeyRefused, NotFound
-from portal.services import accounts, keys, passwords, people, sessions
+from portal.services import accounts, invitations, keys, passwords, people, sessions
 from portal.services.accounts import LiveSession
+from portal.services.invitations import INVITATION_LIFE
 from portal.services.passwords import MAILS_AN_HOUR, RESET_LIFE, NewPassword
 from portal.store.models import Account, ApiKey, OutgoingMail, UserSession
 from tests.services.office import NOON, Office, at_once
@@ -278,6 +279,19 @@ def test_somebody_who_was_deactivated_gets_no_mail_and_cannot_use_an_old_one(off
     assert link(office) is None
     with pytest.raises(NotFound):
         reset(office, token)
+
+
+def test_somebody_who_left_gets_a_mail_only_while_they_are_invited_again(office: Office) -> None:
+    """Without it, who forgot the password of an old account could never accept."""
+    office.change("max", removed_at=NOON)
+    assert link(office) is None
+    with office.database.transaction() as session:
+        invitations.invite(session, office.actor("ana"), email="max@acme.test", role="member", levels={}, base_url=URL)
+    token = link(office)
+    assert token
+    reset(office, token)
+    assert verify_password(account(office).password_hash, NEW)
+    assert link(office, at=NOON + INVITATION_LIFE) is None
 
 
 def test_an_account_gets_few_mails_an_hour(office: Office) -> None:
