@@ -16,6 +16,7 @@ from portal.web.keys import keyring
 pages = Blueprint("review", __name__, url_prefix="/w/<slug:ws>/review")
 
 _MOST = 100  # keys stopped at once
+_NAMED = 5  # of these, where they were stopped before: what is told next goes by a cookie, which holds 4 KB
 FINDINGS = {
     Finding.OWNER_LOST: "Owner left or lost access",
     Finding.ABOVE_GRANTER: "Granted above granter",
@@ -166,7 +167,9 @@ def stop() -> Response:
         told = [f"{len(stopped)} {'key is' if len(stopped) == 1 else 'keys are'} deactivated."]
         told += ["Requests are refused from now."]
     if before:
-        told += [f"Stopped already: {', '.join(f'“{name}”' for name in before)}."]
+        names = [f"“{name}”" for name in before[:_NAMED]]
+        more = f" and {len(before) - _NAMED} more" if len(before) > _NAMED else ""
+        told += [f"Stopped already: {', '.join(names)}{more}."]
     flash(" ".join(told) or "No key was chosen. Nothing was changed.")
     return make_response(redirect(url_for("review.index", ws=seat().workspace.slug), 303))
 

@@ -72,6 +72,16 @@ def test_stopping_many_goes_past_what_is_stopped_or_named_twice(cast: Cast) -> N
     assert sorted(told.split(", ")) == ["“Ended”", "“Halted”"]
 
 
+def test_stopping_many_that_are_stopped_already_names_as_many_as_a_cookie_holds(cast: Cast) -> None:
+    """A browser leaves a cookie of more than 4,093 bytes, and a proxy may refuse the answer."""
+    names = ("".join(chr(0x4E00 + 331 * n + 7 * each) for each in range(60)) for n in range(20))
+    chosen = [cast.max.generate(["leads:read"], name=name).id for name in names]
+    for _ in range(2):
+        answer = cast.max.post("/w/acme/review/deactivate", {"key": chosen})
+    assert max(map(len, answer.headers.getlist("Set-Cookie"))) < 4093
+    assert "and 15 more." in cast.max.get("/w/acme/review").text
+
+
 def test_a_page_that_is_not_there_says_so_once(cast: Cast) -> None:
     page = cast.ana.get("/w/nowhere/review")
     assert page.status_code == 404
