@@ -6,6 +6,7 @@ import re
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -14,7 +15,7 @@ from uuid import uuid4
 import pytest
 from click.testing import Result
 from flask import Flask
-from sqlalchemy import make_url, select
+from sqlalchemy import make_url, select, update
 
 from app import create_app
 from portal import cli, demo
@@ -545,6 +546,20 @@ def test_a_deactivated_account_is_out_at_once_and_shown_as_what_it_is(
     cast.rio.get(link)
     assert cast.rio.post(link, {"password": new, "password_again": new}).status_code == 303
     assert cast.rio.sign_in(new).status_code == 303
+
+
+def test_who_left_and_is_invited_again_gets_a_new_password_where_the_old_one_is_forgotten(
+    cast: Cast, database: Database
+) -> None:
+    with database.transaction() as session:
+        session.execute(update(Member).where(Member.name == "Rio Tanaka").values(removed_at=datetime.now(UTC)))
+    assert "invite-admin WORKSPACE EMAIL" in refused(cast.app, "reset-password", "rio@acme.test")
+    invited = run(cast.app, "invite-admin", "acme", "rio@acme.test").split()[-1]
+    stranger = cast.stranger("rio")
+    assert 'href="/reset"' in stranger.get(invited.removeprefix("http://127.0.0.1:5000")).text
+    chosen = re.search(r"/reset/\S+", run(cast.app, "reset-password", "rio@acme.test"))
+    assert chosen
+    assert stranger.get(chosen[0]).status_code == 200
 
 
 def test_a_key_that_others_may_know_can_be_stopped_before_its_account_comes_back(cast: Cast, key: MadeKey) -> None:
