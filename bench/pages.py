@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import psycopg
 from flask import Flask
 from sqlalchemy import Connection, event, func, insert, select, text, update
 
@@ -69,6 +70,7 @@ def fill(url: str, keyring: Keyring, rows: int, each: int = 20) -> Scene:
     now = datetime.now(UTC)
     with database.transaction() as session:
         connection = session.connection()
+        database.take_time(connection)
         workspace_id = session.scalars(select(Workspace.id).where(Workspace.slug == "acme")).one()
         max_id = session.scalars(select(Member.id).where(Member.name == "Max Brandt")).one()
         members = [max_id, *_add_members(connection, workspace_id, now)]
@@ -87,9 +89,9 @@ def fill(url: str, keyring: Keyring, rows: int, each: int = 20) -> Scene:
             details = {"before": ["Old", ""], "after": [key.name, ""], "environment": key.environment}
             audit.record(session, who, Event.KEY_EDITED, target_id=key.public_id, target_name=key.name, details=details)
     if not database.is_sqlite:  # as its autovacuum would, some time after so many rows
-        connection = database.driver_connection()
-        connection.execute("VACUUM ANALYZE")
-        connection.close()
+        plain_url = database.url.set(drivername="postgresql").render_as_string(hide_password=False)
+        with psycopg.connect(plain_url, autocommit=True) as patient:
+            patient.execute("VACUUM ANALYZE")
     database.close()
     return Scene(busy, usual, owner, program, rows, time.perf_counter() - start)
 
