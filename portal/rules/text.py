@@ -24,11 +24,20 @@ def clean_line(text: str) -> str | None:
         line = unicodedata.normalize("NFC", text).strip()
     except ValueError:
         return None
-    if any(character in _BIDI or unicodedata.category(character) in _REFUSED for character in line):
+    if any(map(_is_refused, line)):
         return None
     if line and not any(unicodedata.category(character)[0] in _VISIBLE for character in line):
         return None
     return line
+
+
+def without_refused(text: str) -> str:
+    """Put a mark in the place of each character that no name may hold."""
+    return "".join("\ufffd" if _is_refused(character) else character for character in text)
+
+
+def _is_refused(character: str) -> bool:
+    return character in _BIDI or unicodedata.category(character) in _REFUSED
 
 
 def read_line(problems: dict[str, str], field: str, written: str, least: int, most: int, which: str) -> str:

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from portal.rules.chain import BEGINNING, link
 from portal.rules.credentials import KEY_SHAPED, new_id
 from portal.rules.errors import PortalError
+from portal.rules.text import without_refused
 from portal.services.actor import Actor, Means
 from portal.store.database import Database
 from portal.store.models import AuditEvent, AuditHead, RefusalCount, hour_of
@@ -348,8 +349,7 @@ def _write(
 
 def _written(name: str, longest: int) -> str:
     """Make a name that somebody sent storable: a refused attempt may hold anything."""
-    clean = "".join(character if character.isprintable() else "\ufffd" for character in name[:longest])
-    return KEY_SHAPED.sub("…", clean)
+    return KEY_SHAPED.sub("…", without_refused(name[:longest]))
 
 
 def _safe(value: Any) -> Any:

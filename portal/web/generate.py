@@ -262,6 +262,7 @@ def _choices(planned: Plan, add: str = "") -> dict[str, Any]:
         "at_limit": _at_limit(standing, planned, replaced),
         "other_scopes": _other_scopes(planned),
         "review": _review(planned, replaced),
+        "forbidden": planned.problems.get("environment"),
     }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from flask import Response, flash, make_response, redirect, render_template, request, url_for
 
-from portal.rules.access import Scope
+from portal.rules.access import AccessLevel, Scope
 from portal.rules.errors import Forbidden, Invalid, Refusal
 from portal.services import activity, audit, drafts, key_views, keys, rotation
 from portal.services.activity import Denial
@@ -103,6 +103,7 @@ def requests(key_id: str) -> Response:
         key, row = key_views.get_both(session, actor(), seat(), keyring(), key_id)
         planned = drafts.plan(session, actor(), drafts.Draft(owner=key.owner.id))
     grantable = {str(scope) for scope in planned.grantable}
+    mine = {app.slug for shelf in planned.shelves if shelf.level is not AccessLevel.NONE for app in shelf.apps}
     try:
         with reading_much() as session:
             key = key_views.with_refusals(session, key, row)
@@ -111,7 +112,7 @@ def requests(key_id: str) -> Response:
                 "buckets": [(_label(bar.start, span), bar.start, bar.accepted, bar.refused) for bar in bars],
                 "total": sum(bar.accepted for bar in bars),
                 "refused": sum(bar.refused for bar in bars),
-                "denials": [_denial(denial, grantable) for denial in activity.denials(session, row)],
+                "denials": [_denial(denial, grantable, mine) for denial in activity.denials(session, row)],
                 "callers": activity.callers_of(session, row, now),
                 "first": _first(key, activity.first_request(session, row), activity.last_refusal(session, row)),
             }
@@ -141,10 +142,17 @@ def _label(start: datetime, span: str) -> str:
     return time if span == "24h" else day.rpartition(" ")[0]
 
 
-def _denial(denial: Denial, grantable: set[str]) -> dict[str, Any]:
+def _denial(denial: Denial, grantable: set[str], mine: set[str]) -> dict[str, Any]:
     is_scope = denial.reason == Refusal.MISSING_SCOPE
     may = is_scope and denial.scope in grantable
     known = Scope.parse(denial.scope)
+    ask = None
+    if is_scope and known and known.app not in mine:
+        ask = "Check the name of the app in the path" + (
+            "." if seat().is_admin else ", or ask an administrator for it."
+        )
+    elif is_scope and known and not may:
+        ask = f"Ask an administrator for {known.action} in {known.app}."
     return {
         "at": denial.at,
         "method": denial.method,
@@ -158,7 +166,7 @@ def _denial(denial: Denial, grantable: set[str]) -> dict[str, Any]:
         "scope": denial.scope,
         "request_id": denial.request_id,
         "may_generate": may,
-        "ask": f"Ask an administrator for {known.action} in {known.app}." if is_scope and known and not may else None,
+        "ask": ask,
     }
 
 

@@ -129,7 +129,7 @@ _FACTS = {
 def tell(event: AuditEvent, names: Names) -> Telling:
     """Put an event into words."""
     is_refused = event.outcome == "refused"
-    actor = event.actor_name
+    actor = event.actor_name if event.actor_name != "visitor" or event.actor_id else "Somebody"
     if "more" in event.details:
         actor, parts = "", tuple(_counted(event, names))
     elif event.action == Event.KEY_REFUSED:
@@ -248,12 +248,11 @@ def _changes(event: AuditEvent, names: Names) -> Iterator[Change]:
     elif isinstance(before, Mapping) and isinstance(after, Mapping):
         is_access = event.action in (Event.ACCESS_GRANTED, Event.API_MEMBER_CREATED)
         for slug in sorted({*before, *after}):
-            if before.get(slug) == after.get(slug):
-                continue
             if is_access:
-                old, new = _LEVELS.get(before.get(slug, "none")), _LEVELS.get(after.get(slug, "none"))
-                yield Change(names.solutions.get(slug, slug), old or "?", new or "?")
-            else:
+                old, new = before.get(slug, "none"), after.get(slug, "none")
+                if old != new:
+                    yield Change(names.solutions.get(slug, slug), _LEVELS.get(old, "?"), _LEVELS.get(new, "?"))
+            elif before.get(slug) != after.get(slug):
                 yield Change(_FACTS.get(slug, slug.capitalize()), _plain(before.get(slug)), _plain(after.get(slug)))
 
 

@@ -60,7 +60,7 @@ def new_solution() -> Response:
             )
     except Invalid as error:
         return _solution_form(None, error.problems)
-    return _done(f"Solution {made.name} is there. Add its first app.")
+    return _done(f"Solution “{made.name}” was added. Add its first app.")
 
 
 @pages.route("/solutions/<slug:solution>/edit", methods=["GET", "POST"])
@@ -118,7 +118,7 @@ def new_app(solution: str) -> Response:
             )
     except Invalid as error:
         return _app_form(found, None, error.problems)
-    return _done(f"App {made.name} is there. Keys can hold {made.slug}:read and {made.slug}:write.")
+    return _done(f"App “{made.name}” was added. Keys can hold {made.slug}:read and {made.slug}:write.")
 
 
 @pages.route("/apps/<slug:app>/edit", methods=["GET", "POST"])

@@ -158,6 +158,13 @@ _CLOCKS = """() => [...document.querySelectorAll("time")].filter((node) => shown
             /UTC([+−][\\d:]+)?$/.test(it?.textContent.trim()))))
     .map((node) => `no zone: ${call(node)}`)"""
 
+# List lists whose numbers or dots stand outside of them, on what is beside or off the screen.
+_MARKS = """() => [...document.querySelectorAll("ul, ol")].filter((list) => shown(list)
+    && parseFloat(getComputedStyle(list).paddingInlineStart) < 16
+    && [...list.children].map((it) => getComputedStyle(it))
+        .some((it) => it.display === "list-item" && it.listStyleType !== "none"))
+    .map((list) => `marks outside: ${call(list)}`)"""
+
 # Look at title and headings: one h1, no level left out.
 _OUTLINE = """() => {
     const levels = [...document.querySelectorAll("h1, h2, h3, h4, h5, h6")]
@@ -187,7 +194,7 @@ def all_round(page: Page, *, thoroughly: bool = False) -> list[str]:
     over a page it sees only that. What is asked of one look is handed to the browser together.
     """
     page.wait_for_load_state()
-    faults = _listed(page, _OUTLINE, _LANDMARKS, _MOTION, _PLAIN_TWINS, _CLOCKS) + _unzoned(page)
+    faults = _listed(page, _OUTLINE, _LANDMARKS, _MOTION, _PLAIN_TWINS, _CLOCKS, _MARKS) + _unzoned(page)
     before: tuple[str, int, int] = ("", 0, 0)
     for theme, width, height in LOOKS:
         if theme != before[0]:

@@ -230,6 +230,15 @@ def reveals(page: Page, scene: Scene) -> Iterator[str]:
     page.keyboard.press("Escape")
     expect(page.get_by_role("region", name="Unsaved key")).to_be_visible()
     yield "reveal, docked"
+    page.goto(KEYS)
+    page.get_by_role("link", name="Rotate Shown").click()
+    page.get_by_role("button", name="Rotate live key").click()
+    expect(page.get_by_role("heading", name="Copy this key now")).to_be_visible()
+    yield "reveal after a rotation"
+    page.goto(KEYS)
+    page.get_by_role("link", name="Retire now Shown (old)").click()
+    page.get_by_role("button", name="Retire old key").click()
+    expect(page.locator("#status")).to_contain_text("is retired")
 
 
 def without_help(page: Page, scene: Scene) -> Iterator[str]:

@@ -102,6 +102,36 @@ def test_what_a_row_low_on_the_screen_asks_is_seen_down_to_its_button(many: None
     expect(page.get_by_role("button", name=re.compile("^Deactivate Key"))).to_be_in_viewport(ratio=1)
 
 
+@pytest.mark.parametrize("width", [768, 1280])
+def test_the_filters_stand_in_one_row_and_the_chosen_state_is_read_to_its_end(
+    width: int, many: None, new_page: NewPage
+) -> None:
+    page = new_page("ana", width=width)
+    page.goto(f"{KEYS}?owner=all&state=expiring")
+    controls = page.locator(".filters select, .filters button" + (", #q" if width == 1280 else ""))
+    assert len(set(controls.evaluate_all("all => all.map((it) => it.getBoundingClientRect().bottom)"))) == 1
+    state = page.get_by_label("State")
+    expect(state).to_have_value("expiring")
+    shown = state.evaluate("it => it.offsetWidth")
+    assert shown >= state.evaluate("it => { it.style.width = 'max-content'; return it.offsetWidth }")
+
+
+@pytest.mark.parametrize("count", [4, 6])
+def test_no_card_stands_alone_in_its_row(count: int, many: None, new_page: NewPage) -> None:
+    page = new_page("ana")
+    page.goto(KEYS)
+    cards = page.locator("#cards")
+    for _ in range(count - cards.locator("li").count()):
+        cards.evaluate("list => list.append(list.lastElementChild.cloneNode(true))")
+    alone = []
+    for width in (320, 480, 560, 640, 768, 800, 899, 920, 1024, 1280):
+        page.set_viewport_size({"width": width, "height": 900})
+        tops = cards.evaluate("list => [...list.children].map((it) => it.getBoundingClientRect().top)")
+        if tops.count(tops[-1]) == 1:
+            alone.append(width)
+    assert alone == []
+
+
 @pytest.mark.parametrize("scripts", [True, False])
 def test_a_key_from_a_log_is_found_by_whoever_may_see_it(scripts: bool, new_page: NewPage) -> None:
     name = f"Leaked, {scripts}"

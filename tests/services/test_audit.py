@@ -134,6 +134,16 @@ def test_a_log_that_is_gone_is_not_whole(office: Office) -> None:
     assert verdict(office).reason == "every row is missing"
 
 
+def test_a_name_is_kept_as_it_was_typed_but_for_what_no_name_may_hold(office: Office) -> None:
+    persian, family = "می\u200cخواهم", "\U0001f469\u200d\U0001f467"
+    with office.database.transaction() as session:
+        for name in (persian, family, "a\x00b\u202ec\ud800"):
+            audit.record(session, office.actor("ana"), Event.SOLUTION_ADDED, target_name=name)
+    with office.database.transaction() as session:
+        names = session.scalars(select(AuditEvent.target_name).order_by(AuditEvent.seq.desc()).limit(3)).all()
+    assert names[::-1] == [persian, family, "a\ufffdb\ufffdc\ufffd"]
+
+
 def test_an_export_of_sign_ins_goes_to_their_end_not_to_that_of_the_workspace(office: Office) -> None:
     zoe, visitor = office.seat("zoe"), Actor(NOON, Means.SESSION, "visitor")
     with office.database.transaction() as session:

@@ -117,6 +117,17 @@ def test_a_denial_is_told_with_its_reason_and_the_way_on(cast: Cast) -> None:
     assert "Ask an administrator for write in leads." in told  # lea only reads Sales
 
 
+def test_a_denial_for_an_app_that_one_cannot_see_sends_one_to_the_path_first(cast: Cast) -> None:
+    said = "Check the name of the app in the path"
+    for person, words_ in ((cast.rio, f"{said}, or ask an administrator for it."), (cast.ana, f"{said}.")):
+        key = person.generate(["tasks:read"])
+        cast.call("GET", "/apps/taskz/records", key)
+        flush(cast)
+        told = words(person.get(f"keys/{key.id}/requests").text)
+        assert words_ in told
+        assert "Ask an administrator for" not in told
+
+
 @pytest.mark.parametrize(("stop", "said"), [("deactivate", "key deactivated"), ("delete", "key deleted")])
 def test_a_request_after_a_stop_is_told_with_the_reason_that_its_sender_does_not_get(
     cast: Cast, stop: str, said: str

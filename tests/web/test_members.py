@@ -379,6 +379,15 @@ def test_leaving_needs_no_password_and_coming_back_does(cast: Cast, database: Da
     assert cast.rio.get("/w/acme").status_code == 404
 
 
+def test_who_was_removed_is_shown_without_the_access_that_ended(cast: Cast, database: Database) -> None:
+    rio = person_id(database, "rio")
+    assert "Read-only" in cast.ana.get(rio).text
+    cast.ana.post(f"{rio}/leave", {"then": "remove"})
+    page = cast.ana.get(rio).text
+    assert "None: removed people come back without access." in page
+    assert "Read-only" not in page
+
+
 # --- Invitations ----------------------------------------------------------------------------------------------------
 
 

@@ -139,6 +139,23 @@ def test_the_access_of_an_invitation_is_told_as_its_senders(cast: Cast) -> None:
     assert "visitor" not in page.text
 
 
+def test_a_new_api_member_is_told_with_the_access_that_it_got_and_no_other(cast: Cast) -> None:
+    cast.ana.post("/w/acme/api-members/new", {"name": "CRM bot", "access-sales": "read", "access-operations": "none"})
+    page = cast.ana.get(AUDIT)
+    assert said(page)[0] == "Ana Ruiz made the API member CRM bot"
+    (changes,) = re.findall(r'<ul class="changes".*?</ul>', page.text.partition("CRM bot")[2], re.S)[:1]
+    assert "Sales" in changes
+    assert "Operations" not in changes
+
+
+def test_who_is_not_signed_in_is_somebody(cast: Cast) -> None:
+    stranger = cast.stranger()
+    stranger.get("/reset")
+    assert stranger.post("/reset", {"email": "ana@acme.test"}).status_code == 200
+    log = said(cast.ana.get(f"{AUDIT}?of=sign-ins"))
+    assert [line for line in log if line.startswith("Somebody asked for a link to choose a new password")]
+
+
 def test_user_text_is_shown_as_it_is(cast: Cast) -> None:
     cast.rio.generate(name="<b hx-get=/x>Bold")
     assert "&lt;b hx-get=/x&gt;Bold" in cast.ana.get(AUDIT).text
@@ -373,7 +390,7 @@ def test_each_refused_request_is_explained_with_its_true_reason_and_to_nobody_el
             scope = {"missing_scope": "tasks:write", "access_withdrawn": "tasks:read"}.get(reason, "")
             assert refusals.words_of(reason, scope) in page, reason
             assert key.id in page
-            assert "What would mend it" in page
+            assert "How to fix it" in page
             assert key.text not in page
         for person in (cast.lea, cast.max, cast.zoe):
             where = f"/w/{person.workspace}/explain"
@@ -388,10 +405,10 @@ def test_each_refused_request_is_explained_with_its_true_reason_and_to_nobody_el
 @pytest.mark.both
 def test_what_the_key_could_do_is_told_as_of_then(cast: Cast, refused: dict[str, tuple[str, MadeKey]]) -> None:
     page = explained(cast.rio, refused["missing_scope"][0])
-    held = page[page.index("What the key could do at that moment") : page.index("What would mend it")]
+    held = page[page.index("What the key could do at that moment") : page.index("How to fix it")]
     assert "tasks:read" in held  # rio has lost the access since
     page = explained(cast.rio, refused["access_withdrawn"][0])
-    held = page[page.index("What the key could do at that moment") : page.index("What would mend it")]
+    held = page[page.index("What the key could do at that moment") : page.index("How to fix it")]
     assert "No scope worked" in held
 
 
@@ -402,7 +419,7 @@ def test_a_request_that_was_refused_just_now_is_explained_at_once(cast: Cast) ->
 
 
 def mend(page: str) -> str:
-    return page[page.index("What would mend it") : page.index("<footer")]
+    return page[page.index("How to fix it") : page.index("<footer")]
 
 
 def test_what_would_mend_it_is_a_link_where_one_can_do_it(cast: Cast) -> None:

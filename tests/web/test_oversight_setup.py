@@ -92,9 +92,9 @@ def test_a_page_that_is_not_there_says_so_once(cast: Cast) -> None:
 @pytest.mark.both
 def test_the_policy_is_previewed_saved_and_obeyed_by_the_form(cast: Cast) -> None:
     cast.rio.generate(name="Endless", expires="never")
-    assert "No standing key breaks this policy" in cast.ana.get("/w/acme/policy").text
+    assert "No existing key breaks this policy" in cast.ana.get("/w/acme/policy").text
     preview = cast.ana.post("/w/acme/policy/preview", {"max_key_days": "30", "admins_own_live": "yes"}).text
-    assert "1 standing key would break this policy" in preview
+    assert "1 existing key would break this policy" in preview
     assert "Endless" in preview
     assert cast.ana.post("/w/acme/policy", {"max_key_days": "30", "admins_own_live": "yes"}).status_code == 303
     form = cast.rio.get("keys/new").text
@@ -102,6 +102,16 @@ def test_the_policy_is_previewed_saved_and_obeyed_by_the_form(cast: Cast) -> Non
     assert 'value="never"' not in form
     assert cast.rio.post("keys", cast.rio.form(expires="never")).status_code == 422
     assert cast.ana.post("/w/acme/policy", {"max_key_days": "7", "admins_own_live": "yes"}).status_code == 422
+
+
+def test_a_live_key_that_the_policy_forbids_is_said_to_be_so_before_the_button_is_pressed(cast: Cast) -> None:
+    answers = cast.ana.form(scopes=["leads:read"], environment="live")
+    as_a_part = {"HX-Request": "true"}
+    assert "will be able to" in cast.ana.post("keys/new/review", answers, headers=as_a_part).text
+    cast.ana.post("/w/acme/policy", {"max_key_days": "", "admins_own_live": "no"})
+    review = cast.ana.post("keys/new/review", answers, headers=as_a_part).text
+    assert "Administrators of Acme own no live keys." in review
+    assert "will be able to" not in review
 
 
 def test_a_policy_form_that_is_out_of_date_changes_nothing(cast: Cast) -> None:
