@@ -17,7 +17,7 @@ from sqlalchemy import select
 from app import create_app
 from portal import cli
 from portal.rules.access import AccessLevel
-from portal.services import audit
+from portal.services import audit, members
 from portal.store import backup
 from portal.store.database import Database
 from portal.store.models import AuditEvent, Member, UserSession, Workspace
@@ -218,6 +218,8 @@ def test_what_was_ended_since_stays_ended(cast: Cast, database: Database, tmp_pa
     keys["rotated"] = cast.rio.generate(["tasks:read"], name="Rotated later")
     keys["lowered"] = cast.lea.generate(["tasks:write"], name="Lowered later")
     keys["theirs"] = cast.max.generate(["leads:read"], name="Leaves later")
+    before = cast.rio.generate(["tasks:read"], name="Deleted before")
+    cast.rio.post(f"keys/{before.id}/delete")
     file = str(tmp_path / "file")
     run(cast.app, "backup", file)
 
@@ -227,6 +229,7 @@ def test_what_was_ended_since_stays_ended(cast: Cast, database: Database, tmp_pa
     successor = cast.rio.rotate(keys["rotated"], overlap="0")
     office = Office(database)
     office.grant("lea", "operations", AccessLevel.READ)
+    office.grant("lea", "sales", AccessLevel.FULL)  # a restore gives back what it was: nobody is raised by one
     office.change("max", deactivated_at=office.actor("max").at)
     office.change("Nightly sync", manager_id=office.member("ana").id)
     office.close()
@@ -235,6 +238,8 @@ def test_what_was_ended_since_stays_ended(cast: Cast, database: Database, tmp_pa
     with database.reading() as session:
         sync = session.scalars(select(Member).where(Member.name == "Nightly sync")).one()
         assert session.get_one(Member, sync.manager_id).name == "Ana Ruiz"
+        lea = session.scalars(select(Member).where(Member.name == "Lea Okoro")).one()
+        assert members.levels_of(session, lea) == {"operations": AccessLevel.READ, "sales": AccessLevel.READ}
     for what in (
         "API members handed over: 1",
         "keys deleted: 1",

@@ -485,10 +485,15 @@ def test_a_form_filled_from_another_key_asks_for_no_more_than_that_key_had_and_w
         draft = drafts.first(session, actor, seat, similar_to=key.id, add="tasks:write")
         planned = drafts.plan(session, actor, draft)
         foreign = drafts.first(session, actor, seat, similar_to=other.id, add="leads:read")
+        odd = drafts.first(session, actor, seat, add="tasks:delete")
+        of_rio = drafts.first(session, office.actor("ana"), office.seat("ana"), similar_to=key.id, add="tasks:write")
     assert (draft.name, draft.note, list(draft.scopes)) == ("Nightly export", "cron", ["tasks:read", "tasks:write"])
     assert planned.scopes == (Scope.parse("tasks:read"),)
     assert (planned.beyond, list(planned.problems)) == (("tasks:write",), ["scopes"])
+    assert draft.replaces == key.id
     assert (foreign.name, foreign.replaces, list(foreign.scopes)) == ("", "", ["leads:read"])
+    assert (of_rio.name, of_rio.replaces) == ("Nightly export", "")  # nobody replaces another human's
+    assert odd.scopes == []
 
 
 def test_a_key_without_any_scope_authorises_nothing(office: Office) -> None:

@@ -62,6 +62,7 @@ def test_leads_make_api_members_with_access_up_to_full_where_they_manage(
         maker.name,
         {"access": access, "purpose": "Copies leads", "manager": maker.public_id},
     )
+    assert office.told(action="access_granted") == []  # it is told already
 
 
 @pytest.mark.parametrize("name", ["", "ab", "x" * 61, "a\x00bc", "\u202eabc", "x" * 100_000])
@@ -106,6 +107,30 @@ def test_a_seat_tells_what_somebody_may_do_in_each_solution(
         shelves = members.shelves_for(session, seat)
     assert (seat.role, seat.is_lead) == (role, is_lead)
     assert {shelf.solution.slug: shelf.level.value for shelf in shelves} == levels
+
+
+def test_the_apps_that_a_seat_is_told_of_are_those_that_it_reaches(office: Office) -> None:
+    def told(name: str) -> list[str]:
+        with office.database.reading() as session:
+            return [app.slug for app in members.apps_of(session, office.seat(name))]
+
+    assert told("ana") == ["accounts", "leads", "reservations", "tasks"]
+    assert told("rio") == ["reservations", "tasks"]
+    office.grant("rio", "operations", AccessLevel.NONE)
+    assert told("rio") == []
+
+
+def test_humans_are_sent_to_administrators_and_those_who_want_it_for_an_api_member_to_leads_first(
+    office: Office,
+) -> None:
+    office.grant("ana", "sales", AccessLevel.MANAGE)  # written down before she became an administrator
+    rio, (ana, lea) = office.seat("rio"), (office.member(name).name for name in ("ana", "lea"))
+    with office.database.reading() as session:
+        where = {each.slug: each.id for each in members.solutions_of(session, rio.workspace.id)}
+        asked = members.granters(session, rio, where.values(), for_api_member=True)
+        assert asked == {where["operations"]: [lea, ana], where["sales"]: [ana]}
+        asked = members.granters(session, rio, where.values(), for_api_member=False)
+        assert asked == {where["operations"]: [ana], where["sales"]: [ana]}
 
 
 def test_a_seat_is_read_again_in_the_transaction_that_relies_on_it(office: Office) -> None:

@@ -317,6 +317,9 @@ def test_a_person_sees_their_own_live_sessions_this_one_first(office: Office) ->
     sign_in(office, at=NOON - timedelta(minutes=30))
     sign_in(office, at=NOON - timedelta(hours=3))
     sign_in(office, "rio")
+    old, _ = sign_in(office, at=NOON - accounts.SESSION_LIFE)
+    with office.database.transaction() as session:
+        accounts.mark_seen(session, old, NOON, None)
     with office.database.reading() as session:
         found = sessions.list_for(session, this, NOON)
     assert [(one.is_this, one.client) for one in found] == [(True, "Firefox on Linux"), (False, "Firefox on Linux")]

@@ -172,6 +172,16 @@ def test_who_leaves_is_out_with_all_keys_and_comes_back_without_them(office: Off
         do(office, "ana", people.reactivate, office.member("rio").public_id)
 
 
+def test_a_key_that_was_stopped_before_its_owner_left_is_not_stopped_once_more(office: Office) -> None:
+    office.generate("rio")
+    stopped, _ = office.generate("rio", name="Stopped before")
+    office.act("rio", keys.deactivate, stopped.id, at=NOON - timedelta(hours=1))
+    leave(office, "ana", "rio", "deactivate")
+    _, count = do(office, "ana", people.reactivate, office.member("rio").public_id)
+    assert (count, office.row(stopped.id).deactivated_at) == (1, NOON - timedelta(hours=1))
+    assert len(office.told(action="key_deactivated", target_id=stopped.id)) == 1
+
+
 def test_an_account_that_is_off_has_no_session_and_no_key_and_on_again_its_keys(office: Office) -> None:
     made, plain = office.generate("rio")
     email = "rio@acme.test"
@@ -442,6 +452,11 @@ def test_answers_that_cannot_be_are_to_be_mended(shared_office: Office, answers:
     with pytest.raises(Invalid) as refused:
         invite(shared_office, **answers)
     assert list(refused.value.problems) == [field]
+
+
+def test_nobody_is_invited_to_what_there_is_not(shared_office: Office) -> None:
+    with pytest.raises(Forbidden):
+        invite(shared_office, levels={"support": READ})  # a solution of globex
 
 
 @pytest.mark.parametrize("who", ["lea", "rio"])

@@ -764,6 +764,15 @@ def test_an_invitation_to_somebody_with_an_account_takes_that_accounts_password(
     assert stranger.get("/w/acme").status_code == 200
 
 
+def test_whoever_joins_in_somebody_elses_browser_ends_that_ones_session(cast: Cast, database: Database) -> None:
+    path = invited(database, "rio@acme.test", "globex")
+    cast.max.get(path)
+    before = browser_with(cast.app, cookie_of(cast.max.browser))
+    assert is_signed_in(before)
+    assert cast.max.post(path, {"password": PASSWORD}).location == "/w/globex"
+    assert not is_signed_in(before)
+
+
 @pytest.mark.both
 def test_a_workspaces_slug_says_nothing_of_workspaces_one_is_not_in(cast: Cast, database: Database) -> None:
     with database.reading() as session:

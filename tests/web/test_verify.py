@@ -12,6 +12,7 @@ from flask import Flask
 from sqlalchemy import update
 from werkzeug.test import TestResponse
 
+from portal.rules.access import AccessLevel
 from portal.services import keys, rate_limit
 from portal.services.actor import operator
 from portal.services.rate_limit import PER_SECOND
@@ -20,6 +21,7 @@ from portal.store.models import ApiKey
 from portal.web import answers
 from portal.web.turn import Turn
 from tests.cast import Cast, MadeKey
+from tests.services.office import Office
 from tests.web.looking import error
 
 
@@ -50,6 +52,14 @@ def test_a_good_key_is_told_in_headers(cast: Cast, key: MadeKey, method: str) ->
     }
     assert reply.headers["Cache-Control"] == "no-store"
     assert reply.headers["X-Environment"] == "live"
+
+
+def test_a_proxy_is_told_only_of_scopes_that_work_now(cast: Cast, database: Database) -> None:
+    key = cast.max.generate(["leads:read", "leads:write"])
+    office = Office(database)
+    office.grant("max", "sales", AccessLevel.READ)
+    office.close()
+    assert verify(cast.app, key).headers["X-Auth-Scopes"] == "leads:read"
 
 
 def test_a_refusal_names_its_code_in_a_header_for_proxies_that_pass_no_body_on(cast: Cast, key: MadeKey) -> None:

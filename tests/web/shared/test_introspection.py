@@ -403,6 +403,9 @@ def test_a_workspace_has_twenty_at_most(cast: Cast, database: Database) -> None:
         count = select(func.count()).select_from(Verifier)
         globex = next(row.workspace_id for row in session.scalars(select(Verifier)) if row.name == "No 0")
         assert session.scalar(count.where(Verifier.workspace_id == globex, Verifier.revoked_at.is_(None))) == 20
+        any_of_them = session.scalars(select(Verifier.public_id).where(Verifier.workspace_id == globex)).first()
+    assert cast.zoe.post(f"/w/globex/workspace/verifiers/{any_of_them}/revoke").status_code == 303
+    assert cast.zoe.post("/w/globex/workspace/verifiers/new", {"name": "In its place"}).status_code == 200
 
 
 def test_making_one_asks_for_the_password_and_revoking_does_not(cast: Cast, database: Database) -> None:
