@@ -21,7 +21,7 @@ _SECRETS = re.compile(
     r"(?:\"(?:\\.|[^\"\\])*\"?|'(?:\\.|[^'\\])*'?|[^&\r\n]*)"
     r"|(?P<user>://[^:/\s@]{0,64}:)[^@\s]{1,256}(?=@)"
     # One-time links, in an address or a mail, and password hashes: PostgreSQL's errors quote whole rows.
-    r"|(?P<link>/(?:invite|reset)/)[\w-]+|\$argon2[^\s,'\"]+",
+    r"|(?P<link>/(?:invite|reset)/)[\w-]+|\$argon2(?:[^\s,'\"]|,\w=)+",
     re.IGNORECASE,
 )
 _SECRET_NAME = re.compile(_NAMES, re.IGNORECASE)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from portal.logs import JsonLines, redact
 from portal.rules.access import Environment
-from portal.rules.credentials import BASE62, KeyFormat, PlainVerifier
+from portal.rules.credentials import BASE62, KeyFormat, PlainVerifier, hash_password
 from portal.store.database import Database
 from portal.web import front, guards
 from tests.cast import Cast
@@ -159,6 +159,11 @@ def test_what_is_no_secret_stays(text: str) -> None:
 )
 def test_what_follows_the_name_of_a_secret_disappears(text: str) -> None:
     assert "hunter2" not in redact(text)
+
+
+def test_the_hash_of_a_password_disappears_from_the_row_that_an_error_quotes() -> None:
+    row = f"DETAIL: Failing row contains (1, ana@acme.test, {hash_password('correct horse')}, Ana Ruiz)."
+    assert redact(row) == "DETAIL: Failing row contains (1, ana@acme.test, [redacted], Ana Ruiz)."
 
 
 @pytest.mark.parametrize("way", ["message", "argument", "extra", "exception", "chained exception", "object"])
