@@ -363,6 +363,7 @@ def test_a_verifier_has_a_shape_of_its_own_and_reads_back() -> None:
     body, _, check = text.rpartition("_")
     assert check == base62_crc32(body)
     assert plain.last_four == body[-4:] == last_four_of(text)
+    assert last_four_of(text.replace(f"{body}_", body)) == body[-4:]
     again = PlainVerifier.parse(text)
     assert again is not None and again.reveal() == text
     assert text not in f"{plain} {plain!r} {[plain]}"

@@ -64,6 +64,12 @@ def test_a_schema_that_could_keep_the_portal_busy_is_refused_at_once(schema: dic
     assert thread_time() - began < 1
 
 
+def test_a_refusal_repeats_little_of_a_schema() -> None:
+    with pytest.raises(Invalid) as refused:
+        Schema.read({**OBJECT, "properties": ["x" * 10_000]})
+    assert len(refused.value.problems["schema"]) < 400
+
+
 @pytest.mark.parametrize(("value", "written"), [(None, "null"), (True, "true"), (False, "false")])
 def test_what_does_not_fit_is_written_as_json_writes_it(value: object, written: str) -> None:
     schema = Schema.read({"type": "object", "properties": {"name": {"type": "string"}}})

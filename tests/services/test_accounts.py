@@ -414,16 +414,25 @@ def test_signing_in_clears_sessions_away_that_are_over(database: Database) -> No
 # --- What is told ---------------------------------------------------------------------------------------------------
 
 
-def test_each_sign_in_failure_and_sign_out_is_told_once_and_as_what_it_was(office: Office) -> None:
+def test_each_sign_in_failure_proof_and_sign_out_is_told_once_and_as_what_it_was(office: Office) -> None:
     sign_in(office.database, password="wrong")
     sign_in(office.database, "nobody@acme.test")
     _, token = started(office.database)
     found = find(office.database, token)
     assert found
+    attempt = begin(office.database)
+    with office.database.transaction() as session:
+        accounts.prove(session, visitor(), attempt, found)
     with office.database.transaction() as session:
         accounts.sign_out(session, visitor(), found)
     told = [(event.action, event.target_name) for event in office.told(request_id="req_1")]
-    assert [action for action, _ in told] == ["sign_in_failed", "sign_in_failed", "signed_in", "signed_out"]
-    assert [name for _, name in told if "@" in name] == [RIO, RIO, RIO]
+    assert [action for action, _ in told] == [
+        "sign_in_failed",
+        "sign_in_failed",
+        "signed_in",
+        "reauthenticated",
+        "signed_out",
+    ]
+    assert [name for _, name in told if "@" in name] == [RIO, RIO, RIO, RIO]
     assert "nobody" not in repr(told)  # what was typed may be a password in the wrong field
     assert {event.address for event in office.told(request_id="req_1")} == {HOME}

@@ -1,5 +1,6 @@
 """API members: changing, stopping, deleting them; who manages them; what their keys lose (ux 6.8, T-29, T-30, T-60)."""
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -186,6 +187,8 @@ def test_a_deactivated_api_member_stops_with_its_keys_which_come_back_one_by_one
 
 def test_deleting_asks_for_the_name_while_there_are_active_keys_and_revokes_them(office: Office) -> None:
     key, plain = office.generate("lea", owner=API_MEMBER)
+    before, _ = office.generate("lea", owner=API_MEMBER, name="Deleted before")
+    office.act("lea", keys.delete, before.id, at=NOON - timedelta(hours=1), typed="")
     for typed in ("", "Nightly"):
         with pytest.raises(Invalid):
             do(office, "lea", api_members.delete, bot(office), typed=typed)
@@ -195,7 +198,8 @@ def test_deleting_asks_for_the_name_while_there_are_active_keys_and_revokes_them
         office.check(plain)
     row = office.row(key.id)
     assert (row.revoked_at, row.revoked_by_id) == (NOON, office.member("lea").id)
-    (told,) = office.told(action="key_deleted")
+    assert office.row(before.id).revoked_at == NOON - timedelta(hours=1)
+    _, told = office.told(action="key_deleted")
     assert (told.target_id, told.details["reason"]) == (key.id, "its API member was deleted")
     for gone in (api_members.deactivate, api_members.reactivate):
         with pytest.raises(NotFound):
@@ -363,6 +367,8 @@ def test_moving_does_not_pass_the_limit_of_the_new_owner(office: Office) -> None
 def test_what_is_at_risk_is_told_key_by_key(office: Office) -> None:
     key, _ = office.generate("max", scopes=["leads:write", "tasks:read"])
     office.use(key.id, NOON, scope="leads:write", times=3)
+    office.use(key.id, NOON, scope="leads:write", refused="access_withdrawn")  # which nobody would miss
+    office.use(key.id, NOON - timedelta(days=31), scope="leads:write")  # nor what was long ago
     with office.database.reading() as session:
         seat, actor, member = office.seat("ana"), office.actor("ana"), office.member("max")
         (risk,) = offboarding.keys_at_risk(session, actor, seat, office.keyring, member)
@@ -372,3 +378,7 @@ def test_what_is_at_risk_is_told_key_by_key(office: Office) -> None:
         ("leads:write", "sales", 3),
     ]
     assert [scope.text for scope in risk.lost_at({"sales": READ, "operations": READ})] == ["leads:write"]
+    office.grant("max", "sales", READ)
+    with office.database.reading() as session:
+        (risk,) = offboarding.keys_at_risk(session, actor, seat, office.keyring, member)
+    assert [scope.text for scope in risk.scopes] == ["tasks:read"]  # what is lost already is at no risk

@@ -146,6 +146,23 @@ def test_somebody_with_an_account_joins_with_it_and_keeps_name_and_password(offi
     assert seat.granted == {}  # what she is in globex means nothing here
 
 
+def test_nobody_joins_with_an_account_that_is_not_of_the_invited_address(office: Office) -> None:
+    token = invite(office, "zoe@globex.test")
+    with pytest.raises(Conflict), office.database.transaction() as session:
+        rio = session.scalars(select(Account).where(Account.email == "rio@acme.test")).one()
+        invitations.accept(session, visitor(), token, rio)
+
+
+def test_an_operators_invitation_ends_those_to_the_same_address_and_workspace(office: Office) -> None:
+    here, there, other = invite(office), invite(office, workspace="globex"), invite(office, "eva@acme.test")
+    with office.database.transaction() as session:
+        acme = session.scalars(select(Workspace).where(Workspace.slug == "acme")).one()
+        invitations.invite_admin(session, Actor(NOON, Means.COMMAND, "operator"), acme, IDA)
+    with pytest.raises(NotFound):
+        look(office, here)
+    assert look(office, there) and look(office, other)
+
+
 def test_of_two_invitations_to_a_new_address_the_second_needs_the_account_that_the_first_made(office: Office) -> None:
     first, second = invite(office), invite(office, workspace="globex")
     assert look(office, second).account is None  # when the second page was opened

@@ -82,6 +82,19 @@ def test_whatever_is_done_to_a_key_it_is_what_the_table_says(office: Office, ste
         office.act("rio", keys.delete, key.id, at=now, typed="")
 
 
+def test_several_keys_are_stopped_at_once_and_each_told_of_and_those_of_others_stop_none(office: Office) -> None:
+    (one, _), (two, _) = office.generate("rio", name="One"), office.generate("rio", name="Two")
+    of_max, _ = office.generate("max")
+    rio = office.actor("rio")
+    office.act("rio", keys.deactivate, two.id)
+    with pytest.raises(NotFound), audit.transaction(office.database, rio) as session:
+        keys.deactivate_those_active(session, rio, [one.id, of_max.id])
+    assert office.row(one.id).deactivated_at is None
+    with audit.transaction(office.database, rio) as session:
+        assert keys.deactivate_those_active(session, rio, [one.id, two.id, one.id]) == (["One"], ["Two"])
+    assert [event.target_id for event in office.told(action="key_deactivated", outcome="done")] == [two.id, one.id]
+
+
 def test_a_deleted_key_leaves_its_facts_and_its_digest_behind(office: Office) -> None:
     key, plain = office.generate("rio")
     before = office.row(key.id)

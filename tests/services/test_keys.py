@@ -469,12 +469,14 @@ def test_a_scope_that_its_owner_lost_is_shown_as_paused_and_comes_back(office: O
     key, _ = office.generate("max", scopes=["leads:read", "leads:write"])
 
     def working() -> dict[str, bool]:
-        return {scope.text: scope.effective for scope in office.view("max", key.id).scopes}
+        return {scope.text: scope.effective for scope in office.view("ana", key.id).scopes}
 
     office.grant("max", "sales", AccessLevel.READ)
     assert working() == {"leads:read": True, "leads:write": False}
     office.grant("max", "sales", AccessLevel.MANAGE)
     assert working() == {"leads:read": True, "leads:write": True}
+    office.change("max", deactivated_at=NOON)
+    assert working() == {"leads:read": False, "leads:write": False}
 
 
 def test_a_form_filled_from_another_key_asks_for_no_more_than_that_key_had_and_what_it_lacked(office: Office) -> None:

@@ -101,6 +101,15 @@ def test_a_changed_password_ends_all_other_sessions_and_gives_this_one_a_new_tok
     assert verify_password(account(office).password_hash, NEW)
 
 
+def test_whoever_changes_the_password_has_proved_who_they_are(office: Office) -> None:
+    this, _ = sign_in(office, at=NOON - timedelta(hours=1))
+    assert not accounts.is_proved(this, NOON)
+    token = change(office, this, new())
+    with office.database.reading() as session:
+        found = accounts.find_session(session, token, NOON)
+    assert found and accounts.is_proved(found, NOON)
+
+
 @pytest.mark.parametrize("stop_keys", [True, False])
 def test_keys_stop_with_the_change_only_if_that_was_chosen(stop_keys: bool, office: Office) -> None:
     _, plain = office.generate("max")
@@ -143,11 +152,12 @@ def test_a_link_is_good_for_one_new_password_and_ends_every_session(office: Offi
 
 
 def test_using_one_link_ends_the_others(office: Office) -> None:
-    first, second = link(office), link(office)
-    assert first and second
+    first, second, of_rio = link(office), link(office), link(office, "rio@acme.test")
+    assert first and second and of_rio
     reset(office, second)
     with pytest.raises(NotFound):
         reset(office, first)
+    reset(office, of_rio)  # other people's stay as they are
 
 
 def test_a_link_that_is_used_many_times_at_once_counts_once(office: Office) -> None:
@@ -297,6 +307,7 @@ def test_somebody_who_left_gets_a_mail_only_while_they_are_invited_again(office:
 def test_an_account_gets_few_mails_an_hour(office: Office) -> None:
     sent = [link(office) is not None for _ in range(MAILS_AN_HOUR + 1)]
     assert sent == [True] * MAILS_AN_HOUR + [False]
+    assert link(office, "rio@acme.test") is not None
     assert link(office, at=NOON + timedelta(minutes=61)) is not None
 
 

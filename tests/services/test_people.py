@@ -386,6 +386,8 @@ def test_the_list_counts_keys_and_tells_of_those_who_left(office: Office) -> Non
 def test_plain_members_see_no_list(shared_office: Office, who: str) -> None:
     with pytest.raises(Forbidden), shared_office.database.reading() as session:
         people.list_for(session, shared_office.seat(who), Filters(), number=1, size=25, now=NOON)
+    with pytest.raises(Forbidden), shared_office.database.reading() as session:
+        people.get(session, shared_office.seat(who), shared_office.member("lea").public_id)
 
 
 # --- Invitations ----------------------------------------------------------------------------------------------------

@@ -74,6 +74,9 @@ def test_the_preview_counts_what_stands_against_it(office: Office) -> None:
     office.generate("rio", name="Short", expires="30d")
     office.generate("rio", name="Long", expires="1y")
     office.generate("ana", name="Endless", expires="never")
+    office.generate("zoe", name="Of another workspace", expires="never", scopes=["tickets:read"])
+    stopped, _ = office.generate("rio", name="Stopped", expires="never")
+    office.act("rio", keys.deactivate, stopped.id)
     with office.database.reading() as session:
         count, listed = policy.preview(session, office.seat("ana"), Policy(90, False), NOON)
     assert count == 2

@@ -18,10 +18,13 @@ from werkzeug.test import TestResponse
 
 from app import create_app
 from portal.rules.credentials import KEY_SHAPED, checksum
+from portal.rules.errors import Forbidden
+from portal.services import members, verifiers
 from portal.store.database import Database
 from portal.store.models import Access, ApiKey, AuditEvent, RefusedRequest, Usage, UserSession, Verifier
 from tests.cast import KEY_TEXT, Cast, MadeKey, Person
 from tests.servers import Server
+from tests.services.office import RING, Office
 from tests.web.looking import everything, kept
 
 VERIFIER_TEXT = re.compile(r"vf_[0-9A-Za-z]{43}_[0-9A-Za-z]{6}")
@@ -383,6 +386,13 @@ def test_others_may_not(cast: Cast, verifier: Made, database: Database) -> None:
             assert person.get(f"/w/acme/workspace/verifiers{path}").status_code == 403
         assert person.post("/w/acme/workspace/verifiers/new", {"name": "Mine"}).status_code == 403
         assert person.post(f"/w/acme/workspace/verifiers/{verifier.id}/revoke").status_code == 403
+    lea = Office(database).actor("lea")  # nor where no page stands before it
+    with pytest.raises(Forbidden), database.transaction() as session:
+        verifiers.create(session, lea, RING, "Mine", "")
+    with pytest.raises(Forbidden), database.transaction() as session:
+        verifiers.revoke(session, lea, verifier.id)
+    with pytest.raises(Forbidden), database.reading() as session:
+        verifiers.get(session, members.seat_of(session, lea), verifier.id)
     assert kept(database) == before
 
 
@@ -434,6 +444,7 @@ def test_bad_verifiers_of_one_network_are_told_to_wait_and_a_good_one_is_not(lau
     assert told_to_wait[0].get_json()["error"] == "temporarily_unavailable"
     assert ask_from("203.0.113.7", made.basic).status_code == 200
     assert ask_from("203.0.113.8", basic(made.id, "wrong")).status_code == 401
+    assert ask_from("203.0.113.7", {}).status_code == 401  # none at all is no bad one
 
 
 # --- With somebody else's client ------------------------------------------------------------------------------------
