@@ -7,20 +7,21 @@ import stat
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from flask import Flask
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from app import create_app
 from portal import cli
-from portal.rules.access import AccessLevel
-from portal.services import audit, members
+from portal.rules.access import AccessLevel, Role
+from portal.services import api_members, audit, members
 from portal.store import backup
 from portal.store.database import Database
-from portal.store.models import AuditEvent, Member, UserSession, Workspace
+from portal.store.models import Account, AuditEvent, Member, UserSession, Workspace
 from tests.cast import Cast, MadeKey
 from tests.databases import Template
 from tests.servers import free_port
@@ -263,6 +264,51 @@ def test_what_was_ended_since_stays_ended(cast: Cast, database: Database, tmp_pa
     assert "stays as it was" not in said
     for name in ("kept", "deleted", "stopped", "rotated", "theirs"):
         assert status(app, keys[name]) == 200, name
+
+
+def test_rights_that_ended_since_stay_ended_and_nobody_else_loses_any(
+    cast: Cast, database: Database, tmp_path: Path
+) -> None:
+    office = Office(database)
+    with database.transaction() as session:
+        api_members.create(session, office.actor("lea"), name="Second bot", purpose="", access={})
+    office.change("max", role=Role.ADMIN)
+    shortened, lengthened = (cast.rio.generate(name=name) for name in ("Shortened", "Lengthened"))
+    for each in (shortened, lengthened):
+        cast.rio.rotate(each)
+    ends = office.row(lengthened.id).retires_at
+    assert ends
+    file = str(tmp_path / "file")
+    run(cast.app, "backup", file)
+
+    office.change("max", role=Role.MEMBER)
+    office.grant("max", "sales", AccessLevel.NONE)
+    office.change("Second bot", manager_id=None)
+    office.set_key(shortened.id, retires_at=ends - timedelta(hours=1))
+    office.set_key(lengthened.id, retires_at=ends + timedelta(hours=1))
+    with database.transaction() as session:
+        session.execute(update(Account).where(Account.email == "rio@acme.test").values(password_hash="another"))
+
+    said = run(cast.app, "restore", file, "--replace")
+    for what in (
+        "keys rotated out: 1",
+        "administrators demoted: 1",
+        "API members handed over: 1",
+        "passwords changed: 1",
+        "access lowered: 1",
+    ):
+        assert what in said, said
+    assert {name: office.member(name).role for name in ("ana", "max", "zoe")} == {
+        "ana": "admin",
+        "max": "member",
+        "zoe": "admin",
+    }
+    assert office.member("Second bot").manager_id is None
+    assert office.member("Nightly sync").manager_id == office.member("lea").id
+    with database.reading() as session:
+        found = members.levels_of(session, office.member("max"))
+    assert found == {"operations": AccessLevel.READ, "sales": AccessLevel.NONE}
+    assert [office.row(each.id).retires_at for each in (shortened, lengthened)] == [ends - timedelta(hours=1), ends]
 
 
 def test_a_restore_is_told_in_every_audit_log(app: Flask, file: Path, database: Database) -> None:

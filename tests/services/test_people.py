@@ -220,6 +220,13 @@ def test_an_account_that_is_off_has_no_session_and_no_key_and_on_again_its_keys(
     assert len(told) == 4
 
 
+def test_where_somebody_was_removed_nothing_more_is_told_of_their_account(office: Office) -> None:
+    leave(office, "ana", "rio", "remove")
+    before = len(office.told())
+    switch(office, people.deactivate_account, "rio@acme.test")
+    assert [event.workspace_id for event in office.told()[before:]] == [None]
+
+
 def test_an_account_that_was_taken_over_is_stopped_though_it_is_the_last_admins(office: Office) -> None:
     office.change("max", role=Role.ADMIN)
     invite(office, "ana", email="mallory@acme.test")
@@ -370,6 +377,7 @@ def test_the_list_counts_keys_and_tells_of_those_who_left(office: Office) -> Non
     office.generate("rio", name="Another")
     office.use(key.id, NOON)
     leave(office, "ana", "rio", "deactivate")
+    leave(office, "ana", "max", "deactivate")
     leave(office, "ana", "max", "remove")
     with office.database.reading() as session:
         seat = office.seat("ana")
@@ -388,6 +396,11 @@ def test_plain_members_see_no_list(shared_office: Office, who: str) -> None:
         people.list_for(session, shared_office.seat(who), Filters(), number=1, size=25, now=NOON)
     with pytest.raises(Forbidden), shared_office.database.reading() as session:
         people.get(session, shared_office.seat(who), shared_office.member("lea").public_id)
+
+
+def test_nobody_is_found_in_another_workspace(shared_office: Office) -> None:
+    with pytest.raises(NotFound), shared_office.database.reading() as session:
+        people.get(session, shared_office.seat("zoe"), shared_office.member("lea").public_id)
 
 
 # --- Invitations ----------------------------------------------------------------------------------------------------
@@ -524,6 +537,8 @@ def test_one_administrator_mails_so_many_an_hour_and_no_more(office: Office) -> 
     with pytest.raises(TooManyAttempts) as refused:
         invite(office, email="ida@acme.test")
     assert refused.value.retry_at == NOON + timedelta(hours=1)
+    office.change("max", role=Role.ADMIN)
+    invite(office, "max", email="eva@acme.test")
     with office.database.transaction() as session:
         session.execute(update(Invitation).values(created_at=NOON - timedelta(hours=1)))
     invite(office, email="ida@acme.test")
