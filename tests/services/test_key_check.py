@@ -1,5 +1,6 @@
 """The hot path: who passes, why not, and that one statement without a write decides (T-13 to T-19, T-23, T-26)."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import timedelta
@@ -371,6 +372,36 @@ def test_a_connection_that_broke_is_replaced_without_the_caller_noticing(office:
                 session.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": broken[0].info.backend_pid})
         assert check.check(f"Bearer {plain.reveal()}", now=NOON).key_id == key.id
     assert len(broken) == (1 if database.is_sqlite else 2)
+    database.close()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("does_close", [True, False])
+def test_no_connection_crosses_a_fork(office: Office, does_close: bool) -> None:
+    _, plain = office.generate("rio")
+    header, opened = f"Bearer {plain.reveal()}", []
+
+    class Counting(Database):
+        def driver_connection(self) -> Any:
+            opened.append(self)
+            return super().driver_connection()
+
+    database = Counting(office.database.url.render_as_string(hide_password=False))
+    with checking(database) as check:
+        check.check(header, now=NOON)
+        child = os.fork()
+        if not child:
+            status = 1
+            try:
+                if does_close:
+                    check.close()
+                check.check(header, now=NOON)
+                status = 0 if len(opened) == 2 else 1
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        check.check(header, now=NOON)
+    assert len(opened) == 1  # nor did the child end the parent's
     database.close()
 
 

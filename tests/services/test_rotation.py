@@ -336,7 +336,11 @@ def test_an_old_key_whose_successor_was_deleted_counts_by_itself(office: Office)
     """Else rotating and deleting in turn would make any number of keys that work for thirty days."""
     made = [office.generate("rio", name=f"Key {n}")[0] for n in range(20)]
     new, _ = rotate(office, "rio", made[0].id, overlap="until")
+    with office.database.reading() as session:
+        assert rotation.successor_of(session, office.row(made[0].id))
     office.act("rio", keys.delete, new.id, typed="")
+    with office.database.reading() as session:
+        assert rotation.successor_of(session, office.row(made[0].id)) is None
     with pytest.raises(Conflict):
         office.generate("rio", name="One more")
     office.act("rio", rotation.retire, made[0].id)

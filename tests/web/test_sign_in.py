@@ -11,6 +11,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy import select
 from werkzeug.test import TestResponse
 
 from portal.demo import PASSWORD
@@ -21,7 +22,7 @@ from portal.rules.credentials import new_id
 from portal.services import accounts, invitations, passwords, workspaces
 from portal.services.actor import operator
 from portal.store.database import Database
-from portal.store.models import Account, Member, Workspace
+from portal.store.models import Account, AuditEvent, Member, UserSession, Workspace
 from tests.cast import HTMX, Cast, Person
 from tests.web.looking import everything, kept, token_on
 
@@ -179,6 +180,14 @@ def test_a_session_begins_anew_at_sign_in_and_no_other_id_is_adopted(cast: Cast)
         reply = cast.stranger().browser.get(HOME, headers={"Cookie": f"portal={made_up}"})
         assert (reply.status_code, "Solutions" in reply.text) == (303, False)
     assert is_signed_in(browser_with(cast.app, cookie_of(victim.browser)))
+
+
+@pytest.mark.both
+def test_no_page_waits_for_those_who_write(cast: Cast, database: Database) -> None:
+    assert is_signed_in(cast.rio.browser)
+    with later(minutes=2), database.transaction() as session:  # its session is due to be seen
+        session.execute(select(UserSession.id).with_for_update()).all()
+        assert is_signed_in(cast.rio.browser)
 
 
 def test_two_sign_ins_are_two_sessions(cast: Cast) -> None:
@@ -477,13 +486,17 @@ def test_in_the_dialog_the_question_and_the_answer_are_fragments(cast: Cast) -> 
         assert opened.status_code == 200
 
 
-def test_guessing_at_the_proof_is_limited_like_signing_in(cast: Cast) -> None:
+def test_guessing_at_the_proof_is_limited_like_signing_in_and_told_of(cast: Cast, database: Database) -> None:
     answers = cast.rio.form()
     with later(minutes=11):
         tries = [cast.rio.post("/reauth", {"password": "wrong"}) for _ in range(6)]
         assert [reply.status_code for reply in tries[:5]] == [403] * 5
         assert "4 tries left" in tries[0].text
         assert "0 tries left" in tries[4].text
+        with database.reading() as session:
+            told = session.scalars(select(AuditEvent.actor_id).where(AuditEvent.action == "sign_in_failed")).all()
+            rio = session.scalars(select(Account.public_id).where(Account.email == "rio@acme.test")).one()
+        assert told == [rio] * 5
         assert cast.stranger("rio").sign_in().status_code == 429
         for limited in (
             tries[5],

@@ -19,6 +19,7 @@ from portal.services.rate_limit import PER_SECOND
 from portal.store.database import Database
 from portal.store.models import ApiKey
 from portal.web import answers
+from portal.web.door import MAX_SCOPES
 from portal.web.turn import Turn
 from tests.cast import Cast, MadeKey
 from tests.services.office import Office
@@ -81,6 +82,7 @@ def test_a_sandbox_key_says_so(cast: Cast) -> None:
 def test_every_scope_that_is_asked_for_is_needed(cast: Cast) -> None:
     key = cast.max.generate(["leads:read", "leads:write"])
     assert verify(cast.app, key, "?scope=leads:read&scope=leads:write").status_code == 200
+    assert verify(cast.app, key, "?" + "&".join(["scope=leads:read"] * MAX_SCOPES)).status_code == 200
     refused = verify(cast.app, key, "?scope=leads:read&scope=tasks:write")
     told = error(refused, 403)
     assert (told["code"], told["requiredScope"], told["heldScopes"]) == (
@@ -93,7 +95,15 @@ def test_every_scope_that_is_asked_for_is_needed(cast: Cast) -> None:
 
 
 @pytest.mark.parametrize(
-    "query", ["?scope=", "?scope=tasks", "?scope=tasks:*", "?scope=%ff", "?" + "scope=a:read&" * 30]
+    "query",
+    [
+        "?scope=",
+        "?scope=tasks",
+        "?scope=tasks:*",
+        "?scope=%ff",
+        "?" + "scope=a:read&" * 30,
+        "?" + "&".join(["scope=tasks:read"] * (MAX_SCOPES + 1)),
+    ],
 )
 def test_what_is_no_scope_is_said_to_be_none(cast: Cast, key: MadeKey, query: str) -> None:
     assert error(verify(cast.app, key, query), 400)["type"] == "validation_error"

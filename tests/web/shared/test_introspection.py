@@ -308,9 +308,7 @@ def test_when_the_database_is_away_nothing_is_called_inactive(
 
 
 @pytest.mark.both
-def test_a_verifier_moves_to_the_newest_pepper_and_no_answer_waits_for_that(
-    tmp_path: Path, database_url: str, database: Database
-) -> None:
+def test_a_verifier_moves_to_the_newest_pepper_and_no_answer_waits_for_that(tmp_path: Path, database_url: str) -> None:
     def start(peppers: str) -> Cast:
         environ = {"PORTAL_DATABASE_URL": database_url, "PORTAL_INSTANCE": str(tmp_path)}
         return Cast(create_app(environ | {"PORTAL_KEY_PEPPERS": peppers}))
@@ -319,9 +317,11 @@ def test_a_verifier_moves_to_the_newest_pepper_and_no_answer_waits_for_that(
     first = start(old)
     made, key = make(first.ana), first.rio.generate()
     both = start(f"{new},{old}")
-    with database.transaction() as session:  # somebody writes, and holds the verifier too
-        session.execute(select(Verifier.id).with_for_update()).all()
+    somebody = Database(database_url)
+    with somebody.transaction() as session:  # who writes, and holds the verifier too
+        session.execute(select(Verifier.id).with_for_update()).one()
         assert told(both, made, key.text)["active"]
+    somebody.close()
     for _ in range(2):
         assert told(both, made, key.text)["active"]
     both.app.extensions["portal"].usage.flush()
