@@ -407,6 +407,7 @@ def test_what_the_key_could_do_is_told_as_of_then(cast: Cast, refused: dict[str,
     page = explained(cast.rio, refused["missing_scope"][0])
     held = page[page.index("What the key could do at that moment") : page.index("How to fix it")]
     assert "tasks:read" in held  # rio has lost the access since
+    assert "No scope worked" not in held
     page = explained(cast.rio, refused["access_withdrawn"][0])
     held = page[page.index("What the key could do at that moment") : page.index("How to fix it")]
     assert "No scope worked" in held

@@ -251,6 +251,9 @@ def test_bad_keys_of_one_network_never_hurt_a_good_one(cast: Cast, key: MadeKey,
     assert set(answers[300:]) <= {401, 429}  # a new minute counts anew
     assert call(key.text).status_code == 200
     assert call("sk_live_nonsense", "203.0.113.8").status_code == 401
+    there = {"X-Forwarded-For": "203.0.113.7"}
+    assert verify(app, headers=there).status_code == 401  # no key is no bad one
+    assert verify(app, key, "?scope=tasks:write", headers=there).status_code == 403  # nor one that may less
 
 
 # --- Turns ----------------------------------------------------------------------------------------------------------

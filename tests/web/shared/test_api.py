@@ -160,6 +160,7 @@ def test_answers_say_which_world_they_are_from_and_when_the_key_ends(cast: Cast,
         assert reply.headers["X-Environment"] == environment
         expires_at = datetime.fromisoformat(reply.headers["X-Key-Expires-At"])
         assert parsedate_to_datetime(reply.headers["Sunset"]) == expires_at.replace(microsecond=0)
+        assert reply.headers["Sunset"].endswith(" GMT")  # as RFC 9110 has it, section 5.6.7
         if reply.status_code == 200 and path == "/me":
             assert data(reply)["key"]["expiresAt"] == reply.headers["X-Key-Expires-At"]
         assert timedelta(days=29) < expires_at - datetime.now(UTC) <= timedelta(days=30)
