@@ -207,7 +207,11 @@ def test_a_backup_names_what_must_be_kept_beside_it(app: Flask, tmp_path: Path) 
     assert "Keep PORTAL_KEY_PEPPERS too" in run(app, "backup", str(tmp_path / "mine"))
 
 
-def test_all_keys_can_be_restored_deactivated(empty: Flask, file: Path, key: MadeKey) -> None:
+def test_all_keys_can_be_restored_deactivated(cast: Cast, empty: Flask, key: MadeKey, tmp_path: Path) -> None:
+    before = cast.rio.generate(["tasks:read"], name="Deactivated before")
+    cast.rio.post(f"keys/{before.id}/deactivate")
+    file = tmp_path / "file"
+    run(cast.app, "backup", str(file))
     assert "1 key deactivated" in run(empty, "restore", str(file), "--deactivate-keys")
     assert status(empty, key) == 401
     assert Cast(empty).rio.post(f"keys/{key.id}/reactivate").status_code == 303

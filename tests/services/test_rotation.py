@@ -559,6 +559,25 @@ def test_the_fix_it_form_adds_the_missing_scope_and_keeps_the_old_key_for_an_ove
     assert office.check(plain).reach.effective_texts == ("tasks:read", "tasks:write")
     assert (new.predecessor_id, office.row(old.id).retires_at) == (old.id, NOON + DAY)
     assert answers(office, old_plain, NOON + DAY - MINUTE) is None
+    assert office.view("lea", old.id, NOON + DAY).is_old
+
+
+def test_a_key_whose_successor_has_another_name_is_not_the_old_one_of_that_name(office: Office) -> None:
+    old, _ = office.generate("lea")
+    actor = office.actor("lea")
+    draft = replace(office.draft("lea", name="Another"), replaces=old.id, form_id=new_id("form"))
+    with audit.transaction(office.database, actor) as session:
+        rotation.generate(session, actor, office.keyring, draft)
+    assert [office.view("lea", old.id, at).is_old for at in (NOON, NOON + DAY)] == [True, False]
+
+
+def test_the_old_key_of_a_rotation_has_ended_when_it_was_deleted_and_not_with_its_overlap(office: Office) -> None:
+    old, _ = office.generate("rio")
+    rotate(office, "rio", old.id)
+    office.act("rio", keys.delete, old.id, NOON + HOUR, typed="")
+    with office.database.reading() as session:
+        found = rotation.aftermath_of(session, office.row(old.id), NOON + 2 * HOUR)
+    assert found and found.ended_at == NOON + HOUR
 
 
 @pytest.mark.parametrize("forged", [{"environment": "test"}, {"owner": "max"}])

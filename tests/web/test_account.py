@@ -12,6 +12,7 @@ from app import create_app
 from portal.services.accounts import PAIR_LIMIT
 from tests.cast import Cast, Person
 from tests.servers import free_port
+from tests.web.looking import token_on
 
 NEW = "seven green bottles on a wall"
 
@@ -105,9 +106,11 @@ def test_a_forgotten_password_is_chosen_anew_over_the_link_in_the_mail(app: Flas
     stranger.get("/reset")
     assert stranger.post("/reset", {"email": "MAX@acme.test"}).status_code == 200
     path = link_in_mail(app)
-    assert 'value="yes" checked' in stranger.get(path).text
+    form = stranger.get(path)
+    assert 'value="yes" checked' in form.text
     chosen = {"password": NEW, "password_again": NEW, "stop_keys": "yes"}
     assert stranger.post(path, chosen).headers["Location"] == "/login"
+    assert stranger.browser.post("/login", data={"csrf_token": token_on(form)}).status_code == 400  # nothing goes on
     assert cast.max.get("/account").status_code == 303
     assert cast.call("GET", "/me", key).status_code == 401
     assert stranger.get(path).status_code == 404

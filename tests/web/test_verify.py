@@ -19,7 +19,7 @@ from portal.services.rate_limit import PER_SECOND
 from portal.store.database import Database
 from portal.store.models import ApiKey
 from portal.web import answers
-from portal.web.door import MAX_SCOPES
+from portal.web.door import MAX_SCOPES, client_label
 from portal.web.turn import Turn
 from tests.cast import Cast, MadeKey
 from tests.services.office import Office
@@ -151,6 +151,21 @@ def test_a_key_in_the_query_is_refused(cast: Cast, key: MadeKey) -> None:
 
 def test_the_workspace_that_is_asserted_counts(cast: Cast, key: MadeKey) -> None:
     assert error(verify(cast.app, key, headers={"Account-Id": "ws_other"}), 401)["code"] == "invalid_key"
+
+
+@pytest.mark.parametrize(
+    ("header", "told"),
+    [
+        ("curl/8.5 (x86_64)", "curl/8.5"),
+        ("x" * 60, "x" * 60),
+        ("x" * 61, ""),
+        ("c\u00fcrl/8.5", ""),
+        ("curl\t8.5", ""),
+        ("sk_live_" + "x" * 43, ""),
+    ],
+)
+def test_a_client_is_called_by_its_first_word_if_that_is_plain(header: str, told: str) -> None:
+    assert client_label({"HTTP_USER_AGENT": header}) == told
 
 
 def test_what_was_verified_is_noted_as_a_use(cast: Cast, key: MadeKey) -> None:
