@@ -17,11 +17,13 @@ from sqlalchemy import func, select, update
 from werkzeug.test import TestResponse
 
 from app import create_app
-from portal.rules.credentials import KEY_SHAPED, checksum
+from portal.rules.access import Environment
+from portal.rules.credentials import KEY_SHAPED, KeyFormat, checksum
 from portal.rules.errors import Forbidden
 from portal.services import members, verifiers
 from portal.store.database import Database
 from portal.store.models import Access, ApiKey, AuditEvent, RefusedRequest, Usage, UserSession, Verifier
+from portal.web import front
 from tests.cast import KEY_TEXT, Cast, MadeKey, Person
 from tests.servers import Server
 from tests.services.office import RING, Office
@@ -98,6 +100,21 @@ def key(cast: Cast) -> MadeKey:
 
 
 # --- What a verifier is told ----------------------------------------------------------------------------------------
+
+
+def test_how_long_a_no_takes_does_not_tell_whether_there_is_such_a_key(
+    cast: Cast, verifier: Made, key: MadeKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = list[float]()
+    monkeypatch.setattr(front, "sleep", waits.append)
+    monkeypatch.setattr(front, "EVEN_AFTER", 60.0)  # whatever else this machine does meanwhile
+    stopped = cast.lea.generate(["tasks:read"], name="Stopped")
+    cast.lea.post(f"keys/{stopped.id}/deactivate")
+    unknown = KeyFormat().mint(Environment.LIVE).reveal()
+    assert told(cast, verifier, stopped.text) == told(cast, verifier, unknown) == INACTIVE
+    assert len(waits) == 2
+    assert told(cast, verifier, key.text)["active"]
+    assert len(waits) == 2
 
 
 def test_a_key_that_works_is_told_of(cast: Cast, verifier: Made, key: MadeKey, database: Database) -> None:
