@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from flask import Flask, Response
@@ -31,9 +32,9 @@ _ANSWER = {
 }
 
 
-def create_floor() -> Flask:
-    """Put the portal together, with the floor route."""
-    app = create_app()
+def create_floor(environ: Mapping[str, str] | None = None) -> Flask:
+    """Put the portal together from an environment (default: the process's own), with the floor route."""
+    app = create_app(environ)
 
     @anybody
     def floor() -> Response:
