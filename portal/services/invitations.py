@@ -258,10 +258,15 @@ class NewAccount:
     def choose(cls, name: str, password: str, again: str) -> "NewAccount":
         """Take a name and a password, typed twice; raise Invalid with all that is to mend."""
         problems: dict[str, str] = {}
-        clean = text.read_line(problems, "name", name, 2, 60, "by which others know you")
+        clean = read_name(problems, name)
         if problems := problems | NewPassword.problems_of(password, again):
             raise Invalid(problems)
         return cls(clean, NewPassword.choose(password, again, stop_keys=False).password_hash)
+
+
+def read_name(problems: dict[str, str], written: str) -> str:
+    """Clean a person's own name; where it cannot be taken, `problems` gets what to do about it."""
+    return text.read_line(problems, "name", written, 2, 60, "by which others know you")
 
 
 def accept(session: Session, actor: Actor, token: str, who: Account | NewAccount) -> Member:

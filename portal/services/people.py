@@ -3,7 +3,7 @@
 Accounts as a whole, in all their workspaces, are switched off and on by an operator.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from sqlalchemy import ColumnElement, and_, delete, func, or_, select
@@ -290,6 +290,27 @@ def reactivate(session: Session, actor: Actor, public_id: str) -> tuple[Member, 
     return member, len(members.stop_keys(session, actor, member, "its owner had left and came back"))
 
 
+def rename_self(session: Session, actor: Actor, email: str, name: str) -> str:
+    """Give the person with this address another name, in all their workspaces; give it as it is kept.
+
+    What the audit log says of them keeps the name that they had. Raises Invalid with what is to mend.
+    """
+    problems: dict[str, str] = {}
+    clean = invitations.read_name(problems, name)
+    if problems:
+        raise Invalid(problems)
+    account = _hold_account(session, email)
+    account.name = clean
+    mine = select(Member).where(Member.account_id == account.id, Member.name != clean).order_by(Member.workspace_id)
+    for member in session.scalars(mine).all():
+        was, member.name = member.name, clean
+        if member.removed_at is None:
+            who = replace(actor, public_id=member.public_id, workspace_id=member.workspace_id, member_id=member.id)
+            details = {"before": {"name": was}, "after": {"name": clean}}
+            members.tell(session, who, Event.MEMBER_EDITED, member, details)
+    return clean
+
+
 @dataclass(frozen=True, slots=True)
 class Ended:
     """What ended with an account: sessions and active keys; and the workspaces that nobody administers any more."""
@@ -344,10 +365,13 @@ def _hold_account(session: Session, email: str) -> Account:
 
 
 def _tell_of_account(session: Session, actor: Actor, event: Event, account: Account) -> list[Member]:
-    """Write what happened to an account into the log of signing in and of each workspace; give its members there."""
+    """Write what happened to an account into the log of signing in and of each workspace; give its members there.
+
+    The chains of several workspaces are held in the order of their numbers, by whoever writes to more than one.
+    """
     audit.record(session, actor, event, target_id=account.public_id, target_name=account.email)
-    mine = select(Member).where(Member.account_id == account.id, Member.removed_at.is_(None)).order_by(Member.id)
-    found = list(session.scalars(mine.options(joinedload(Member.workspace))))
+    mine = select(Member).where(Member.account_id == account.id, Member.removed_at.is_(None))
+    found = list(session.scalars(mine.order_by(Member.workspace_id).options(joinedload(Member.workspace))))
     for member in found:
         members.tell(session, actor, event, member, {})
     return found

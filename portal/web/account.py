@@ -8,7 +8,7 @@ from flask_login import current_user, logout_user
 
 from portal.rules.errors import Invalid, NotFound, TooManyAttempts
 from portal.rules.text import clean_email
-from portal.services import accounts, members, passwords, sessions
+from portal.services import accounts, members, passwords, people, sessions
 from portal.services.accounts import Preferences
 from portal.services.actor import Actor
 from portal.services.passwords import NewPassword
@@ -39,6 +39,28 @@ def index() -> Response:
         keys = passwords.active_keys(session, account.id, actor())
     told = {"account": account, "places": places_of(mine), "key_count": keys}
     return make_response(render_template("account/index.html", **told))
+
+
+@pages.route("/account/name", methods=["GET", "POST"])
+@signed_in
+def name() -> Response:
+    """Choose another name for oneself."""
+    account = current_user.account
+    if request.method != "POST":  # HEAD is a GET
+        return _name_page(account.name)
+    wanted = answer("name")
+    try:
+        with transaction() as session:
+            kept = people.rename_self(session, actor(), account.email, wanted)
+    except Invalid as error:
+        return _name_page(without_keys(wanted), error.problems)
+    flash(f"Your name is {kept} now.")
+    return make_response(redirect(url_for("account.index"), 303))
+
+
+def _name_page(written: str, errors: Mapping[str, str] | None = None) -> Response:
+    context = {"name": written, "errors": errors or {}}
+    return make_response(render_template("account/name.html", **context), 422 if errors else 200)
 
 
 # --- Sessions -------------------------------------------------------------------------------------------------------

@@ -73,7 +73,7 @@ _SAYS: dict[Event, tuple[str, str]] = {
     Event.MEMBER_INVITED: ("invited {target}{as_role}", "invite {target}"),
     Event.INVITATION_WITHDRAWN: ("withdrew the invitation of {target}", "withdraw the invitation of {target}"),
     Event.MEMBER_JOINED: ("{target} joined{as_role}", "let {target} join"),
-    Event.MEMBER_EDITED: ("changed the facts of {target}", "change the facts of {target}"),
+    Event.MEMBER_EDITED: ("changed {what}", "change the facts of {target}"),
     Event.MEMBER_DEACTIVATED: ("deactivated {target}; their keys stopped", "deactivate {target}"),
     Event.MEMBER_REACTIVATED: ("reactivated {target}", "reactivate {target}"),
     Event.MEMBER_REMOVED: ("removed {target} from the workspace", "remove {target} from the workspace"),
@@ -200,6 +200,10 @@ def _field(name: str, event: AuditEvent, names: Names) -> Iterator[Part]:
     details = event.details
     if name == "target":
         yield Part(event.target_name or event.target_id or "something", "name")
+    elif name == "what" and event.actor_id == event.target_id:
+        yield Part("their own name")
+    elif name == "what":
+        yield from (Part("the facts of "), Part(event.target_name, "name"))
     elif name == "env":
         yield Part({"live": "live", "test": "sandbox"}.get(details.get("environment", ""), "API"))
     elif name == "owner":

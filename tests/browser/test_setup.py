@@ -31,6 +31,7 @@ def addresses(backstage: Backstage) -> dict[str, str]:
         "app": "/w/acme/apps/leads/edit",
         "policy": "/w/acme/policy?max_key_days=30&admins_own_live=no",
         "account": "/account",
+        "name": "/account/name",
         "sessions": "/account/sessions",
         "password": "/account/password",
     }

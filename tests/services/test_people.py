@@ -608,3 +608,25 @@ def test_an_expired_invitation_is_not_listed(office: Office) -> None:
     later = office.actor("ana", NOON + timedelta(days=7))
     with office.database.reading() as session:
         assert invitations.list_open(session, later, office.seat("ana")) == []
+
+
+def test_a_new_name_is_told_wherever_one_is(office: Office) -> None:
+    here, after = office.actor("max"), {"name": "Maxine Frey"}
+    there = accept(office, invite(office, "zoe", email="max@acme.test"))
+    visitor = Actor(NOON, Means.SESSION, "Max Brandt", "acc_1")
+    with office.database.transaction() as session:
+        assert people.rename_self(session, visitor, "max@acme.test", " Maxine Frey ") == "Maxine Frey"
+    told = office.told(action="member_edited")
+    assert [(each.actor_id, each.workspace_id) for each in told] == [
+        (here.public_id, here.workspace_id),
+        (there.public_id, there.workspace_id),
+    ]
+    assert [each.details for each in told] == [{"before": {"name": "Max Brandt"}, "after": after}] * 2
+
+
+def test_who_was_removed_comes_back_with_their_new_name_and_nobody_is_told_of_it(office: Office) -> None:
+    leave(office, "ana", "max", "remove")
+    with office.database.transaction() as session:
+        people.rename_self(session, Actor(NOON, Means.SESSION, "Max Brandt", "acc_1"), "max@acme.test", "Maxine Frey")
+    assert office.told(action="member_edited") == []
+    assert accept(office, invite(office, email="max@acme.test")).name == "Maxine Frey"

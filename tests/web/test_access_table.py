@@ -34,6 +34,8 @@ GET    /reauth                                            303 200 200 200 200 20
 POST   /reauth                                            303 403 403 403 403 403 400 400
 GET    /w                                                 303 200 303 303 303 303 303 303
 GET    /account                                           303 200 200 200 200 200 303 303
+GET    /account/name                                      303 200 200 200 200 200 303 303
+POST   /account/name                                      303 422 422 422 422 422 400 400
 GET    /account/sessions                                  303 200 200 200 200 200 303 303
 POST   /account/sessions                                  303 303 303 303 303 303 400 400
 POST   /account/stay                                      303 303 303 303 303 303 400 400

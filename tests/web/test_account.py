@@ -39,7 +39,7 @@ def change(person: Person, old: str = "", **answers: str) -> int:
 
 def test_the_account_page_leads_to_what_can_be_changed(cast: Cast) -> None:
     page = cast.max.get("/account").text
-    for path in ("/account/sessions", "/account/password", "/preferences", "/w/acme"):
+    for path in ("/account/name", "/account/sessions", "/account/password", "/preferences", "/w/acme"):
         assert f'href="{path}"' in page
 
 
@@ -48,6 +48,27 @@ def test_the_account_page_and_the_menu_call_a_lead_the_same(cast: Cast) -> None:
     for person, role in ((cast.ana, "Administrator"), (cast.lea, "Team lead"), (cast.max, "Member")):
         assert f"</a> · {role}" in person.get("/account").text
         assert f"· {role}</p>" in person.get("/w/acme").text
+
+
+def test_a_changed_name_is_that_of_the_next_page_and_of_the_next_call(cast: Cast) -> None:
+    key = cast.max.generate(["leads:read"])
+    cast.max.get("/account/name")
+    assert cast.max.post("/account/name", {"name": "  Maxine Frey "}).status_code == 303
+    page = cast.max.get("/account").text
+    assert "Your name is Maxine Frey now." in page
+    assert 'aria-label="Profile and settings: Maxine Frey"' in page
+    assert cast.call("GET", "/me", key).get_json()["data"]["member"]["name"] == "Maxine Frey"
+    assert "changed their own name" in cast.ana.get("/w/acme/audit").text
+
+
+@pytest.mark.parametrize("name", ["", "M", "x" * 61, "Max\u202e", "sk_live_" + "a" * 40])
+def test_a_name_that_cannot_be_taken_changes_nothing(cast: Cast, name: str) -> None:
+    cast.max.get("/account/name")
+    answer = cast.max.post("/account/name", {"name": name})
+    assert answer.status_code == 422
+    assert 'id="new-name-error"' in answer.text
+    assert "a" * 40 not in answer.text
+    assert "Max Brandt" in cast.max.get("/account").text
 
 
 def test_a_changed_password_counts_from_now_on_and_signs_others_out(cast: Cast) -> None:
