@@ -30,6 +30,7 @@ from sqlalchemy import (
     true,
     update,
 )
+from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import Session
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -227,6 +228,11 @@ def main(count: int, keys_file: Path) -> None:
     """Add COUNT keys and write the texts of 5,000 of them to a file."""
     settings = Settings.from_environ(os.environ, Path(os.environ.get("PORTAL_INSTANCE") or ROOT / "instance"))
     database = Database(settings.database_url)
+    try:
+        stored_keys(database)
+    except DatabaseError as error:
+        advice = "If it is new, run: .venv/bin/flask migrate"
+        raise click.ClickException(f"The database cannot be used: {error.orig}. {advice}") from None
     stored = add_keys(database, settings.keyring, count)
     every = max(1, count // WRITTEN)
     with click.progressbar(stored, length=count, label="adding keys", file=sys.stderr) as progress:

@@ -232,7 +232,7 @@ def _smtp_url(environ: Mapping[str, str]) -> str | None:
 def _mail_from(environ: Mapping[str, str], host: str) -> str:
     text = environ.get("PORTAL_MAIL_FROM") or f"Latchkey <latchkey@{'localhost' if ':' in host else host}>"
     name, address = parseaddr(text)
-    if not (name.isprintable() and address.isascii() and clean_email(address)):
+    if not (text.isprintable() and address.isascii() and clean_email(address)):
         raise BadSetting(f"PORTAL_MAIL_FROM must look like Keys <keys@example.org>, not {text[:80]!r}.")
     return formataddr((name, address))
 

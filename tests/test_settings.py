@@ -199,6 +199,7 @@ def test_trusted_proxies_are_addresses_and_networks(instance: Path) -> None:
         ("PORTAL_KEY_PREFIX", "s"),
         ("PORTAL_KEY_PREFIX", "s_k"),
         ("PORTAL_KEY_PREFIX", ".*"),
+        ("PORTAL_MAIL_FROM", "Keys <keys@example.org>\nBcc: all@example.org"),
         ("PORTAL_TRUSTED_PROXIES", "proxy.internal"),
         ("PORTAL_TRUSTED_PROXIES", "10.0.0.1/8"),
         ("PORTAL_TRUSTED_PROXIES", "10.0.0.0/99"),

@@ -110,6 +110,8 @@ class PlainSecret:
 
 
 BEARER = re.compile(r"bearer +([^ \t,]+) *", re.IGNORECASE | re.ASCII)  # a whole header with its credential, RFC 6750
+# One that somehow speaks of a Bearer credential: servers put several headers into one, with commas between them.
+BEARER_AMONG = re.compile(r"(?:\A|,[ \t]*)bearer(?:[ \t]|\Z)", re.IGNORECASE | re.ASCII)
 
 
 class PlainKey(PlainSecret):

@@ -22,7 +22,7 @@ from sqlalchemy.dialects.postgresql import psycopg
 
 from portal import metrics
 from portal.rules.access import AccessLevel, Role, Scope, effective_scopes, level_of
-from portal.rules.credentials import BEARER, KeyDigest, Keyring
+from portal.rules.credentials import BEARER, BEARER_AMONG, KeyDigest, Keyring
 from portal.rules.errors import KeyRefused, Refusal
 from portal.store.database import TROUBLE, Database
 from portal.store.key_cache import KeyCache
@@ -208,7 +208,7 @@ def _credential(authorization: str | None) -> str:
     match = BEARER.fullmatch(authorization or "")
     if match:
         return match[1]
-    if authorization and authorization[:6].lower() == "bearer" and authorization[6:7] in ("", " ", "\t"):
+    if authorization and BEARER_AMONG.search(authorization):
         return ""
     raise KeyRefused(Refusal.MISSING)
 

@@ -20,6 +20,7 @@ from portal.web.http import (
     page_or_fragment,
     reading,
     send_mails,
+    ticked,
     too_many,
     transaction,
     without_keys,
@@ -224,7 +225,7 @@ def preferences() -> Response:
         clock=answer("clock"),
         theme=answer("theme"),
         page_rows=answer("page_rows"),
-        shortcuts=answer("shortcuts") == "on",
+        shortcuts=ticked("shortcuts"),
     )
     try:
         with transaction() as session:

@@ -18,7 +18,17 @@ from portal.store.database import Session
 from portal.store.models import KeyState
 from portal.web.display import absolute, clock, level_text, role_text
 from portal.web.guards import actor, in_workspace, recently_proved, seat
-from portal.web.http import answer, is_fragment, page_or_fragment, portal, public_id, reading, transaction, without_keys
+from portal.web.http import (
+    answer,
+    is_fragment,
+    page_or_fragment,
+    portal,
+    public_id,
+    reading,
+    ticked,
+    transaction,
+    without_keys,
+)
 from portal.web.keys import keyring, pages
 
 _LIFETIMES = {
@@ -53,7 +63,7 @@ def _draft() -> Draft:
         similar_to=public_id(answer("from")),
         replaces=public_id(answer("replaces")),
         overlap=answer("overlap", Overlap.DAY),
-        self_rotate=bool(answer("self_rotate")),
+        self_rotate=ticked("self_rotate"),
     )
 
 
@@ -152,14 +162,14 @@ def generate() -> Response:
     except Conflict as error:
         if error.code != keys.KEY_LIMIT:
             raise
-        return _form_again(draft, {"limit": error.message})
+        return _form_again(draft, {"limit": error.message}, 409)
     return reveal(key, plain, told_of_rotation(key, old) if old else f"“{key.name}” was generated.", old)
 
 
-def _form_again(draft: Draft, errors: Mapping[str, str]) -> Response:
+def _form_again(draft: Draft, errors: Mapping[str, str], status: int = 422) -> Response:
     with reading() as session:
         planned = drafts.plan(session, actor(), draft)
-    return _form(planned, errors=errors)
+    return _form(planned, errors=errors, status=status)
 
 
 def already_shown(key_id: str) -> Response:
@@ -215,10 +225,11 @@ def _form(
     *,
     fragment: str = "keys/_new.html",
     errors: Mapping[str, str] | None = None,
+    status: int = 422,
     add: str = "",
 ) -> Response:
     context = _choices(planned, add) | {"errors": errors or {}}
-    return page_or_fragment("keys/new.html", fragment, 422 if errors else 200, **context)
+    return page_or_fragment("keys/new.html", fragment, status if errors else 200, **context)
 
 
 def _choices(planned: Plan, add: str = "") -> dict[str, Any]:

@@ -164,6 +164,11 @@ def answer(name: str, default: str = "") -> str:
     return values[0] if values else default
 
 
+def ticked(name: str) -> bool:
+    """Say whether a box is ticked. A form leaves out the others; a program may write out that one is not."""
+    return answer(name).lower() not in ("", "no", "off", "false", "0")
+
+
 def was_shown() -> str | None:
     """Read what a form says that it showed (its field `was`), by which a stale answer is known; None when it does not.
 

@@ -283,7 +283,8 @@ _CAUSES: dict[Refusal, tuple[str, str, str]] = {
     Refusal.MISSING: (
         "No key was sent",
         "The request has no Authorization header of the scheme Bearer. Keys in the address, in a cookie or sent as "
-        "Basic or Token do not count.",
+        "Basic or Token do not count, and a header that holds anything but ASCII, such as the … of a hint or a curly "
+        "quotation mark, arrives empty.",
         "Send the header `Authorization: Bearer <key>`. Some programs drop it when they follow a redirect.",
     ),
     Refusal.MALFORMED: (

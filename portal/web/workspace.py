@@ -13,7 +13,7 @@ from portal.services.audit import Event
 from portal.services.policy import Policy
 from portal.store.models import App, Solution
 from portal.web.guards import actor, in_workspace, only, recently_proved, seat
-from portal.web.http import answer, page_or_fragment, reading, transaction, was_shown, without_keys
+from portal.web.http import answer, page_or_fragment, reading, ticked, transaction, was_shown, without_keys
 
 pages = Blueprint("workspace", __name__, url_prefix="/w/<slug:ws>")
 _for_admins = only(attrgetter("is_admin"), "Only administrators set up the workspace.")
@@ -56,7 +56,7 @@ def new_solution() -> Response:
             here = workspaces.admin_seat(session, actor(), Event.SOLUTION_ADDED).workspace
             made = workspaces.add_solution(
                 *(session, actor(), here, answer("slug"), answer("name"), answer("description")),
-                is_external=bool(answer("is_external")),
+                is_external=ticked("is_external"),
             )
     except Invalid as error:
         return _solution_form(None, error.problems)
@@ -77,7 +77,7 @@ def edit_solution(solution: str) -> Response:
         with transaction() as session:
             workspaces.edit_solution(
                 *(session, actor(), solution, answer("name"), answer("description")),
-                is_external=bool(answer("is_external")),
+                is_external=ticked("is_external"),
                 was=was,
             )
     except Invalid as error:

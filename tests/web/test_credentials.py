@@ -55,10 +55,22 @@ MALFORMED = (
     *("Bearer {}{}", "Bearer {}x", "Bearer x{}", "Bearer {} {}", "Bearer {}..", "Bearer Bearer {}", "Bearer {}\n"),
     *("Bearer\t{}", "Bearer \t{}", "Bearer {}\t", 'Bearer "{}"', "Bearer '{}'", "Bearer <{}>", "Bearer " + "a" * 2**20),
     *("Bearer {},Bearer {}", "Bearer {}, Bearer {}", "Bearer {other},Bearer {}", "Bearer {},Basic x", "Bearer {},"),
+    *("Basic x,Bearer {}", "Basic x, bearer {}", "Token {},Bearer {}", "Bearer {},Token {}", ",Bearer", ", Bearer\t{}"),
 )
 MISSING = (
     *("", " ", "{}", "Bearer{}", "Bearer:{}", "Bearer-{}", 'Bearer"{}"', " Bearer {}", "\tBearer {}", "\x00Bearer {}"),
-    *("Token {}", "ApiKey {}", "Basic {}", "Digest {}", "Bearers {}", "B earer {}", "=", "\xff", "a" * 2**20),
+    *(
+        "Token {}",
+        "ApiKey {}",
+        "Basic {}",
+        "Digest {}",
+        "Bearers {}",
+        "B earer {}",
+        "Basic x,Bearers {}",
+        "=",
+        "\xff",
+        "a" * 2**20,
+    ),
 )
 
 
@@ -79,11 +91,6 @@ def test_a_header_that_is_not_one_bearer_key_is_refused_at_once(
     assert min(took) < 0.1
     assert error(reply, 401)["code"] == code
     assert ('error="invalid_token"' in reply.headers["WWW-Authenticate"]) == (code == "malformed_key")
-
-
-@pytest.mark.parametrize("header", ["Basic x,Bearer {}", "Token {},Bearer {}", "Bearer {},Token {}"])
-def test_a_good_key_beside_another_credential_does_not_count(ask: Ask, key: MadeKey, header: str) -> None:
-    assert error(ask(header.replace("{}", key.text)), 401)["code"] in {"malformed_key", "missing_key"}
 
 
 @pytest.mark.parametrize("pair", ["{}:", ":{}", "user:{}", "{}:x-oauth-basic", "{}"])

@@ -205,7 +205,7 @@ def test_the_twenty_first_key_is_refused_until_one_is_deleted(cast: Cast, databa
     before = kept(database)
     for headers in ({}, HTMX):
         refused = cast.rio.post("keys", cast.rio.form(name="One more"), headers=headers)
-        assert refused.status_code == 422
+        assert refused.status_code == 409
         assert "limit" in problems(refused)
         assert 'value="One more"' in refused.text
         rio = re.escape("/w/acme/api/keys?owner=me&sort=used&state=unused")
@@ -213,7 +213,7 @@ def test_the_twenty_first_key_is_refused_until_one_is_deleted(cast: Cast, databa
     assert kept(database) == before
     one = everything(database)["api_key"][0]["public_id"]
     assert cast.rio.post(f"keys/{one}/deactivate").status_code == 303
-    assert cast.rio.post("keys", cast.rio.form(name="One more")).status_code == 422
+    assert cast.rio.post("keys", cast.rio.form(name="One more")).status_code == 409
     assert cast.rio.post(f"keys/{one}/delete").status_code == 303
     assert cast.rio.post("keys", cast.rio.form(name="One more")).status_code == 200
 

@@ -53,6 +53,8 @@ def test_a_key_that_may_gets_a_new_one_once(cast: Cast, key: MadeKey, database: 
     reply = cast.call("POST", "/me/rotate", key, json={"overlap": 3600})
     made = data(reply, 201)
     assert KEY_TEXT.fullmatch(made["key"])
+    assert reply.headers.getlist("X-Key-Expires-At") == [made["previousKeyEndsAt"]]
+    assert len(reply.headers.getlist("Sunset")) == 1
     assert made == {
         "id": made["id"],
         "name": "Nightly export",
@@ -70,7 +72,9 @@ def test_a_key_that_may_gets_a_new_one_once(cast: Cast, key: MadeKey, database: 
     assert timedelta(0) <= ends - before - timedelta(hours=1) < timedelta(minutes=1)
     new = MadeKey(made["id"], made["key"])
     assert data(cast.call("GET", "/me", new))["key"]["id"] == new.id
-    assert cast.call("GET", "/me", key).headers["X-Key-Expires-At"][:19] == made["previousKeyEndsAt"][:19]
+    again = cast.call("GET", "/me", key).headers
+    assert again["X-Key-Expires-At"][:19] == made["previousKeyEndsAt"][:19]
+    assert again["Sunset"] == reply.headers["Sunset"]
     kept_row = row(database, new)
     assert (kept_row.self_rotate, kept_row.note) == (True, "On the server")
     assert new.text not in json.dumps(everything(database), default=repr)
@@ -235,7 +239,8 @@ def test_the_form_offers_it_unticked_and_the_check_page_carries_it(cast: Cast, d
     shown_again = cast.rio.post("keys", cast.rio.form(self_rotate="yes", name=""))
     ticked = box.search(shown_again.text)
     assert ticked and "checked" in ticked[0]
-    assert not row(database, cast.rio.generate()).self_rotate
+    for nothing_ticked in ({}, {"self_rotate": "no"}, {"self_rotate": "0"}):
+        assert not row(database, cast.rio.generate(name=f"Key {nothing_ticked}", **nothing_ticked)).self_rotate
 
 
 def test_rotating_and_replacing_by_hand_keep_it(cast: Cast, key: MadeKey, database: Database) -> None:
