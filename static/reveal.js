@@ -15,8 +15,8 @@
     region.replaceChildren(icon(saved ? "circle-check" : "circle-alert"), el("span", {}, text));
   };
 
-  const save = (root, text) => {
-    root.dataset.saved = "1";
+  const save = (root, text, how = "kept") => {
+    root.dataset.saved = how;
     window.removeEventListener("beforeunload", warn);
     dlg.removeAttribute("closedby");
     say(root, text, true);
@@ -24,6 +24,13 @@
       part(root, ".guard").remove();
       part(root, "[data-done]").focus();
     }
+  };
+
+  const unsave = (root) => {
+    delete root.dataset.saved;
+    window.addEventListener("beforeunload", warn);
+    if (dlg.contains(root)) dlg.setAttribute("closedby", "none");
+    say(root, "Not saved yet", false);
   };
 
   const copied = (root) => {
@@ -162,8 +169,10 @@
       withIcon("download", "Download .env", () => download(root), ""),
       withIcon("eye-off", "Hide", () => hide(root, !field.classList.contains("is-hidden")), "hide-key"));
     const stored = el("input", { type: "checkbox" });
-    stored.addEventListener("change", () => {
-      if (stored.checked) save(root, "Stored by you. It cannot be shown again.");
+    stored.addEventListener("change", () => { // says nothing new of a key that was copied or downloaded
+      if (root.dataset.saved === "kept") return;
+      if (stored.checked) save(root, "Stored by you. It cannot be shown again.", "ticked");
+      else unsave(root);
     });
     part(root, ".secret-box").append(el("label", { className: "stored" }, stored, `I have stored this ${noun(root)}`));
     // A part that somebody dragged over stays as it is.
@@ -185,9 +194,7 @@
       if (root.dataset.saved) leave(root, link);
       else guard(root, link);
     }, true);
-    say(root, "Not saved yet", false);
-    window.addEventListener("beforeunload", warn);
-    if (dlg.contains(root)) dlg.setAttribute("closedby", "none");
+    unsave(root);
   };
 
   portal.enhance(() => {

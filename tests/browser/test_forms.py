@@ -547,7 +547,7 @@ def test_generating_into_the_void_loses_no_answer(page: Page) -> None:
         recover = break_down(page, f"**{KEYS}", trouble)
         page.get_by_role("button", name="Generate sandbox key").click()
         expect(alert).to_have_text("We could not confirm the result. Check the list before trying again.")
-        expect(page.get_by_role("link", name="Go to the list")).to_be_visible()
+        expect(page.get_by_role("link", name="Go to the list")).to_be_in_viewport(ratio=1)
         expect(page.get_by_label("What is this key for?")).to_have_value("Into the void")
         expect(scope(page, "leads:read")).to_be_checked()
         page.get_by_role("button", name="Dismiss message").locator("visible=true").click()

@@ -178,6 +178,21 @@ def test_a_saved_key_closes_at_once(save: Callable[[Page], None], page: Page) ->
     expect_closed(page, name)
 
 
+def test_whoever_takes_the_tick_back_is_asked_again(page: Page) -> None:
+    reveal(page, "Ticked by mistake")
+    by_tick(page)
+    page.get_by_role("checkbox", name="I have stored this key").uncheck()
+    expect(page.locator("#reveal-msg")).to_have_text("Not saved yet")
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("heading", name="You have not saved this key")).to_be_focused()
+    by_hand(page)
+    page.get_by_role("checkbox", name="I have stored this key").check()
+    page.get_by_role("checkbox", name="I have stored this key").uncheck()
+    expect(page.locator("#reveal-msg")).to_contain_text("copied at")
+    page.get_by_role("link", name="Done").click()
+    expect_closed(page, "Ticked by mistake")
+
+
 def test_download_is_a_file_to_use_as_it_is_and_counts_as_saved(page: Page) -> None:
     key = reveal(page, "CRM sync, Zürich №7", ["tasks:read", "reservations:read"], live=True)
     with page.expect_download() as download:
