@@ -307,6 +307,12 @@ def history_of(session: Session, workspace_id: int, target_id: str) -> list[Audi
     return list(session.scalars(select(AuditEvent).where(*here).order_by(AuditEvent.id.desc()).limit(_HISTORY)))
 
 
+def last_done(session: Session, target_id: str, event: Event) -> AuditEvent | None:
+    """Find the last time that this was done to one thing."""
+    this = (AuditEvent.target_id == target_id, AuditEvent.action == str(event), AuditEvent.outcome == "done")
+    return session.scalar(select(AuditEvent).where(*this).order_by(AuditEvent.id.desc()).limit(1))
+
+
 def done_with_key(session: Session, target_id: str) -> set[str]:
     """Name what was done with one thing by a program with a key, such as by the key itself."""
     here = (AuditEvent.target_id == target_id, AuditEvent.means == str(Means.KEY), AuditEvent.outcome == "done")

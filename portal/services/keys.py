@@ -39,6 +39,7 @@ from portal.store.models import ApiKey, KeyScope, KeyState, Member
 
 KEYS_PER_MEMBER = 20
 KEY_LIMIT = "key_limit"  # the code of the refusal of one more
+KEY_EDITED = "key_edited"  # and of an edit from a form that showed something older
 ONLY_ITS_OWNER = "Only its owner can reactivate this key."
 ONLY_ITS_OWNER_RENAMES = "Only its owner can rename this key."
 ADMINS_SET_RATES = "Only administrators set how many requests a key may send."
@@ -284,7 +285,7 @@ def edit(
     seat, key = hold(session, actor, key_id, Event.KEY_EDITED)
     check_owner(seat, key, Event.KEY_EDITED, ONLY_ITS_OWNER_RENAMES)
     if (key.name, key.note) != was:
-        raise Conflict(f"Somebody renamed this key a moment ago: it is “{key.name}” now. Look at it again.")
+        raise Conflict(_told_of_edit(session, actor, key, was), code=KEY_EDITED)
     problems: dict[str, str] = {}
     new_name, new_note = drafts.read_words(name, note, problems)
     if problems:
@@ -299,6 +300,16 @@ def edit(
     tell(session, actor, Event.KEY_EDITED, key, {"before": list(was), "after": [key.name, key.note]})
     session.flush()
     return key_views.of(session, seat, keyring, [key], actor.at)[0]
+
+
+def _told_of_edit(session: Session, actor: Actor, key: ApiKey, was: tuple[str, str]) -> str:
+    last = audit.last_done(session, key.public_id, Event.KEY_EDITED)
+    who = "Somebody" if last is None else "You" if last.actor_id == actor.public_id else last.actor_name
+    when = "meanwhile" if last is None else f"at {last.at:%H:%M} UTC"
+    now = [f"its name is “{key.name}”"] if key.name != was[0] else []
+    if key.note != was[1]:
+        now.append(f"its note is “{key.note}”" if key.note else "it has no note")
+    return f"{who} changed this key {when}: {' and '.join(now)} now. Save again to change that."
 
 
 def set_rate(

@@ -8,7 +8,7 @@ from typing import Any
 from flask import Response, flash, make_response, redirect, render_template, request, url_for
 
 from portal.rules.access import AccessLevel, Scope
-from portal.rules.errors import Forbidden, Invalid, Refusal
+from portal.rules.errors import Conflict, Forbidden, Invalid, Refusal
 from portal.services import activity, audit, drafts, key_views, keys, rotation
 from portal.services.activity import Denial
 from portal.services.audit import Event
@@ -262,6 +262,11 @@ def edit(key_id: str) -> Response:
             key = keys.edit(session, actor(), keyring(), key_id, name=name, note=note, was=was)
     except Invalid as error:
         return _edit_form(key, name, note, error.problems)
+    except Conflict as error:
+        if error.code != keys.KEY_EDITED:
+            raise
+        key = look(key_id)
+        return _edit_form(key, name, note, {"name" if key.name != was[0] else "note": error.message}, 409)
     return row_changed(key, f"“{key.name}” is saved.", focus=f"key-{key.id}-edit")
 
 
@@ -310,6 +315,6 @@ def _rate_form(key: KeyView, wanted: Sequence[str], was: Sequence[str], errors: 
     return make_response(render_template("keys/rate.html", **context), 422 if errors else 200)
 
 
-def _edit_form(key: KeyView, name: str, note: str, errors: Any = None) -> Response:
+def _edit_form(key: KeyView, name: str, note: str, errors: Any = None, status: int = 422) -> Response:
     context = {"key": key, "name": without_keys(name)[:200], "note": without_keys(note)[:400], "errors": errors or {}}
-    return page_or_fragment("keys/edit.html", "keys/_edit.html", 422 if errors else 200, **context)
+    return page_or_fragment("keys/edit.html", "keys/_edit.html", status if errors else 200, **context)

@@ -589,16 +589,32 @@ def test_a_key_is_not_a_name(cast: Cast, database: Database) -> None:
 
 
 @pytest.mark.both
-def test_a_form_that_showed_an_older_name_changes_nothing(cast: Cast, database: Database) -> None:
+@pytest.mark.parametrize(
+    ("name", "note", "now"),
+    [
+        ("Billing", "", "its name is “Billing”"),
+        ("CRM sync", "On web-3", "its note is “On web-3”"),
+        ("Billing", "On web-3", "its name is “Billing” and its note is “On web-3”"),
+    ],
+)
+def test_a_form_that_showed_something_older_keeps_what_was_typed_and_says_what_is_there_now(
+    cast: Cast, database: Database, name: str, note: str, now: str
+) -> None:
     key = cast.rio.generate(name="CRM sync")
-    cast.rio.post(f"keys/{key.id}/edit", {"name": "Billing", "note": "", "was_name": "CRM sync", "was_note": ""})
+    page = f"keys/{key.id}/edit"
+    cast.rio.post(page, {"name": name, "note": note, "was_name": "CRM sync", "was_note": ""})
     before = kept(database)
+    late = {"name": "Late", "note": "Typed", "was_name": "CRM sync", "was_note": ""}
     for headers in ({}, HTMX):
-        late = {"name": "Late", "note": "", "was_name": "CRM sync", "was_note": ""}
-        refused = cast.rio.post(f"keys/{key.id}/edit", late, headers=headers)
+        refused = cast.rio.post(page, late, headers=headers)
         assert refused.status_code == 409
-        assert "Billing" in refused.text
+        told = re.search(r"You changed this key at \d\d:\d\d UTC: (.*?) now\. Save again", unescape(refused.text))
+        assert told and told[1] == now
+        assert 'value="Late"' in refused.text and 'value="Typed"' in refused.text
+        assert f'name="was_name" value="{name}"' in refused.text and f'name="was_note" value="{note}"' in refused.text
     assert kept(database) == before
+    assert cast.rio.post(page, late | {"was_name": name, "was_note": note}).status_code == 303
+    assert "Late" in cast.rio.get(f"keys/{key.id}").text
 
 
 def test_an_administrator_does_not_rename_anothers_key_and_the_attempt_is_told(cast: Cast, database: Database) -> None:
