@@ -5,6 +5,7 @@ from typing import Any
 from flask import Blueprint, Response, flash, make_response, redirect, render_template, request, url_for
 
 from portal.rules.errors import Invalid, NotFound
+from portal.rules.lifetimes import Lifetime
 from portal.services import activity, key_views, keys, review
 from portal.services.review import Advice, Finding, Reviewed
 from portal.store.database import Session
@@ -79,7 +80,9 @@ def _row(key: Reviewed) -> dict[str, Any]:
         Advice.MOVE: "Move to API member",
         Advice.LOOK: "See requests",
     }
-    if Finding.NEVER_EXPIRES not in key.findings and Finding.TOO_LONG not in key.findings:
+    if Finding.NEVER_EXPIRES in key.findings or Finding.TOO_LONG in key.findings:
+        urls[Advice.ROTATE] = url_for("keys.rotate", ws=ws, key_id=key.id, expires=Lifetime.DAYS_90)
+    else:
         words[Advice.ROTATE] = "Rotate"
     others = [each for each in (Advice.DEACTIVATE, Advice.LOOK) if each is not key.advice]
     return {

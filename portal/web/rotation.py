@@ -1,11 +1,13 @@
 """Rotating a key: the form, the reveal, and what ends or lengthens the overlap; replacing a key whose text was lost."""
 
+import dataclasses
 from collections.abc import Mapping
 
 from flask import Response, request
 
 from portal.rules.errors import AlreadyShown, Conflict, Forbidden, Invalid
-from portal.services import activity, drafts, key_views, rotation
+from portal.rules.lifetimes import Lifetime
+from portal.services import activity, drafts, key_views, policy, rotation
 from portal.services.drafts import Draft
 from portal.services.key_views import KeyView
 from portal.store.database import TROUBLE
@@ -24,6 +26,9 @@ def rotate(key_id: str) -> Response:
     if request.method != "POST":
         with reading() as session:
             draft = rotation.draft_rotation(session, actor(), seat(), key_id)
+        asked = request.args.get("expires", "")  # as the review advises
+        if asked in list(Lifetime):
+            draft = dataclasses.replace(draft, expires=policy.nearest(seat().workspace, Lifetime(asked)))
         return _rotate_form(key_id, draft)
     draft = Draft(
         scopes=request.form.getlist("scopes"),
