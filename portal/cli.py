@@ -7,7 +7,7 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import wraps
 from pathlib import Path
@@ -318,10 +318,7 @@ def restore(file: Path, replace: bool, resurrect: bool, deactivate_keys: bool) -
         click.echo(f"  stays as it was since then: {what}: {count}")
     if stopped:
         click.echo(f"{_counted(stopped, 'key')} deactivated. Their people may reactivate them.")
-    for pepper, count in lost.items():
-        known = any(each.id == pepper for each in portal().settings.keyring.peppers)
-        why = f"has another secret for {pepper} than they were made under" if known else f"lacks {pepper}"
-        click.echo(f"Warning: {_counted(count, 'key')} cannot be used: PORTAL_KEY_PEPPERS {why}.", err=True)
+    _warn_of_lost(lost)
     _warn_of(orphans)
     click.echo("Everybody must sign in again.")
 
@@ -408,15 +405,25 @@ def _check_port(settings: Settings) -> None:
 
 
 def _check_peppers() -> None:
-    """Refuse to serve with a secret under which no stored key would be known again."""
+    """Refuse to serve with another secret under a known id; warn of keys whose pepper was dropped."""
     with portal().database.transaction() as session:
         changed = peppers.note(session, portal().settings.keyring)
+        lost = peppers.lost_keys(session, portal().settings.keyring)
     if changed:
         raise click.ClickException(
             f"PORTAL_KEY_PEPPERS (locally key_pepper in the instance folder) has another secret for {changed[0]} than "
             "this database's keys were made under: none of them would work. Put that secret back. If it is lost, give "
             "the new one another id, and let people replace their keys."
         )
+    _warn_of_lost(lost)
+
+
+def _warn_of_lost(keys: Mapping[str, int]) -> None:
+    """Tell of keys that cannot be used, counted by the pepper that they need."""
+    for pepper, count in keys.items():
+        known = any(each.id == pepper for each in portal().settings.keyring.peppers)
+        why = f"has another secret for {pepper} than they were made under" if known else f"lacks {pepper}"
+        click.echo(f"Warning: {_counted(count, 'key')} cannot be used: PORTAL_KEY_PEPPERS {why}.", err=True)
 
 
 def _counted(count: int, noun: str) -> str:

@@ -8,14 +8,14 @@ from datetime import UTC, datetime
 
 from flask import g, has_request_context, request
 
-from portal.rules.credentials import KEY_SHAPED
+from portal.rules.credentials import KEY_SHAPED_IN_LOGS
 from portal.web.door import PASSAGE
 
 _REDACTED = "[redacted]"
 _LONGEST = 16_384  # characters of one text; a traceback fits, what somebody sends to keep us busy does not
 _NAMES = "authorization|cookie|passw|token|secret|pepper"
 _SECRETS = re.compile(
-    rf"{KEY_SHAPED.pattern}"
+    rf"{KEY_SHAPED_IN_LOGS.pattern}"
     # What stands behind a secret's name: a quoted text, or all up to the next form field or the end of the line.
     rf"|(?P<name>(?<![\w-])[\w-]{{0,40}}(?:{_NAMES})[\w-]{{0,40}}(?:[\"']?\s*[:=]|[\"']\s*,)\s*)"
     r"(?:\"(?:\\.|[^\"\\])*\"?|'(?:\\.|[^'\\])*'?|[^&\r\n]*)"

@@ -357,7 +357,7 @@ def test_a_secret_that_is_another_than_the_keys_were_made_under_is_noticed(
         assert "has another secret for local" in told
         assert "0123456789abcdef" not in told
     with closing_portal(create_app({**other, "PORTAL_KEY_PEPPERS": mixed_up.replace("local", "new")})) as renamed:
-        run(renamed, "serve")
+        assert "1 key cannot be used: PORTAL_KEY_PEPPERS lacks local" in run(renamed, "serve")
     with portal_on(empty_url, app) as right:
         assert "Warning" not in run(right, "restore", str(file), "--replace", "--resurrect")
         run(right, "serve")

@@ -24,10 +24,20 @@ _PAIRS = tuple(first + second for first in BASE62 for second in BASE62)
 
 VERIFIER_WORD = "vf"  # a verifier's text begins so: no environment follows, by which it can never be taken for a key
 
-# Anything that looks like one of our keys whatever its prefix word, or like a verifier, good or mistyped, whole or cut,
-# and several in a row: what logs redact.
 _MARK = rf"(?:_(?:live|test)_|(?<={VERIFIER_WORD})_)"
-KEY_SHAPED = re.compile(rf"[A-Za-z][A-Za-z0-9]{{0,9}}(?:{_MARK}[0-9A-Za-z]{{8,}}(?:_(?!(?:live|test)_)[0-9A-Za-z]*)?)+")
+
+
+def _shaped(least: int) -> re.Pattern[str]:
+    return re.compile(
+        rf"[A-Za-z][A-Za-z0-9]{{0,9}}(?:{_MARK}[0-9A-Za-z]{{{least},}}(?:_(?!(?:live|test)_)[0-9A-Za-z]*)?)+"
+    )
+
+
+# Anything that looks like one of our keys whatever its prefix word, or like a verifier, good or mistyped, whole or cut,
+# and several in a row: what is neither taken nor kept. Logs redact what is cut shorter still: there it harms nobody if
+# that was a word, but people do call a key `billing_live_production`.
+KEY_SHAPED = _shaped(16)
+KEY_SHAPED_IN_LOGS = _shaped(8)
 
 # The end of a key with its checksum ("abcd_123456"), or what the portal shows of one ("sk_live_…abcd").
 _END = re.compile(r"([0-9A-Za-z]{4})_[0-9A-Za-z]{6}(?![0-9A-Za-z_])|(?:…|\.\.\.)([0-9A-Za-z]{4})(?![0-9A-Za-z])")

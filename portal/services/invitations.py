@@ -132,7 +132,6 @@ def list_open(session: Session, actor: Actor, seat: Seat) -> list[tuple[Invitati
         .outerjoin(by, by.id == Invitation.invited_by_id)
         .where(*_open_in(seat, actor.at))
         .order_by(Invitation.id.desc())
-        .limit(200)
     )
     return [(invitation, name or "") for invitation, name in session.execute(statement)]
 

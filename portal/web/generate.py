@@ -271,7 +271,6 @@ def _choices(planned: Plan, add: str = "") -> dict[str, Any]:
         "fix": {"name": replaced["name"], "scope": add} if replaced and add in kept else None,
         "presets": _presets(planned, listed, copyable),
         "at_limit": _at_limit(standing, planned, replaced),
-        "other_scopes": _other_scopes(planned),
         "review": _review(planned, replaced),
         "forbidden": planned.problems.get("environment"),
     }
@@ -457,11 +456,6 @@ def _lost(planned: Plan, scopes: Sequence[str]) -> dict[str, Any] | None:
     return {"words": f"{count}: {why}.", "scopes": scopes}
 
 
-def _other_scopes(planned: Plan) -> int:
-    """Count the scopes that could be chosen and are not; the form counts against the same number."""
-    return len(planned.grantable) - len(planned.scopes)
-
-
 def _review(planned: Plan, replaced: dict[str, Any] | None) -> dict[str, Any] | None:
     if not planned.scopes or planned.owner is None or planned.draft.environment not in list(Environment):
         return None
@@ -479,6 +473,6 @@ def _review(planned: Plan, replaced: dict[str, Any] | None) -> dict[str, Any] | 
         "owner_name": planned.owner.member.name,
         "owner_is_me": planned.owner.is_me,
         "expires_at": planned.expires_at,
-        "others": _other_scopes(planned),
+        "others": len(planned.grantable) - len(planned.scopes),
         "old": old,
     }

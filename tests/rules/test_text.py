@@ -92,7 +92,11 @@ def test_a_line_in_which_nothing_is_seen_is_refused(hidden: str) -> None:
     ("written", "least", "advice"),
     [
         ("a\x00b", 0, "Enter a note without control characters or hidden text direction marks."),
-        ("x sk_live_abcdefgh", 0, "This looks like a key. Never write one down here: enter a note that tells why."),
+        (
+            "x sk_live_abcdefghABCDEFGH",
+            0,
+            "This looks like a key. Never write one down here: enter a note that tells why.",
+        ),
         (" ", 1, "Enter a note that tells why: 1 to 10 characters."),
         ("e\u0301" * 2, 3, "Enter a note that tells why: 3 to 10 characters."),  # two once composed
         ("x" * 11, 0, "Enter at most 10 characters; this note has 11."),
@@ -104,6 +108,12 @@ def test_a_line_that_cannot_be_taken_says_what_to_do(written: str, least: int, a
     problems: dict[str, str] = {}
     assert read_line(problems, "note", written, least, 10, "that tells why") == (clean_line(written) or "")
     assert problems.get("note") == advice
+
+
+def test_a_word_that_begins_like_a_key_is_a_word() -> None:
+    problems: dict[str, str] = {}
+    name = "billing_live_production"
+    assert (read_line(problems, "name", name, 3, 60, "that tells why"), problems) == (name, {})
 
 
 def test_a_line_of_a_million_characters_is_read_whole() -> None:
