@@ -125,8 +125,8 @@ class KeyView:
 
     @property
     def is_read_only(self) -> bool:
-        """Whether it changes nothing."""
-        return all(each.action == Action.READ for each in self.scopes)
+        """Whether it reads and changes nothing; with all its scopes paused it does not even read."""
+        return bool(self.shown_scopes) and all(each.action == Action.READ for each in self.scopes)
 
 
 class _Owner(NamedTuple):

@@ -32,7 +32,8 @@ from portal.web.members import (
     here,
     keys_of,
     levels_in_form,
-    losses_in_words,
+    losing_in_words,
+    lost_in_words,
     matrix,
     page,
     page_size,
@@ -259,7 +260,7 @@ def _save_access(mid: str, is_proved: bool) -> Response:
         return _access_form(mid, conflict=error.message)
     name = saved.member.name
     told = f"Access of “{name}” is saved." if saved.changed else f"Access of “{name}” is as it was."
-    flash(told + losses_in_words(saved.losses))
+    flash(told + lost_in_words(saved.losses))
     return make_response(redirect(here("api_member", mid=mid), 303))
 
 
@@ -287,7 +288,7 @@ def _access_form(
         "members/_will.html",
         status,
         matrix=rows,
-        will={"name": found.name, "losses": losses_in_words(losses, is_saved=False), **reach(rows)},
+        will={"name": found.name, "losses": losing_in_words(losses), **reach(rows)},
         review_url=here("review_api_member_access", mid=mid),
         was=api_members.version_of(levels) if was is None else was,
         errors=errors or {},

@@ -148,8 +148,13 @@ def access_words(access: Mapping[str, AccessLevel]) -> str:
     return ", ".join(f"{level.value} {name}" for name, level in access.items() if level is not AccessLevel.NONE)
 
 
-def losses_in_words(losses: Sequence[Loss], *, is_saved: bool = True) -> str:
-    """Say what keys have lost, or would lose if it were saved, with how much it was used."""
+def lost_in_words(losses: Sequence[Loss]) -> str:
+    """Count what keys have lost: it is read out, and the member's keys stand below it."""
+    return f" {_counted(losses, 'lost')}." if losses else ""
+
+
+def losing_in_words(losses: Sequence[Loss]) -> str:
+    """Say what keys would lose if it were saved, with how much it was used."""
     if not losses:
         return ""
     scopes = [(loss, scope) for loss in losses for scope in loss.scopes]
@@ -157,9 +162,12 @@ def losses_in_words(losses: Sequence[Loss], *, is_saved: bool = True) -> str:
         f"{scope.text} of “{loss.key.name}” (…{loss.key.last_four}), {_used(scope.count)}" for loss, scope in scopes[:5]
     ]
     more = f" and {len(scopes) - 5} more" if len(scopes) > 5 else ""
-    keys = f"{len(losses)} active {'key' if len(losses) == 1 else 'keys'}"
-    lose = "lost" if is_saved else "loses" if len(losses) == 1 else "lose"
-    return f" {keys} {lose} {len(scopes)} {'scope' if len(scopes) == 1 else 'scopes'}: {'; '.join(told)}{more}."
+    return f" {_counted(losses, 'loses' if len(losses) == 1 else 'lose')}: {'; '.join(told)}{more}."
+
+
+def _counted(losses: Sequence[Loss], verb: str) -> str:
+    keys, scopes = len(losses), sum(len(loss.scopes) for loss in losses)
+    return f"{keys} active {'key' if keys == 1 else 'keys'} {verb} {scopes} {'scope' if scopes == 1 else 'scopes'}"
 
 
 def _used(count: int) -> str:

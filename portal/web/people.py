@@ -33,7 +33,7 @@ from portal.web.members import (
     here,
     keys_of,
     levels_in_form,
-    losses_in_words,
+    lost_in_words,
     matrix,
     page,
     page_size,
@@ -163,7 +163,7 @@ def _save_access(mid: str, is_proved: bool) -> Response:
     if saved.withdrawn:
         invited = "invitation" if saved.withdrawn == 1 else "invitations"
         told += f" {saved.withdrawn} open {invited} of theirs ended with it."
-    flash(told + losses_in_words(saved.losses))
+    flash(told + lost_in_words(saved.losses))
     return _back_to(mid)
 
 

@@ -155,13 +155,27 @@ def test_lowering_shows_beforehand_what_is_in_use_and_tells_afterwards_what_went
 
 
 @pytest.mark.both
-def test_the_message_after_lowering_counts_keys_scopes_and_use(cast: Cast) -> None:
+def test_what_a_lowering_would_take_is_listed_and_what_it_took_is_counted_and_marked(cast: Cast) -> None:
     address = make(cast.lea, operations="full")
-    cast.lea.generate(["tasks:write"], owner=id_of(address), name="Copier")
-    cast.lea.post(f"{address}/access", {"access-operations": "none"})
+    cast.lea.generate(["tasks:write", "tasks:read"], owner=id_of(address), name="Copier")
+    assert "Limited by owner" not in cast.lea.get(address).text
+    lower = {"access-operations": "read"}
+    asked = words(cast.lea.post(f"{address}/access/review", lower).text)
+    assert re.search(r"1 active key loses 1 scope: tasks:write of “Copier” \(…\w{4}\), not used in 30 days\.", asked)
+    cast.lea.post(f"{address}/access", lower)
     page = cast.lea.get(address).text
-    assert "1 active key lost 1 scope: tasks:write of “Copier”" in page
-    assert "not used in 30 days" in page
+    assert "Access of “CRM bot” is saved. 1 active key lost 1 scope.</div>" in page
+    assert re.search(r"Copier.*Active Limited by owner", words(page))
+
+
+def test_a_key_whose_every_scope_is_paused_is_not_called_read_only(cast: Cast) -> None:
+    address = make(cast.lea, operations="full")
+    cast.lea.generate(["tasks:read"], owner=id_of(address))
+    assert '<span class="tag">Read-only</span>' in cast.lea.get("keys?owner=api").text
+    cast.lea.post(f"{address}/access", {"access-operations": "none"})
+    listed = cast.lea.get("keys?owner=api").text
+    assert "Limited by owner" in listed
+    assert '<span class="tag">Read-only</span>' not in listed
 
 
 def test_a_stale_matrix_is_shown_again_as_things_are(cast: Cast) -> None:
@@ -308,7 +322,7 @@ def test_an_admin_takes_access_away_and_it_is_gone_at_the_next_call(cast: Cast, 
     reply = cast.ana.post(f"{rio}/access", {"role": "member", "access-operations": "none"})
     assert reply.status_code == 303
     assert status(cast, key) == 403
-    assert "1 active key lost 1 scope: tasks:read" in cast.ana.get(rio).text
+    assert "1 active key lost 1 scope." in cast.ana.get(rio).text
 
 
 def test_the_last_admin_is_told_why_not(cast: Cast, database: Database) -> None:
