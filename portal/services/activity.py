@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, Subquery, bindparam, case, func, select
 
 from portal.rules.errors import Refusal
-from portal.services.usage import ACCEPTED
+from portal.services.usage import ACCEPTED, KEEP_REFUSALS
 from portal.store.database import Session, read
 from portal.store.models import ApiKey, App, FirstRequest, KeyCaller, RefusedRequest, Usage, hour_of
 
@@ -221,11 +221,10 @@ def buckets(session: Session, key: ApiKey, now: datetime, span: timedelta) -> li
     ]
 
 
-def denials(session: Session, key: ApiKey) -> list[Denial]:
+def denials(session: Session, key: ApiKey, now: datetime) -> list[Denial]:
     """List a key's refused requests of the last 30 days, like ones as one, latest first."""
-    rows = session.scalars(
-        select(RefusedRequest).where(RefusedRequest.key_id == key.id).order_by(RefusedRequest.id.desc()).limit(1000)
-    )
+    mine = (RefusedRequest.key_id == key.id, RefusedRequest.at > now - KEEP_REFUSALS)
+    rows = session.scalars(select(RefusedRequest).where(*mine).order_by(RefusedRequest.id.desc()).limit(1000))
     grouped: dict[tuple[str, ...], list[RefusedRequest]] = {}
     for row in rows:
         grouped.setdefault((row.method, row.path, row.reason, row.required, row.address, row.client), []).append(row)

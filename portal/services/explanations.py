@@ -3,16 +3,15 @@
 Whoever may not see a key gets the same answer as for a request that never was.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 
 from sqlalchemy import select
 
 from portal.rules.access import AccessLevel, Scope
 from portal.rules.credentials import Keyring
 from portal.rules.errors import Refusal
-from portal.services import drafts, key_views, members
+from portal.services import activity, drafts, key_views, members
+from portal.services.activity import Denial
 from portal.services.actor import Actor
 from portal.services.key_views import KeyView
 from portal.services.members import Seat
@@ -21,7 +20,6 @@ from portal.store.database import Session
 from portal.store.models import ApiKey, App, KeyState, Member, RefusedRequest
 
 _KEYS = 5  # that a hint may lead to
-_REFUSALS = 20  # listed of them
 _OF_THE_KEY = (Refusal.MISSING_SCOPE, Refusal.ACCESS_WITHDRAWN)
 _STOPS = (Refusal.REVOKED, Refusal.EXPIRED, Refusal.DEACTIVATED, Refusal.RETIRED, Refusal.OWNER_INACTIVE)
 
@@ -116,16 +114,9 @@ def _is_mended(key: KeyView, reason: Refusal, scope: Scope | None) -> bool:
 
 def recent(
     session: Session, actor: Actor, seat: Seat, keyring: Keyring, called: str
-) -> list[tuple[KeyView, Sequence[RefusedRequest]]]:
-    """List the newest refused requests of the keys that are called so: by id, by hint, or by the last four."""
+) -> list[tuple[KeyView, list[Denial]]]:
+    """List what was refused of the keys that are called so, by id, hint or last four; like requests as one."""
     those = key_views.visible_to(seat).where(key_views.is_called(called))
     found = list(session.scalars(those.order_by(ApiKey.id.desc()).limit(_KEYS)))
     views = key_views.of(session, seat, keyring, found, actor.at)
-    return [(view, _refusals(session, key, actor.at)) for key, view in zip(found, views, strict=True)]
-
-
-def _refusals(session: Session, key: ApiKey, now: datetime) -> Sequence[RefusedRequest]:
-    mine = (RefusedRequest.key_id == key.id, RefusedRequest.at > now - KEEP_REFUSALS)
-    return session.scalars(
-        select(RefusedRequest).where(*mine).order_by(RefusedRequest.id.desc()).limit(_REFUSALS)
-    ).all()
+    return [(view, activity.denials(session, key, actor.at)) for key, view in zip(found, views, strict=True)]

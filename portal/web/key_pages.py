@@ -112,7 +112,7 @@ def requests(key_id: str) -> Response:
                 "buckets": [(_label(bar.start, span), bar.start, bar.accepted, bar.refused) for bar in bars],
                 "total": sum(bar.accepted for bar in bars),
                 "refused": sum(bar.refused for bar in bars),
-                "denials": [_denial(denial, grantable, mine) for denial in activity.denials(session, row)],
+                "denials": [_denial(denial, grantable, mine) for denial in activity.denials(session, row, now)],
                 "callers": activity.callers_of(session, row, now),
                 "first": _first(key, activity.first_request(session, row), activity.last_refusal(session, row)),
             }

@@ -287,7 +287,10 @@ def _looked_up(asked: str, note: str) -> Response | None:
                 return _form(asked=found[0], event=sentences.tell(event, names))
         elif _CALLED.fullmatch(asked):
             listed = explanations.recent(session, actor(), seat(), keyring(), asked)
-            keys = [(key, [refusals.view_of(each) for each in rows]) for key, rows in listed]
+            keys = [
+                (key, [(each, refusals.words_of(each.reason, each.scope, each.path)) for each in alike])
+                for key, alike in listed
+            ]
             if keys:
                 return _form(asked=asked, keys=keys, note=note)
     return None

@@ -149,25 +149,32 @@ def test_denials_that_are_alike_are_told_as_one_latest_first(office: Office, key
     office.use(key, NOON - MINUTE, refused=Refusal.DEACTIVATED, status=401)
     office.use(key, NOON, refused=Refusal.MISSING_SCOPE, **wanted)
     office.use(key, NOON, refused=Refusal.MISSING_SCOPE, **wanted | {"address": "2001:db8::1"})
-    told = ask(office, activity.denials, key)
+    told = ask(office, activity.denials, key, NOON)
     assert [(each.reason, each.status, each.count, each.at, each.address) for each in told] == [
         ("missing_scope", 403, 1, NOON, "2001:db8::1"),
         ("missing_scope", 403, 4, NOON, "203.0.113.9"),
         ("deactivated", 401, 1, NOON - MINUTE, "203.0.113.9"),
     ]
     assert (told[1].method, told[1].path, told[1].scope) == ("POST", "/api/v1/apps/tasks/records", "tasks:write")
+    later = ask(office, activity.denials, key, NOON + 30 * DAY - MINUTE / 2)
+    assert [(each.reason, each.count) for each in later] == [
+        ("missing_scope", 1),
+        ("missing_scope", 1),
+    ]  # not the older
 
 
 def test_of_many_different_denials_the_latest_twenty_are_told(office: Office, key: str) -> None:
     for n in range(25):
         office.use(key, NOON + n * MINUTE, refused=Refusal.EXPIRED, path=f"/api/v1/{n}")
-    assert [each.path for each in ask(office, activity.denials, key)] == [f"/api/v1/{n}" for n in range(24, 4, -1)]
+    assert [each.path for each in ask(office, activity.denials, key, NOON)] == [
+        f"/api/v1/{n}" for n in range(24, 4, -1)
+    ]
 
 
 @pytest.mark.parametrize("reason", list(Refusal))
 def test_every_reason_a_key_is_refused_for_can_be_told(office: Office, key: str, reason: Refusal) -> None:
     office.use(key, NOON, refused=reason)
-    (told,) = ask(office, activity.denials, key)
+    (told,) = ask(office, activity.denials, key, NOON)
     other = {Refusal.MISSING_SCOPE: 403, Refusal.ACCESS_WITHDRAWN: 403, Refusal.RATE_LIMITED: 429}
     assert (told.reason, told.status) == (str(reason), other.get(reason, 401))
 

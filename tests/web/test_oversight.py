@@ -481,6 +481,25 @@ def test_a_hint_lists_the_refusals_of_its_key_and_a_whole_key_is_not_shown_again
     assert request_id in cast.rio.get(f"keys/{key.id}/requests").text  # and the key's own page leads here
 
 
+@pytest.mark.both
+def test_a_hint_lists_like_refusals_as_one_with_the_id_of_the_latest(cast: Cast) -> None:
+    key = cast.rio.generate()
+    replies = [cast.call("POST", "/apps/tasks/records", key, json={"fields": {}}) for _ in range(3)]
+    cast.call("GET", "/apps/leads/records", key)
+    flush(cast)
+    page = explained(cast.rio, key.id)
+    assert page.count("403: lacks tasks:write") == page.count("403: lacks leads:read") == 1
+    assert page.count("× 3, latest") == page.count("× ") == 1
+    assert f'<code translate="no">{replies[-1].headers["X-Request-Id"]}</code>' in page
+
+
+def test_an_explanation_of_nothing_is_an_error_in_title_and_field(cast: Cast) -> None:
+    assert "<title>Explain" in cast.rio.get(EXPLAIN).text
+    page = cast.rio.post(EXPLAIN, {"request_id": ""}).text
+    assert "<title>Error: Explain" in page
+    assert '<span class="vh">Error: </span>Paste a request id' in page
+
+
 @pytest.mark.parametrize("prefix", ["acme", "key"])
 def test_a_hint_is_known_by_whatever_prefix_the_instance_has(
     cast: Cast, launch: Callable[..., Flask], prefix: str
