@@ -86,6 +86,7 @@ _ADVICE = {
     Finding.NEVER_EXPIRES: Advice.ROTATE,
     Finding.UNUSED_SCOPES: Advice.ROTATE_NARROWER,
 }
+_IDLE = {Finding.STALE, Finding.NEVER_USED}
 # A key's findings as bits of one number, the riskiest highest: the greater it is, the riskier is the key.
 _BIT = {finding: 1 << (len(Finding) - rank) for rank, finding in enumerate(Finding, 1)}
 _ANY = sum(_BIT.values())
@@ -302,14 +303,18 @@ def _show(row: Row[Any], seat: Seat, keyring: Keyring) -> Reviewed:
 
 
 def _advice(findings: Sequence[Finding], *, may_rotate: bool, keeps_some: bool) -> Advice:
-    """Recommend one thing for the riskiest finding: of another human's key, only what an administrator can do."""
+    """Recommend one thing for the riskiest finding: of another human's key, only what an administrator can do.
+
+    What nothing calls needs no successor.
+    """
     if not findings:
         return Advice.LOOK
     advice = _ADVICE[findings[0]]
-    if advice in (Advice.ROTATE, Advice.ROTATE_NARROWER, Advice.MOVE) and not may_rotate:
+    if findings[0] is Finding.OWNER_LOST and keeps_some:
+        advice = Advice.ROTATE_NARROWER
+    is_idle = not _IDLE.isdisjoint(findings) and Finding.REFUSED_OFTEN not in findings
+    if advice in (Advice.ROTATE, Advice.ROTATE_NARROWER, Advice.MOVE) and (is_idle or not may_rotate):
         return Advice.DEACTIVATE
-    if findings[0] is Finding.OWNER_LOST and may_rotate and keeps_some:
-        return Advice.ROTATE_NARROWER
     return advice
 
 

@@ -3,13 +3,14 @@
 from typing import Any
 
 from flask import Blueprint, Response, flash, make_response, redirect, render_template, request, url_for
+from markupsafe import Markup
 
 from portal.rules.errors import Invalid, NotFound
 from portal.rules.lifetimes import Lifetime
 from portal.services import activity, key_views, keys, review
 from portal.services.review import Advice, Finding, Reviewed
 from portal.store.database import Session
-from portal.web.display import relative, thousands
+from portal.web.display import both, ours, people_text, thousands
 from portal.web.guards import actor, in_workspace, seat
 from portal.web.http import answer, page_number, public_id, reading, reading_much, transaction, without_keys
 from portal.web.keys import keyring
@@ -94,25 +95,27 @@ def _row(key: Reviewed) -> dict[str, Any]:
     }
 
 
-def _evidence(key: Reviewed, finding: Finding) -> str:
-    """Say in a sentence what a finding rests on."""
-    used = f"last used {relative(key.last_used_at)}" if key.last_used_at else "never used"
-    return {
+def _evidence(key: Reviewed, finding: Finding) -> Markup:
+    """Say in a sentence what a finding rests on, with its moments as `display.both` writes them."""
+    owner, made = people_text(key.owner_name), both(key.created_at)
+    used = f"used {both(key.last_used_at)}" if key.last_used_at else ""
+    said = {
         Finding.OWNER_LOST: (
-            f"{key.owner_name} lost the access that {_lost(key)}."
+            f"{owner} lost the access that {_lost(key)}."
             if key.owner_is_active
-            else f"{key.owner_name} is deactivated or has left: every request is refused."
+            else f"{owner} is deactivated or has left: every request is refused."
         ),
-        Finding.ABOVE_GRANTER: f"Who gave {key.owner_name} this access cannot hand it out any more.",
-        Finding.EXPIRING: f"It stops {relative(key.expires_at)}." if key.expires_at else "",
+        Finding.ABOVE_GRANTER: f"Who gave {owner} this access cannot hand it out any more.",
+        Finding.EXPIRING: f"It stops {both(key.expires_at)}." if key.expires_at else "",
         Finding.REFUSED_OFTEN: f"{thousands(key.refusals)} requests were refused in the last 24 hours.",
         Finding.ADMIN_OWNED: "It acts for an administrator. A program needs less: give it an API member of its own.",
-        Finding.STALE: f"{used.capitalize()}.",
-        Finding.NEVER_USED: f"Made {relative(key.created_at)} and never used.",
+        Finding.STALE: f"Last {used}.",
+        Finding.NEVER_USED: f"Made {made} and never used.",
         Finding.TOO_LONG: "It was made for longer than the policy allows now.",
-        Finding.NEVER_EXPIRES: f"Made {relative(key.created_at)}, {used}.",
+        Finding.NEVER_EXPIRES: f"Made {made}, {f'last {used}' if used else 'never used'}.",
         Finding.UNUSED_SCOPES: f"{_scopes(key.scope_count)}, {key.unused_scopes} not used in 60 days.",
     }[finding]
+    return ours(said)
 
 
 def _lost(key: Reviewed) -> str:

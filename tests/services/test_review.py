@@ -98,6 +98,17 @@ def test_a_live_key_of_an_administrator_should_move_to_an_api_member(office: Off
     assert (seen.findings, seen.advice) == ((Finding.ADMIN_OWNED,), Advice.MOVE)
 
 
+def test_a_key_that_nothing_uses_is_to_be_stopped_though_it_ends_soon_unless_it_is_called_in_vain(
+    office: Office,
+) -> None:
+    key, _ = office.generate("max", scopes=["leads:read"])
+    [seen] = look(office, "max", NOON + 77 * DAYS)
+    assert (seen.findings, seen.advice) == ((Finding.EXPIRING, Finding.NEVER_USED), Advice.DEACTIVATE)
+    office.use(key.id, NOON + 77 * DAYS, refused="missing_scope", times=21)
+    [seen] = look(office, "max", NOON + 77 * DAYS)
+    assert seen.advice is Advice.ROTATE
+
+
 def test_what_a_lead_handed_out_is_found_when_the_lead_could_not_any_more(office: Office) -> None:
     office.generate("lea", owner=API_MEMBER)
     with office.database.transaction() as session:

@@ -2,13 +2,16 @@
 
 import json
 import re
+from datetime import UTC, datetime
 from html import unescape
 
 import pytest
 from flask import Flask
+from sqlalchemy import update
 from werkzeug.test import TestResponse
 
 from portal.store.database import Database
+from portal.store.models import ApiKey
 from tests.cast import Cast
 from tests.web.looking import kept
 
@@ -26,6 +29,24 @@ def test_the_review_names_findings_and_one_thing_to_do(cast: Cast) -> None:
     assert re.search(r'name="expires"\s+value="90d"[^>]*checked', form)
     assert "Nothing needs attention." in cast.rio.get("/w/acme/review").text
     assert "No key has this finding." in cast.max.get("/w/acme/review?finding=stale").text
+
+
+def test_the_review_tells_moments_with_their_zone_and_prints_one_footer(cast: Cast, database: Database) -> None:
+    old, young = (cast.max.generate(["leads:read"], name=name, expires="never") for name in ("Old", "Young"))
+    assert cast.call("GET", "/me", young).status_code == 200
+    cast.app.extensions["portal"].usage.flush()
+    with database.transaction() as session:
+        used = datetime(2026, 8, 20, 14, 50, tzinfo=UTC)
+        session.execute(update(ApiKey).where(ApiKey.public_id == old.id).values(created_at=used, last_used_at=used))
+    page = cast.max.get("/w/acme/review").text
+    said = [re.sub(r"<[^>]+>", "", each) for each in re.findall(r"<p><span class=\"tag.*?</p>", page)]
+    moment = r"\d+ \w{3} \d{4}, \d\d:\d\d.UTC"
+    assert any(re.fullmatch(rf"Unused for 30 days Last used {moment}\.", each) for each in said)
+    assert any(
+        re.fullmatch(rf"Never expires Made just now {moment}, last used just now {moment}\.", each) for each in said
+    )
+    assert page.count("printed ") == 1
+    assert re.search(r"</bdi> key review, printed", page)
 
 
 @pytest.mark.both
