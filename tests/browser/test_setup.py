@@ -64,7 +64,7 @@ def test_the_printed_review_has_no_controls_and_no_column_without_words(
     page.emulate_media(media="print")
     expect(page.get_by_text("key review, printed")).to_be_visible()
     for control in ("Looks fine", "What to do", "Deactivate"):
-        expect(page.locator("main").get_by_text(control).filter(visible=True)).to_have_count(0)
+        expect(page.locator("#review-form").get_by_text(control).filter(visible=True)).to_have_count(0)
 
 
 @pytest.mark.parametrize("scripts", [True, False])
