@@ -304,7 +304,7 @@ def _explanation(found: Explanation) -> dict[str, Any]:
         "request_id": asked.request_id,
         "reason": str(found.reason),
         "why": _why(found),
-        "asked_by": _ASKED_BY.get(asked.path, ""),
+        "asked_by": "" if _is_elsewhere(found) else _ASKED_BY.get(asked.path, ""),
         "key": key,
         "held": found.held,
         "missing": [scope for scope in (view.text for view in key.scopes) if scope not in found.held],
@@ -322,8 +322,18 @@ _ASKED_BY = {
 }
 
 
+def _is_elsewhere(found: Explanation) -> bool:
+    """Say whether the product of another workspace asked about the key, as one does that was sent it."""
+    return found.reason is Refusal.OTHER_WORKSPACE and found.request.path == refusals.INTROSPECTION
+
+
 def _why(found: Explanation) -> str:
     """Say exactly why, in one or two sentences."""
+    if _is_elsewhere(found):
+        return (
+            "A product of another workspace asked about the key at /oauth/introspect, and was told that it is not "
+            "active. So somebody sent it the key, by mistake or because it leaked."
+        )
     scope, owner = found.request.required, found.owner.name
     words = {
         Refusal.MISSING_SCOPE: f"The key was good, but it does not have the scope {scope}. Scopes are chosen when a "
@@ -408,6 +418,11 @@ def _mends(found: Explanation) -> Iterator[dict[str, str]]:
         yield {"text": f"Reactivate {found.owner.name}", "url": url_for(page, ws=ws, mid=found.owner.public_id)}
     elif found.cause is Refusal.OWNER_INACTIVE:
         yield {"text": f"{_ask(found)} to reactivate {key.owner.name}, or generate a key for another member."}
+    elif found.cause is Refusal.OTHER_WORKSPACE and _is_elsewhere(found):
+        leaked = url_for("keys.rotate", leaked=1, **here)
+        if key.may_rotate:
+            yield {"text": "Rotate the key, and let the old one stop at once", "url": leaked}
+        yield {"text": "Find out which of your programs sends it there."}
     elif found.cause is Refusal.OTHER_WORKSPACE:
         yield {"text": f"Let the program send Account-Id: {seat().workspace.public_id}, or leave the header out."}
     elif found.cause is Refusal.RATE_LIMITED:

@@ -541,6 +541,22 @@ def test_what_a_proxy_or_a_product_asked_is_said_to_be_theirs(cast: Cast) -> Non
         assert [words for words in (proxy, product) if words in page] == ([expected] if expected else [])
 
 
+def test_a_key_that_another_companys_product_was_sent_is_said_to_be_out(cast: Cast) -> None:
+    key = cast.lea.generate(["tasks:read"], name="Sent astray")
+    made = cast.zoe.post("/w/globex/workspace/verifiers/new", {"name": "Gateway"}).text
+    verifier = re.search(r"vf_[0-9A-Za-z]{43}_[0-9A-Za-z]{6}", made)
+    assert verifier
+    asked = cast.app.test_client(use_cookies=False).post(
+        "/oauth/introspect", data={"token": key.text}, headers={"Authorization": f"Bearer {verifier[0]}"}
+    )
+    flush(cast)
+    page = explained(cast.lea, asked.headers["X-Request-Id"])
+    assert "A product of another workspace asked about the key" in page
+    assert f"{key.id}/rotate?leaked=1" in mend(page)
+    assert "Account-Id" not in page
+    assert "product of yours" not in page
+
+
 @pytest.mark.both
 def test_what_was_refused_in_the_portal_is_explained_by_its_request_id(cast: Cast) -> None:
     foreign = cast.max.generate(["leads:read"], name="Of max")
