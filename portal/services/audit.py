@@ -1,7 +1,7 @@
 """The audit log: each change writes its row in the same transaction; a refused one in a transaction of its own.
 
 Rows are only ever added. Those of a workspace form a chain of hashes in the order of their commits, so that one that
-was edited, taken out or cut off at the end is found by `verify`.
+was edited, taken out, cut off at the end or put beside the chain is found by `verify`.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Select, bindparam, case, func, insert, select, text, update
+from sqlalchemy import Select, bindparam, case, func, insert, or_, select, text, update
 from sqlalchemy.orm import Session
 
 from portal.rules.chain import BEGINNING, link
@@ -188,7 +188,7 @@ class Verdict:
     """What checking a chain came to: how many rows hold, and what is wrong first, if anything is."""
 
     count: int
-    broken: str = ""  # the public id of the first row that does not hold, or of the last one before a gap
+    broken: str = ""  # the public id of the first row of it that does not hold, or of the last one before a gap
     reason: str = ""
 
     @property
@@ -229,7 +229,8 @@ def verify(session: Session, chain: int) -> Verdict:
         return Verdict(seq, last, f"the log goes on after its end, number {after.seq if after else 0}")
     if seq == 0 and chain:  # that the workspace was made is told first of all
         return Verdict(seq, last, "every row is missing")
-    return Verdict(seq)
+    beside = _beside(session, chain)
+    return Verdict(seq, reason=f"the row {beside} stands outside the chain" if beside else "")
 
 
 def _rows(session: Session, rows: Select[Any]) -> Iterator[Any]:
@@ -270,6 +271,13 @@ def _id_after(session: Session, chain: int, seq: int) -> str:
     return str(session.scalar(this.order_by(AuditEvent.seq).limit(1)))
 
 
+def _beside(session: Session, chain: int) -> str | None:
+    """Name a row that passes for a chain's own, but stands before its first number or in another chain."""
+    too_early = (AuditEvent.chain == chain) & (AuditEvent.seq < 1)
+    elsewhere = (AuditEvent.workspace_id == (chain or None)) & (AuditEvent.chain != chain)
+    return session.scalar(select(AuditEvent.public_id).where(or_(too_early, elsewhere)).limit(1))
+
+
 def _seal(session: Session) -> None:
     """Put what a transaction told at the end of its chains: last of all, so that a head is held but for a moment."""
     told: list[dict[str, Any]] = session.info.pop("told", [])
@@ -303,8 +311,10 @@ _BEGIN = text("INSERT INTO audit_head (chain, seq, hash) VALUES (:chain, 0, :has
 
 def history_of(session: Session, workspace_id: int, target_id: str) -> list[AuditEvent]:
     """List what was done or refused with one thing, newest first."""
-    here = (AuditEvent.workspace_id == workspace_id, AuditEvent.target_id == target_id)
-    return list(session.scalars(select(AuditEvent).where(*here).order_by(AuditEvent.id.desc()).limit(_HISTORY)))
+    here = (AuditEvent.chain == workspace_id, AuditEvent.target_id == target_id)
+    in_chain = AuditEvent.seq + 0 > 0  # not bare, or SQLite goes by this number through the whole chain
+    events = select(AuditEvent).where(*here, in_chain)
+    return list(session.scalars(events.order_by(AuditEvent.id.desc()).limit(_HISTORY)))
 
 
 def last_done(session: Session, target_id: str, event: Event) -> AuditEvent | None:

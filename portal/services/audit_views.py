@@ -128,7 +128,8 @@ def refused_in(session: Session, seat: Seat, request_id: str) -> AuditEvent | No
 
 
 def _matching(session: Session, seat: Seat, filters: Filters) -> Select[AuditEvent]:
-    statement = select(AuditEvent).where(AuditEvent.chain == _chain_of(seat, filters), *_visible_to(seat, filters))
+    in_chain = (AuditEvent.chain == _chain_of(seat, filters), AuditEvent.seq > 0)
+    statement = select(AuditEvent).where(*in_chain, *_visible_to(seat, filters))
     if filters.person:
         statement = statement.where(_of([filters.person]))
     if filters.group in GROUPS:

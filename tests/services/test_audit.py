@@ -125,6 +125,30 @@ def test_a_row_that_cannot_even_be_read_is_named(column: str, value: Any, office
     assert found.broken in (named[0], before[0])
 
 
+@pytest.mark.parametrize("where", [{"seq": -1}, {"seq": 0}, {"chain": 4711}])
+@pytest.mark.parametrize("of", ["a workspace", "signing in"])
+def test_a_row_beside_the_chain_is_named_and_shown_nowhere(of: str, where: dict[str, int], office: Office) -> None:
+    key, _ = office.generate("rio")
+    chain = office.member("ana").workspace_id if of == "a workspace" else 0
+    names = [column.key for column in AuditEvent.__table__.c if column.key != "id"]
+    with office.database.transaction() as session:
+        if not chain:
+            audit.record(session, Actor(NOON, Means.SESSION, "visitor"), Event.SIGNED_IN, target_id=key.id)
+    with office.database.transaction() as session:
+        assert audit.verify(session, chain).holds
+        mine = select(AuditEvent).where(AuditEvent.chain == chain, AuditEvent.target_id == key.id)
+        found = session.scalars(mine).one()
+        values = {name: getattr(found, name) for name in names} | {"public_id": "evt_forged"} | where
+        session.execute(insert(AuditEvent).values(**values))
+    with office.database.reading() as session:
+        verdict = audit.verify(session, chain)
+        assert (verdict.holds, verdict.count) == (False, found.seq)
+        assert "evt_forged" in verdict.reason
+        assert len(audit.history_of(session, office.member("ana").workspace_id, key.id)) == 1
+        page = audit_views.list_for(session, office.seat("ana"), Filters(), size=500)
+        assert "evt_forged" not in [event.public_id for event in page.events]
+
+
 def test_a_log_that_is_gone_is_not_whole(office: Office) -> None:
     chain = office.member("ana").workspace_id
     assert verdict(office).holds

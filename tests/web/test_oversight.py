@@ -295,7 +295,7 @@ def test_an_export_asks_for_the_password_again_but_not_whoever_may_not_export(ca
 
 
 @pytest.mark.both
-@pytest.mark.parametrize("harm", ["edited", "deleted", "cut off"])
+@pytest.mark.parametrize("harm", ["edited", "deleted", "cut off", "put beside"])
 def test_a_row_that_was_touched_is_named_by_the_page(cast: Cast, database: Database, harm: str) -> None:
     assert "The log is whole" in cast.ana.get(f"{AUDIT}/verify").text
     with database.transaction() as session:
@@ -308,6 +308,10 @@ def test_a_row_that_was_touched_is_named_by_the_page(cast: Cast, database: Datab
             named.address = "203.0.113.99"
         elif harm == "deleted":
             session.delete(found[6])
+        elif harm == "put beside":
+            values = {column.key: getattr(named, column.key) for column in AuditEvent.__table__.c if column.key != "id"}
+            named = AuditEvent(**values | {"public_id": "evt_forged", "seq": -1})
+            session.add(named)
         else:
             named = found[-3]
             session.delete(found[-1])
