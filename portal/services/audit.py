@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Select, bindparam, case, func, insert, or_, select, text, update
+from sqlalchemy import Integer, Select, String, bindparam, case, cast, func, insert, or_, select, text, update
 from sqlalchemy.orm import Session
 
 from portal.rules.chain import BEGINNING, link
@@ -309,12 +309,50 @@ _HISTORY = 100  # events of one thing that are listed
 _BEGIN = text("INSERT INTO audit_head (chain, seq, hash) VALUES (:chain, 0, :hash) ON CONFLICT DO NOTHING")
 
 
+UNREADABLE = "unreadable_event"  # what stands for the action of a row that cannot be read
+
+
+def readable(session: Session, events: Select[AuditEvent]) -> list[AuditEvent]:
+    """Read events; of a row that holds what nobody wrote there no more than its number and its id."""
+    try:
+        found = session.scalars(events).all()
+    except (ValueError, TypeError):  # SQLite keeps any text as a moment
+        ids = session.scalars(events.with_only_columns(AuditEvent.id, maintain_column_froms=True)).all()
+        return [_one(session, each) for each in ids]
+    return [event if _is_sound(event) else _one(session, event.id) for event in found]
+
+
+def _one(session: Session, id: int) -> AuditEvent:
+    try:
+        event = session.scalars(select(AuditEvent).where(AuditEvent.id == id)).one()
+        if _is_sound(event):
+            return event
+    except (ValueError, TypeError):
+        pass
+    known = select(cast(AuditEvent.seq, Integer), cast(AuditEvent.public_id, String)).where(AuditEvent.id == id)
+    seq, public_id = session.execute(known).one()
+    why = "its row holds what nobody wrote there"
+    told = {"action": UNREADABLE, "outcome": "done", "actor_name": "", "means": "unknown", "target_name": why}
+    return AuditEvent(seq=seq, public_id=public_id, hash=b"", details={}, **told)
+
+
+def _is_sound(event: AuditEvent) -> bool:
+    return all(isinstance(getattr(event, name), kinds) for name, kinds in _KINDS)
+
+
+_ODD = {"at": datetime, "details": dict}  # whose columns do not tell what they give
+_KINDS = [
+    (column.key, (_ODD.get(column.key, column.type.python_type), *((type(None),) if column.nullable else ())))
+    for column in AuditEvent.__table__.c
+]
+
+
 def history_of(session: Session, workspace_id: int, target_id: str) -> list[AuditEvent]:
     """List what was done or refused with one thing, newest first."""
     here = (AuditEvent.chain == workspace_id, AuditEvent.target_id == target_id)
     in_chain = AuditEvent.seq + 0 > 0  # not bare, or SQLite goes by this number through the whole chain
     events = select(AuditEvent).where(*here, in_chain)
-    return list(session.scalars(events.order_by(AuditEvent.id.desc()).limit(_HISTORY)))
+    return readable(session, events.order_by(AuditEvent.id.desc()).limit(_HISTORY))
 
 
 def last_done(session: Session, target_id: str, event: Event) -> AuditEvent | None:

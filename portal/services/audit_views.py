@@ -98,20 +98,21 @@ def list_for(
     """List events as far as a seat sees them: the newest, those before one's number, or those after it."""
     statement = _matching(session, seat, filters)
     if after is not None:
-        found = session.scalars(statement.where(AuditEvent.seq > after).order_by(AuditEvent.seq).limit(size + 1)).all()
+        later = statement.where(AuditEvent.seq > after).order_by(AuditEvent.seq).limit(size + 1)
+        found = audit.readable(session, later)
         newest_first = list(reversed(found[:size]))
         return Page(newest_first, len(found) > size, bool(newest_first) or after > 0)
     if before is not None:
         statement = statement.where(AuditEvent.seq < before)
-    events = list(session.scalars(statement.order_by(AuditEvent.seq.desc()).limit(size + 1)))
+    events = audit.readable(session, statement.order_by(AuditEvent.seq.desc()).limit(size + 1))
     return Page(events[:size], before is not None, len(events) > size)
 
 
 def get(session: Session, seat: Seat, event_id: str) -> AuditEvent:
     """Find one event that this seat may see; NotFound for any other."""
     for filters in (Filters(), Filters(is_sign_ins=True)):
-        event = session.scalar(_matching(session, seat, filters).where(AuditEvent.public_id == event_id))
-        if event is not None:
+        this = _matching(session, seat, filters).where(AuditEvent.public_id == event_id)
+        for event in audit.readable(session, this):
             return event
     raise NotFound()
 
@@ -124,7 +125,8 @@ def refused_in(session: Session, seat: Seat, request_id: str) -> AuditEvent | No
         AuditEvent.outcome == "refused",
         AuditEvent.seq > (head.seq if head else 0) - _SEARCHED,
     )
-    return session.scalars(_matching(session, seat, Filters()).where(*conditions).limit(1)).first()
+    found = audit.readable(session, _matching(session, seat, Filters()).where(*conditions).limit(1))
+    return next((event for event in found if event.action != audit.UNREADABLE), None)
 
 
 def _matching(session: Session, seat: Seat, filters: Filters) -> Select[AuditEvent]:
@@ -241,10 +243,11 @@ def export(database: Database, seat: Seat, filters: Filters, last: int) -> Itera
     while True:
         with database.reading() as session:
             part = _matching(session, seat, filters).where(AuditEvent.seq > after, AuditEvent.seq <= last)
-            events = list(session.scalars(part.order_by(AuditEvent.seq).limit(_CHUNK)))
-        if not events:
+            events = audit.readable(session, part.order_by(AuditEvent.seq).limit(_CHUNK))
+        if events:
+            yield events
+        if len(events) < _CHUNK:
             return
-        yield events
         after = events[-1].seq
 
 

@@ -3,8 +3,9 @@
 import csv
 import io
 import json
+import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from operator import attrgetter
 from typing import Any
@@ -14,7 +15,7 @@ from flask import Blueprint, Response, g, make_response, redirect, request, stre
 from portal.rules.credentials import KEY_SHAPED, is_like_an_end, last_four_of
 from portal.rules.errors import Refusal, Unreadable
 from portal.services import audit_views, explanations
-from portal.services.audit import Verdict
+from portal.services.audit import UNREADABLE, Verdict
 from portal.services.audit_views import GROUPS, Filters, Page
 from portal.services.explanations import Explanation
 from portal.services.key_views import KeyView
@@ -27,6 +28,8 @@ from portal.web.door import VERIFY
 from portal.web.guards import actor, in_workspace, only, recently_proved, seat
 from portal.web.http import answer, page_or_fragment, portal, public_id, reading, reading_much, transaction
 from portal.web.keys import keyring
+
+_log = logging.getLogger(__name__)
 
 pages = Blueprint("oversight", __name__, url_prefix="/w/<slug:ws>")
 _for_admins = only(attrgetter("is_admin"), "Only administrators export and check the audit log.")
@@ -181,7 +184,7 @@ def verify() -> Response:
 @recently_proved("to export the audit log", "oversight.audit")
 def export_csv() -> Response:
     """Send the log as a table, oldest first; no cell begins as a formula does."""
-    return _export("csv", "text/csv", _as_csv)
+    return _export("csv", "text/csv", ",".join(COLUMNS) + "\r\n", _as_csv, _end_of_csv)
 
 
 @pages.get("/audit.jsonl")
@@ -190,25 +193,49 @@ def export_csv() -> Response:
 @recently_proved("to export the audit log", "oversight.audit")
 def export_jsonl() -> Response:
     """Send the log as JSON Lines, oldest first."""
-    return _export("jsonl", "application/jsonl", _as_jsonl)
+    return _export("jsonl", "application/jsonl", "", _as_jsonl, _end_of_jsonl)
 
 
-def _export(form: str, mimetype: str, write: Any) -> Response:
+def _export(
+    form: str, mimetype: str, head: str, write: Callable[[list[AuditEvent]], str], end: Callable[[str], str]
+) -> Response:
     filters, odd = _filters()
     if odd:
         raise Unreadable(odd)
     with transaction() as session:
         last = audit_views.begin_export(session, actor(), seat(), filters, form)
-    database, who, slug = portal().database, seat(), seat().workspace.slug
-    response = Response(write(audit_views.export(database, who, filters, last)), mimetype=mimetype)
+    slug, parts = seat().workspace.slug, audit_views.export(portal().database, seat(), filters, last)
+    response = Response(_written(parts, head, write, end), mimetype=mimetype)
     day = actor().at.strftime("%Y-%m-%d")
     response.headers["Content-Disposition"] = f'attachment; filename="audit-{slug}-{day}.{form}"'
     return response
 
 
+def _written(
+    parts: Iterator[list[AuditEvent]], head: str, write: Callable[[list[AuditEvent]], str], end: Callable[[str], str]
+) -> Iterator[str]:
+    """Write what is read; a file that is not whole says so in its last line, for it began as an answer of 200."""
+    last = unreadable = 0
+    if head:
+        yield head
+    try:
+        for events in parts:
+            yield KEY_SHAPED.sub("…", write(events))
+            last = events[-1].seq
+            unreadable += sum(event.action == UNREADABLE for event in events)
+    except Exception:
+        _log.exception("an export of the audit log broke off after number %s", last)
+        yield end(f"This export broke off after number {last}.")
+    else:
+        if unreadable:
+            _log.error("an export of the audit log holds events that cannot be read: %s", unreadable)
+            yield end(f"Events that cannot be read and of which only the number and id stand here: {unreadable}.")
+
+
 def exported(event: AuditEvent) -> dict[str, Any]:
     """Give an event as exports tell it; ids and names only, no number of the database."""
-    at = event.at.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    is_known = event.action != UNREADABLE
+    at = event.at.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z") if is_known else None
     values = (
         event.seq, event.public_id, at, event.action, event.outcome, event.actor_name, event.actor_id, event.means,
         event.address, event.request_id, event.target_name, event.target_id, event.details, event.hash.hex(),
@@ -216,22 +243,26 @@ def exported(event: AuditEvent) -> dict[str, Any]:
     return dict(zip(COLUMNS, values, strict=True))
 
 
-def _as_jsonl(parts: Iterator[list[AuditEvent]]) -> Iterator[str]:
-    for events in parts:
-        lines = (json.dumps(exported(event), ensure_ascii=False, separators=(",", ":")) for event in events)
-        yield KEY_SHAPED.sub("…", "".join(f"{line}\n" for line in lines))
+def _as_jsonl(events: list[AuditEvent]) -> str:
+    return "".join(f"{json.dumps(exported(each), ensure_ascii=False, separators=(',', ':'))}\n" for each in events)
 
 
-def _as_csv(parts: Iterator[list[AuditEvent]]) -> Iterator[str]:
-    yield ",".join(COLUMNS) + "\r\n"
-    for events in parts:
-        rows = io.StringIO()
-        table = csv.writer(rows)
-        for event in events:
-            told = exported(event)
-            told["details"] = json.dumps(told["details"], ensure_ascii=False, sort_keys=True)
-            table.writerow([_cell(told[name]) for name in COLUMNS])
-        yield KEY_SHAPED.sub("…", rows.getvalue())
+def _end_of_jsonl(why: str) -> str:
+    return json.dumps({"incomplete": why}) + "\n"
+
+
+def _as_csv(events: list[AuditEvent]) -> str:
+    rows = io.StringIO()
+    table = csv.writer(rows)
+    for event in events:
+        told = exported(event)
+        told["details"] = json.dumps(told["details"], ensure_ascii=False, sort_keys=True)
+        table.writerow([_cell(told[name]) for name in COLUMNS])
+    return rows.getvalue()
+
+
+def _end_of_csv(why: str) -> str:
+    return f"INCOMPLETE: {why}{',' * (len(COLUMNS) - 1)}\r\n"
 
 
 def _cell(value: Any) -> str:

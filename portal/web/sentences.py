@@ -36,7 +36,7 @@ class Telling:
 
     id: str
     seq: int
-    at: datetime
+    at: datetime | None  # None: the event cannot be read
     actor: str  # '' where the sentence has another subject
     parts: tuple[Part, ...]
     changes: tuple[Change, ...]

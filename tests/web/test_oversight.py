@@ -14,12 +14,13 @@ from sqlalchemy import event, update
 from werkzeug.test import TestResponse
 
 from portal.rules.errors import Refusal
-from portal.services import accounts
+from portal.services import accounts, audit, workspaces
+from portal.services.actor import Actor, Means
 from portal.services.audit import Event
 from portal.services.audit_views import GROUPS, Names
 from portal.store.database import Database
 from portal.store.models import Account, ApiKey, AuditEvent, Member, UserSession
-from portal.web import refusals, sentences
+from portal.web import oversight, refusals, sentences
 from tests.cast import Cast, MadeKey, Person
 
 AUDIT, EXPLAIN = "/w/acme/audit", "/w/acme/explain"
@@ -283,6 +284,51 @@ def test_exports_hold_all_events_and_no_cell_is_a_formula(cast: Cast) -> None:
     odd = cast.ana.get("/w/acme/audit.csv?from=yesterday")
     assert odd.status_code == 400
     assert "is not a day" in odd.text
+
+
+@pytest.mark.both
+@pytest.mark.parametrize(("column", "value"), [("at", "'yesterday'"), ("details", "'[]'"), ("hash", "'no bytes'")])
+def test_a_row_that_cannot_be_read_is_shown_as_such_and_an_export_with_it_says_so(
+    column: str, value: str, cast: Cast, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    if not database.is_sqlite:
+        column, value = "details", "'[]'"  # of these the only one that PostgreSQL takes
+    key = cast.rio.generate(name="Odd")
+    with database.transaction() as session:
+        odd = session.query(AuditEvent).filter_by(target_id=key.id).one().public_id
+        session.connection().exec_driver_sql(f"UPDATE audit_event SET {column} = {value} WHERE public_id = '{odd}'")
+    page = cast.ana.get(AUDIT)
+    assert "unreadable event: its row holds what nobody wrote there" in said(page)
+    assert odd in events_of(page)
+    for path in (f"audit/{odd}", f"api/keys/{key.id}/history"):
+        shown = cast.ana.get(f"/w/acme/{path}")
+        assert (shown.status_code, "nreadable event" in shown.text) == (200, True)
+    assert cast.ana.get("/w/acme/audit/verify").status_code == 200
+    *lines, last = [json.loads(line) for line in cast.ana.get("/w/acme/audit.jsonl").text.splitlines()]
+    assert [line["number"] for line in lines] == list(range(1, len(lines) + 1))
+    assert [line["id"] for line in lines if line["action"] == "unreadable_event"] == [odd]
+    assert "cannot be read" in last["incomplete"]
+    *_, row = csv.reader(io.StringIO(cast.ana.get("/w/acme/audit.csv").text))
+    assert row[0].startswith("INCOMPLETE: ") and len(row) == len(oversight.COLUMNS)
+    assert "events that cannot be read: 1" in caplog.text
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_an_export_that_breaks_off_says_so_in_its_last_line_and_in_the_log(
+    form: str, cast: Cast, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    with database.transaction() as session:
+        visitor = Actor(datetime.now(UTC), Means.SESSION, "visitor")
+        for _ in range(600):  # more than are read at once
+            audit.record(session, visitor, Event.SIGNED_IN, workspace_id=workspaces.get(session, "acme").id)
+    reply = cast.ana.browser.get(f"/w/acme/audit.{form}", buffered=False)
+    parts = reply.iter_encoded()
+    begun = next(parts)
+    with database.transaction() as session:
+        session.connection().exec_driver_sql("ALTER TABLE audit_event RENAME TO gone")
+    last = (begun + b"".join(parts)).decode().splitlines()[-1]
+    assert last.startswith({"csv": "INCOMPLETE: This export broke off", "jsonl": '{"incomplete": "This'}[form])
+    assert "broke off after number" in caplog.text
 
 
 def test_an_export_asks_for_the_password_again_but_not_whoever_may_not_export(cast: Cast, database: Database) -> None:
