@@ -20,7 +20,7 @@ from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
 from granian.log import LogLevels
 
-from portal import demo, mail, metrics
+from portal import demo, logs, mail, metrics
 from portal.rules.access import Role
 from portal.rules.errors import Conflict, NotFound, PortalError
 from portal.rules.schemas import Schema
@@ -336,8 +336,8 @@ def notify() -> None:
     where = "" if settings.smtp_url else f" to the folder {settings.mail_folder}"
     click.echo(f"{_counted(sent, 'mail')} sent{where}.")
     if failed:
-        tries = "\n".join(f"  {each}" for each in failed)
-        raise click.ClickException(f"{_counted(len(failed), 'mail')} not taken, kept for the next run:\n{tries}")
+        tries = "\n".join(f"  {logs.redact(each)}" for each in failed)  # servers may quote what they refuse
+        raise click.ClickException(f"{_counted(len(failed), 'mail')} not taken:\n{tries}")
 
 
 def _tell_invitation(email: str, token: str) -> None:

@@ -28,6 +28,10 @@ class Letter:
     created_at: datetime
 
 
+class NeverTaken(Exception):
+    """The server refuses this mail for good; one that is sent again is refused again."""
+
+
 class Mailer(ABC):
     """Sends mails from one address."""
 
@@ -36,7 +40,7 @@ class Mailer(ABC):
 
     @abstractmethod
     def send(self, letter: Letter) -> None:
-        """Hand one mail over; raises when it was not taken."""
+        """Hand one mail over; raises when it was not taken, NeverTaken when it never will be."""
 
     def _message(self, letter: Letter) -> EmailMessage:
         message = EmailMessage()
@@ -83,7 +87,22 @@ class Smtp(Mailer):
                 if not is_safe:
                     raise smtplib.SMTPException("the server offers no encryption, so the password was not sent")
                 server.login(*self._login)
-            server.send_message(self._message(letter), to_addrs=[letter.recipient])
+            try:
+                server.send_message(self._message(letter), to_addrs=[letter.recipient])
+            except smtplib.SMTPRecipientsRefused as error:
+                [(code, why)] = error.recipients.values()
+                _raise_if_for_good(code, why)
+                raise
+            except smtplib.SMTPDataError as error:
+                _raise_if_for_good(error.smtp_code, error.smtp_error)
+                raise
+
+
+def _raise_if_for_good(code: int, why: bytes | str) -> None:
+    """Raise NeverTaken for a server's lasting refusal (RFC 5321, section 4.2.1) of this address or this content."""
+    if 500 <= code < 600:
+        text = why.decode(errors="replace") if isinstance(why, bytes) else why
+        raise NeverTaken(f"{code} {text[:300]}")
 
 
 class Folder(Mailer):

@@ -14,7 +14,7 @@ import pytest
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import AuthResult
 
-from portal.mail import Folder, Letter, Smtp
+from portal.mail import Folder, Letter, NeverTaken, Smtp
 from tests.servers import free_port
 
 SENDER = "Latchkey <keys@example.org>"
@@ -29,11 +29,19 @@ class Inbox:
     def __init__(self) -> None:
         self.messages: list[Message] = []
         self.logins: list[bytes] = []
-        self.answer = "250 OK"
+        self.answers: dict[str, str] = {}  # to a step, where it is not 250 OK
 
-    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:  # noqa: N802 - aiosmtpd calls it so
+    async def handle_MAIL(self, server: Any, session: Any, envelope: Any, sender: str, options: Any) -> str:  # noqa: N802 - aiosmtpd calls it so
+        envelope.mail_from = sender
+        return self.answers.get("MAIL", "250 OK")
+
+    async def handle_RCPT(self, server: Any, session: Any, envelope: Any, recipient: str, options: Any) -> str:  # noqa: N802
+        envelope.rcpt_tos.append(recipient)
+        return self.answers.get("RCPT", "250 OK")
+
+    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:  # noqa: N802
         self.messages.append(email.message_from_bytes(envelope.content, policy=default))
-        return self.answer
+        return self.answers.get("DATA", "250 OK")
 
     def authenticate(self, server: Any, session: Any, envelope: Any, mechanism: str, data: Any) -> AuthResult:
         self.logins.append(data.password)
@@ -78,9 +86,23 @@ def test_a_password_in_the_address_signs_in(server: str, inbox: Inbox) -> None:
     assert inbox.logins == [b"sec@ret"]
 
 
-def test_a_refusal_of_the_server_is_trouble(server: str, inbox: Inbox) -> None:
-    inbox.answer = "452 Too much mail"
+@pytest.mark.parametrize(
+    ("step", "answer"),
+    [("DATA", "452 Too much mail"), ("RCPT", "451 Come again"), ("MAIL", "550 You may not send here")],
+)
+def test_a_refusal_of_the_server_is_trouble(step: str, answer: str, server: str, inbox: Inbox) -> None:
+    """What is wrong with the sender is no mail's fault: an operator can mend it."""
+    inbox.answers[step] = answer
     with pytest.raises((OSError, smtplib.SMTPException)):
+        Smtp(f"smtp://{server}", SENDER).send(LETTER)
+
+
+@pytest.mark.parametrize("step", ["RCPT", "DATA"])
+def test_a_recipient_or_content_that_the_server_refuses_for_good_is_told_apart(
+    step: str, server: str, inbox: Inbox
+) -> None:
+    inbox.answers[step] = "550 no such user"
+    with pytest.raises(NeverTaken, match="550 no such user"):
         Smtp(f"smtp://{server}", SENDER).send(LETTER)
 
 

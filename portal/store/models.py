@@ -362,7 +362,8 @@ class OutgoingMail(Base):
     subject: Mapped[str] = mapped_column(String(200))
     body: Mapped[str] = mapped_column(Text)
     created_at: Mapped[datetime]
-    claimed_at: Mapped[datetime | None]  # by a sender, who has some minutes for it
+    # By a sender, who has some minutes for it; of a mail that was not taken so that these end when it is due again.
+    claimed_at: Mapped[datetime | None]
 
 
 class Record(Base):

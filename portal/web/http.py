@@ -90,10 +90,29 @@ def afterwards(what: Callable[..., None], *given: Any) -> None:
 
 
 def send_mails(here: Portal) -> None:
-    """Send the mails that wait; those that are not taken are tried again with the next."""
-    _, failed = outbox.send_waiting(here.database, mailer(here.settings))
-    for each in failed:
-        _log.error("a mail was not taken: %s", each)
+    """Let the mails that wait be handed over, one after the other and beside all else; a stop leaves the rest."""
+    if here.post_is_asked.is_set():
+        return
+    here.post_is_asked.set()
+    try:
+        here.post.submit(_send_one, here)
+    except RuntimeError:  # no thread to be had, or shutting down
+        here.post_is_asked.clear()
+        raise
+
+
+def _send_one(here: Portal) -> None:
+    here.post_is_asked.clear()  # first: who asks from now on is heard
+    try:
+        wrong = outbox.send_one(here.database, mailer(here.settings))
+    except Exception:
+        _log.exception("mails could not be sent")
+        return
+    if wrong:
+        _log.error("a mail was not taken: %s", wrong)
+    if wrong is not None:
+        with suppress(RuntimeError):  # shutting down: the others wait for the next run
+            send_mails(here)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from threading import Event
 
 from portal.services.key_check import KeyCheck
 from portal.services.outage import Outage
@@ -29,10 +30,14 @@ class Portal:
     unwritable: Outage = field(default_factory=lambda: Outage("nothing can be changed: the database cannot be asked"))
     # Work for after the answer: nobody need wait for it, or the time that it takes would give something away.
     errands: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "errands"))
+    # Mails have a thread of their own: a mail server may take minutes, and what is to be written must not wait for it.
+    post: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "post"))
+    post_is_asked: Event = field(default_factory=Event)  # to look for mails that wait, and has not begun to
 
     def close(self) -> None:
         """Write down what is still only in memory and give the connections back."""
         self.errands.shutdown()
+        self.post.shutdown()  # after the mail that is on its way
         self.usage.close()
         self.rate_limit.close()
         self.key_check.close()

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 import pytest
 from sqlalchemy import event, select
 
-from portal.mail import Letter, Mailer
+from portal.mail import Letter, Mailer, NeverTaken
 from portal.rules.access import AccessLevel
 from portal.rules.lifetimes import Lifetime
 from portal.services import keys, notices, outbox
@@ -146,6 +146,51 @@ def test_a_mail_that_was_not_taken_waits_for_the_next_run_under_the_same_id(offi
     assert [letter.id for letter in postman.letters] == [waiting.public_id]
 
 
+def test_a_mail_that_is_not_taken_is_tried_after_pauses_that_grow_and_given_up_after_days(office: Office) -> None:
+    with office.database.transaction() as session:
+        outbox.put(session, NOON, "max@acme.test", "Hello", "…")
+    postman = Postman()
+    postman.on_strike = True
+    tries: list[int] = []
+    last: list[str] = []
+    for minutes in range(4 * 24 * 60):
+        _, failed = outbox.send_waiting(office.database, postman, lambda now=minutes: NOON + timedelta(minutes=now))  # type: ignore[misc]
+        if failed:
+            tries, last = [*tries, minutes], failed
+    assert tries[:5] == [0, 2, 5, 11, 23]  # a minute after each is due
+    assert 3 * 24 * 60 <= tries[-1] < 3.5 * 24 * 60
+    assert last == ["max@acme.test: on strike (dropped)"]
+
+
+def test_a_mail_that_is_refused_for_good_is_dropped_at_once(office: Office) -> None:
+    class Strict(Postman):
+        def send(self, letter: Letter) -> None:
+            raise NeverTaken("550 no such user")
+
+    with office.database.transaction() as session:
+        outbox.put(session, NOON, "bad@acme.test", "Hello", "…")
+    refused = (0, ["bad@acme.test: 550 no such user (dropped)"])
+    assert outbox.send_waiting(office.database, Strict(), lambda: NOON) == refused
+    assert outbox.send_waiting(office.database, Strict(), lambda: NOON + timedelta(days=1)) == (0, [])
+
+
+def test_new_mails_go_before_those_that_failed_and_the_newest_first(office: Office) -> None:
+    postman = Postman()
+    postman.on_strike = True
+
+    def put(subject: str) -> None:
+        with office.database.transaction() as session:
+            outbox.put(session, NOON, "max@acme.test", subject, "…")
+
+    put("failed")
+    outbox.send_waiting(office.database, postman, lambda: NOON)
+    postman.on_strike = False
+    put("older")
+    put("newest")
+    assert outbox.send_waiting(office.database, postman, lambda: NOON + timedelta(hours=1)) == (3, [])
+    assert [letter.subject for letter in postman.letters] == ["newest", "older", "failed"]
+
+
 def test_a_mail_that_another_sender_has_claimed_is_left_to_it_for_ten_minutes(office: Office) -> None:
     at = days_before(7)
     with office.database.transaction() as session:
@@ -164,7 +209,7 @@ def test_a_run_may_take_longer_than_a_claim_holds(office: Office) -> None:
         def send(self, letter: Letter) -> None:
             nonlocal at
             at += timedelta(minutes=9)
-            if letter.subject == "last":
+            if letter.subject == "first":  # the older one, which comes after the newer
                 assert outbox.send_waiting(office.database, Postman(), lambda: at) == (0, [])
             super().send(letter)
 

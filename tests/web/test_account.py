@@ -2,6 +2,7 @@
 
 import email
 import re
+import socket
 from email.policy import default
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from flask import Flask
 
 from app import create_app
 from portal.services.accounts import PAIR_LIMIT
+from portal.store.database import Database
+from portal.store.models import OutgoingMail, PasswordReset
 from tests.cast import Cast, Person
 from tests.servers import free_port
 from tests.web.looking import token_on
@@ -18,7 +21,8 @@ NEW = "seven green bottles on a wall"
 
 
 def wait_for_errands(app: Flask) -> None:
-    app.extensions["portal"].errands.submit(lambda: None).result(timeout=30)
+    for pool in (app.extensions["portal"].errands, app.extensions["portal"].post):
+        pool.submit(int).result(timeout=30)
 
 
 def link_in_mail(app: Flask) -> str:
@@ -161,6 +165,25 @@ def test_a_mail_is_promised_only_where_a_server_for_it_is_set(cast: Cast, databa
     ):
         assert (promise in without, other in without) == (False, True)
         assert (promise in with_server, other in with_server) == (True, False)
+    mailing.extensions["portal"].close()
+
+
+@pytest.mark.both
+def test_a_link_is_made_while_the_mail_server_says_nothing(
+    database: Database, database_url: str, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        smtp = {"PORTAL_SMTP_URL": f"smtp://127.0.0.1:{silent.getsockname()[1]}", "PORTAL_MAIL_FROM": "keys@acme.test"}
+        mailing = create_app({"PORTAL_DATABASE_URL": database_url, "PORTAL_INSTANCE": str(tmp_path), **smtp})
+        portal = Cast(mailing)
+        portal.ana.post("/w/acme/members/invite", {"email": "ida@acme.test", "role": "member"})
+        somebody = portal.stranger()
+        somebody.get("/reset")
+        somebody.post("/reset", {"email": "max@acme.test"})
+        mailing.extensions["portal"].errands.submit(int).result(timeout=5)
+        with database.reading() as session:
+            assert session.query(PasswordReset).count() == 1
+            assert session.query(OutgoingMail).count() == 2
     mailing.extensions["portal"].close()
 
 
