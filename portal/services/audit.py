@@ -330,7 +330,11 @@ def _one(session: Session, id: int) -> AuditEvent:
     except (ValueError, TypeError):
         pass
     known = select(cast(AuditEvent.seq, Integer), cast(AuditEvent.public_id, String)).where(AuditEvent.id == id)
-    seq, public_id = session.execute(known).one()
+    return unreadable(*session.execute(known).one())
+
+
+def unreadable(seq: int, public_id: str) -> AuditEvent:
+    """Make what stands for an event that cannot be read."""
     why = "its row holds what nobody wrote there"
     told = {"action": UNREADABLE, "outcome": "done", "actor_name": "", "means": "unknown", "target_name": why}
     return AuditEvent(seq=seq, public_id=public_id, hash=b"", details={}, **told)

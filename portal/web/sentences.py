@@ -1,5 +1,6 @@
 """What an event of the audit log says: one sentence, in parts, and what changed from what to what."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -7,12 +8,15 @@ from string import Formatter
 from typing import Any, NamedTuple
 
 from portal.rules.errors import Refusal
+from portal.services import audit
 from portal.services.actor import Means
 from portal.services.audit import Event
 from portal.services.audit_views import Names
 from portal.store.models import AuditEvent
 from portal.web import refusals
 from portal.web.display import absolute, thousands
+
+_log = logging.getLogger(__name__)
 
 
 class Part(NamedTuple):
@@ -127,7 +131,17 @@ _FACTS = {
 
 
 def tell(event: AuditEvent, names: Names) -> Telling:
-    """Put an event into words."""
+    """Put an event into words; one whose details are not as anybody writes them is unreadable."""
+    try:
+        return _told(event, names)
+    except (ValueError, TypeError, AttributeError, KeyError):
+        _log.exception("an event of the audit log cannot be told: %s", event.public_id)
+        instead = audit.unreadable(event.seq, event.public_id)
+        instead.at = event.at
+        return _told(instead, names)
+
+
+def _told(event: AuditEvent, names: Names) -> Telling:
     is_refused = event.outcome == "refused"
     actor = event.actor_name if event.actor_name != "visitor" or event.actor_id else "Somebody"
     if "more" in event.details:

@@ -107,6 +107,20 @@ def test_an_event_that_nobody_knows_yet_is_told_by_its_name(app: Flask) -> None:
         assert sentences.tell(made("key_polished"), NOBODY).text == "key polished: CRM sync (…abcd)"
 
 
+@pytest.mark.parametrize(
+    "event",
+    [
+        made("key_generated", scopes=7),
+        made("key_edited", "refused", more="many"),
+        made("member_joined", role={"a": 1}),
+        made("access_granted", before={"sales": []}, after={"sales": "read"}),
+    ],
+)
+def test_an_event_with_details_that_nobody_wrote_is_unreadable(app: Flask, event: AuditEvent) -> None:
+    with app.test_request_context():
+        assert sentences.tell(event, NOBODY).text == "unreadable event: its row holds what nobody wrote there"
+
+
 def test_the_log_says_who_did_what_with_names_and_from_what_to_what(cast: Cast) -> None:
     key = cast.lea.generate(["tasks:read", "tasks:write"], name="CRM sync")
     cast.lea.post(f"keys/{key.id}/edit", {"name": "CRM sync 2", "note": "vault"})
