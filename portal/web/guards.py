@@ -342,6 +342,8 @@ def prove_again(question: Question) -> Response | None:
     """Check the password that `prompt` asked for; give None when it is right, else the question again."""
     user_session, password = current_user.user_session, answer("password")
     who = g.actor
+    if not password:
+        return prompt(question, accounts.NO_PASSWORD)
     try:
         with transaction() as session:
             attempt = accounts.begin_attempt(session, who, user_session.account.email)

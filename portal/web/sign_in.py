@@ -51,9 +51,11 @@ def login() -> Response:
         return make_response(redirect(target or _home(), 303))
     if request.method != "POST":  # HEAD is a GET
         return _login_page(target)
-    email = answer("email")
+    email, password = answer("email"), answer("password")
+    if not password:
+        return _login_page(target, email, accounts.NO_PASSWORD, 422)
     try:
-        found = _sign_in(email, answer("password"))
+        found = _sign_in(email, password)
     except TooManyAttempts as error:
         return too_many(_login_page(target, email, in_words(error)), error)
     if not found:
@@ -167,6 +169,8 @@ def _join(found: OpenInvitation, token: str, name: str, password: str) -> None:
     email = found.invitation.email
     who: Account | NewAccount
     if found.account:
+        if not password:
+            raise Invalid({"password": accounts.NO_PASSWORD})
         with transaction() as session:
             attempt = accounts.begin_attempt(session, actor, email)
         # An account whose memberships all ended cannot sign in, but may be invited again.
