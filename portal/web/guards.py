@@ -116,13 +116,7 @@ def anybody_known(view: View) -> View:
     @wraps(view)
     def guarded(**values: Any) -> Any:
         if current_user.is_authenticated:
-            user_session = current_user.user_session
-            with reading() as session:
-                mine = members.workspaces_of(session, user_session.account_id)
-                place = place_among(mine, user_session)
-                found = members.find_seat(session, user_session.account_id, place.workspace.slug) if place else None
-            _sit_down(user_session, found)
-            g.workspaces = [each.workspace for each in mine]
+            _sit_where_last(current_user.user_session)
         return view(**values)
 
     return _declare(guarded, Audience.ANYBODY)
@@ -143,15 +137,15 @@ def places_of(mine: Iterable[tuple[Member, bool]]) -> list[dict[str, str]]:
 
 
 def signed_in(view: View) -> View:
-    """Open a view to whoever is signed in, in no particular workspace."""
+    """Open a view to whoever is signed in, in no particular workspace; the bar is that of the one they were in last."""
 
     @wraps(view)
     def guarded(**values: Any) -> Any:
         if not current_user.is_authenticated:
             return _ask_to_sign_in()
         account = current_user.account
-        g.account, g.user_session = account, current_user.user_session
-        g.actor = Actor(
+        _sit_where_last(current_user.user_session)
+        g.actor = Actor(  # the account: what is done here is done in no workspace
             g.now, Means.SESSION, account.name, account.public_id, address=request.remote_addr, request_id=g.request_id
         )
         return view(**values)
@@ -169,6 +163,7 @@ def in_workspace(view: View) -> View:
         user_session = current_user.user_session
         found, g.workspaces = g.places
         if found is None:
+            _sit_where_last(user_session)
             raise NotFound()
         _sit_down(user_session, found)
         if accounts.is_due_to_be_seen(user_session, g.now, found.workspace.id):
@@ -220,6 +215,16 @@ def _sit_down(user_session: LiveSession, found: Seat | None) -> None:
         request.remote_addr,
         g.request_id,
     )
+
+
+def _sit_where_last(user_session: LiveSession) -> None:
+    """Note who asks at an address of no workspace, with the seat that they sat on last, if they have it."""
+    with reading() as session:
+        mine = members.workspaces_of(session, user_session.account_id)
+        place = place_among(mine, user_session)
+        found = members.find_seat(session, user_session.account_id, place.workspace.slug) if place else None
+    _sit_down(user_session, found)
+    g.workspaces = [each.workspace for each in mine]
 
 
 def with_key(action: Action | None = None) -> Callable[[View], View]:
@@ -410,6 +415,14 @@ def register(app: Flask) -> None:
     def deny_by_default() -> None:
         if request.endpoint and audience_of(app, request.endpoint) is None:
             raise NotFound()
+
+    @app.before_request
+    def know_who_is_lost() -> None:
+        """Give the page that says that there is no such page the bar that leads on from it."""
+        if request.endpoint is None and not is_api(request):
+            with suppress(*TROUBLE):
+                if current_user.is_authenticated:
+                    _sit_where_last(current_user.user_session)
 
     @app.errorhandler(CSRFError)
     def expired(error: CSRFError) -> Response:

@@ -130,7 +130,7 @@ def choose() -> Response:
         mine = members.roles_of(session, current_user.account.id)
     if len(mine) == 1:
         return make_response(redirect(url_for("home.index", ws=mine[0][0].workspace.slug), 303))
-    return make_response(render_template("sign_in/choose.html", workspaces=places_of(mine)))
+    return make_response(render_template("sign_in/choose.html", workspaces=places_of(mine), workspace=None))
 
 
 def _home() -> str:

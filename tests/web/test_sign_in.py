@@ -805,9 +805,27 @@ def test_whoever_joins_in_somebody_elses_browser_ends_that_ones_session(cast: Ca
 
 
 @pytest.mark.both
+def test_every_page_leads_to_the_keys_of_the_workspace_one_was_in_last(cast: Cast, database: Database) -> None:
+    own = ["/account", "/account/name", "/account/password", "/account/sessions", "/preferences", "/help/keyboard"]
+    stranger, path = cast.stranger("rio"), invited(database, "rio@acme.test", "globex")
+    stranger.get(path)
+    for each in [*own, "/reauth", "/no/such/page", "/w/nowhere"]:
+        assert cast.rio.get(each).text.count('href="/w/acme/api/keys"') >= 2, each  # in the bar and in the menu
+    assert stranger.post(path, {"password": PASSWORD}).location == "/w/globex"
+    for each in [*own, "/reauth", "/no/such/page"]:  # now there are two, and nobody knows which
+        page = stranger.get(each).text
+        assert 'href="/w">' in page, each
+        assert "API Settings" not in page, each
+    stranger.get("/w/globex")
+    assert 'href="/w/globex/api/keys"' in stranger.get("/account").text
+    assert "API Settings" not in stranger.get("/w").text
+
+
+@pytest.mark.both
 def test_a_workspaces_slug_says_nothing_of_workspaces_one_is_not_in(cast: Cast, database: Database) -> None:
     with database.reading() as session:
         assert session.query(Workspace).count() == 2
+    cast.rio.get("/account")  # the first page with a form sets a cookie
     known, unknown = (cast.rio.get(f"/w/{slug}/api/keys") for slug in ("globex", "nowhere"))
     assert nothing_but_bytes(known, "globex") == nothing_but_bytes(unknown, "nowhere")
     assert known.status_code == 404
