@@ -270,11 +270,12 @@ const portal = {};
     const before = rows();
     if (reload) await portal.reloadPanel();
     if (message) portal.say(refused ? "alert" : "status", message);
-    // Where a row went, one goes on with the row that followed it.
+    // Where the row is gone that one would go on with, that is the row that followed it.
     const after = rows();
     const gone = before.findIndex((id) => !after.includes(id));
     const next = gone < 0 ? undefined : before.slice(gone).find((id) => after.includes(id));
-    portal.focusFirst(dialogOpen() ? focus : [...(next ? [`${next}-link`] : []), ...focus, "keys-h"]);
+    const wanted = focus.filter((id) => id !== "keys-h");
+    portal.focusFirst(dialogOpen() ? focus : [...wanted, ...(next ? [`${next}-link`] : []), "keys-h"]);
   };
   // The answer closes the dialog that asked for it, not another that was opened meanwhile.
   on("portal:done", ({ target, detail }) => portal.done({ ...detail, close: detail.close && isInDialog(target) }));

@@ -78,6 +78,11 @@ class Seat:
         """Whether this member may make API members: a team lead somewhere, or an administrator."""
         return self.is_admin or AccessLevel.MANAGE in self.granted.values()
 
+    @property
+    def has_access(self) -> bool:
+        """Whether there is any solution that this member may do something in, and so anything to give to a key."""
+        return self.is_admin or bool(self.granted)
+
     def level_in(self, solution_id: int) -> AccessLevel:
         """Say what this member may do in a solution."""
         return level_of(self.role, self.granted.get(solution_id))
@@ -202,7 +207,7 @@ _APPS_BY_NAME = select(App).where(App.workspace_id == _HERE).order_by(App.name, 
 
 def apps_of(session: Session, seat: Seat) -> Sequence[Row[tuple[int, str, int]]]:
     """List the apps that a seat can reach, by slug: each one's id and slug."""
-    if not seat.is_admin and not seat.granted:
+    if not seat.has_access:
         return []
     apps = read(session, _APPS, {"workspace": seat.workspace.id})
     return [app for app in apps if seat.level_in(app.solution_id) is not AccessLevel.NONE]

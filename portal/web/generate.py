@@ -17,7 +17,7 @@ from portal.services.key_views import KeyView
 from portal.store.database import Session
 from portal.store.models import KeyState
 from portal.web.display import absolute, clock, level_text, role_text
-from portal.web.guards import actor, in_workspace, recently_proved, seat
+from portal.web.guards import actor, in_workspace, only, recently_proved, seat
 from portal.web.http import (
     answer,
     is_fragment,
@@ -44,6 +44,7 @@ _OVERLAPS = {
     Overlap.WEEK: "7 days",
     Overlap.UNTIL: "Until I retire it (30 days at most)",
 }
+_NO_ACCESS = "You cannot generate keys here because you have no access to any solution in this workspace."
 _PRESETS = ("self", "read-all", "read-one", "write-one", "copy")
 
 # The generate form: `name`, `note`, `owner` (member id), `environment`, `scopes` (repeated), `expires`, `self_rotate`
@@ -69,6 +70,7 @@ def _draft() -> Draft:
 
 @pages.get("/keys/new")
 @in_workspace
+@only(lambda seat: seat.has_access, _NO_ACCESS)
 @recently_proved("to generate an API key")
 def new() -> Response:
     """Show the form; `?from=<key>&add=<scope>` fills it from a key that lacked a scope, and offers to replace it."""

@@ -80,12 +80,11 @@ def index() -> Response:
     here = seat()
     filters = _filters()
     rows = current_user.account.page_rows
-    may_generate = here.is_admin or bool(here.granted)
     with reading_much() as session:
         page = key_lists.list_for(session, actor(), here, keyring(), filters, page_number(), rows)
         counts = key_lists.count_for(session, actor(), here, filters.owner)
         apps = members.apps_of(session, here)
-        admins = [] if may_generate else members.admin_names(session, here.workspace.id)
+        admins = [] if here.has_access else members.admin_names(session, here.workspace.id)
         owners = key_lists.owners_for(session, here, filters.owner) if here.is_lead else []
         elsewhere = 0
         if filters.env and not page.rows:
@@ -109,7 +108,7 @@ def index() -> Response:
         last=page.last,
         list_url=list_url,
         old_rows=max(0, len(page.rows) - (page.last - page.first + 1)),
-        may_generate=may_generate,
+        may_generate=here.has_access,
         admins=admins,
         elsewhere=elsewhere,
         is_lead=here.is_lead,

@@ -10,6 +10,7 @@ from html import escape, unescape
 from typing import Any
 
 import pytest
+import time_machine
 from flask import Flask, Response, request
 from sqlalchemy import delete, event, update
 from werkzeug.test import TestResponse
@@ -373,12 +374,19 @@ def test_who_loses_access_sees_it_on_the_key_and_the_key_loses_it_at_once(cast: 
 
 @pytest.mark.both
 def test_somebody_without_any_access_is_told_whom_to_ask(cast: Cast, database: Database) -> None:
+    opened_before = cast.rio.form()
     with database.transaction() as session:
         session.query(Access).delete()
     page = cast.rio.get("keys")
     assert page.status_code == 200
     assert "Ana Ruiz" in page.text
-    assert cast.rio.post("keys", cast.rio.form()).status_code == 422
+    with time_machine.travel(datetime.now(UTC) + timedelta(minutes=11)):  # nor for the password, first
+        form = cast.rio.get("keys/new")
+    assert form.status_code == 403
+    assert "no access to any solution in this workspace. Ask Ana Ruiz." in form.text
+    late = cast.rio.post("keys", opened_before)
+    assert late.status_code == 422
+    assert "you have no access to any solution" in late.text
 
 
 # --- The list's price -----------------------------------------------------------------------------------------------
