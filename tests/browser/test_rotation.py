@@ -23,6 +23,7 @@ def expect_focus(page: Page, element: str) -> None:
 def test_each_action_of_a_rotation_leaves_the_focus_where_one_goes_on(new_page: NewPage, backstage: Backstage) -> None:
     old = backstage.key("max", "Partner portal", scopes=["leads:read", "tasks:read"], age=timedelta(days=2))
     last_four = backstage.row(old).last_four
+    backstage.key("max", "Stands below", scopes=["leads:read"], age=timedelta(days=3))
     page = new_page("max")
     page.goto(KEYS)
     page.evaluate("ids => { window.regions = ids.map((id) => document.getElementById(id)) }", REGIONS)
