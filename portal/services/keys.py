@@ -238,7 +238,7 @@ def deactivate_those_active(session: Session, actor: Actor, key_ids: Iterable[st
 
 def reactivate(session: Session, actor: Actor, keyring: Keyring, key_id: str) -> KeyView:
     """Let a deactivated key work again, with the same scopes; never another human's."""
-    seat, key = hold(session, actor, key_id, Event.KEY_REACTIVATED, even_deleted=True)
+    seat, key = hold(session, actor, key_id, Event.KEY_REACTIVATED)
     check_owner(seat, key, Event.KEY_REACTIVATED, ONLY_ITS_OWNER)
     if key.state_at(actor.at) is not KeyState.DEACTIVATED:
         raise _changed_meanwhile(session, key, actor.at)
@@ -399,29 +399,34 @@ def revoke(session: Session, actor: Actor, key_id: str) -> str:
     return key.name
 
 
-def hold(
-    session: Session, actor: Actor, key_id: str, event: Event, *, even_deleted: bool = False
-) -> tuple[Seat, ApiKey]:
-    """Lock a key that the actor may stop; NotFound for any other and, but with `even_deleted`, for a deleted one.
+def hold(session: Session, actor: Actor, key_id: str, event: Event) -> tuple[Seat, ApiKey]:
+    """Lock a key that the actor may stop; NotFound for any other, Conflict for a deleted one.
 
     The member is locked before the key, as in a rotation: whoever stops a key is named in its row, which needs both.
     """
     seat = members.seat_of(session, actor, lock=True)
     statement = key_views.visible_to(seat).where(ApiKey.public_id == key_id)
-    if not even_deleted:
-        statement = statement.where(ApiKey.revoked_at.is_(None))
     key = session.scalar(statement.with_for_update(of=ApiKey, key_share=True))  # counting its use need not wait
     if key is None:
         raise NotFound(attempt=Attempt(event, key_id))
+    if key.revoked_at:
+        raise gone(key)
     return seat, key
+
+
+def gone(key: ApiKey | KeyView) -> Conflict:
+    """Tell of a key that has stopped for ever: another tab, or somebody else, was quicker."""
+    word = "deleted" if key.revoked_at else "retired"
+    return Conflict(f"“{key.name}” (…{key.last_four}) is {word} already. Nothing was changed.")
 
 
 def _changed_meanwhile(session: Session, key: ApiKey, now: datetime) -> Conflict:
     state = key.state_at(now)
+    if state is KeyState.REVOKED:
+        return gone(key)
     by = session.get(Member, key.deactivated_by_id) if key.deactivated_by_id else None
     who = f" ({by.name}, {key.deactivated_at:%H:%M} UTC)" if by and state is KeyState.DEACTIVATED else ""
-    word = ("deleted" if key.revoked_at else "retired") if state is KeyState.REVOKED else state
-    return Conflict(f"“{key.name}” is {word} already{who}. Nothing was changed.")
+    return Conflict(f"“{key.name}” is {state} already{who}. Nothing was changed.")
 
 
 def changed(

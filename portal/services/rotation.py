@@ -163,8 +163,10 @@ def _replace(
 def draft_rotation(session: Session, actor: Actor, seat: Seat, key_id: str) -> Draft:
     """Fill the form that rotates a key: what it has and may still have, for as long again."""
     key = session.scalar(key_views.visible_to(seat).where(ApiKey.public_id == key_id))
-    if key is None or key.state_at(actor.at) is KeyState.REVOKED:
+    if key is None:
         raise NotFound()
+    if key.state_at(actor.at) is KeyState.REVOKED:
+        raise keys.gone(key)
     _check_rotatable(session, seat, key, actor.at)
     return Draft(
         name=key.name,

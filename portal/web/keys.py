@@ -204,11 +204,11 @@ def find_out() -> Response:
 
 
 def look(key_id: str) -> KeyView:
-    """Give a key that the member may see and that is not deleted; NotFound else."""
+    """Give a key that the member may see; NotFound for any other, Conflict for one that has stopped for ever."""
     with reading() as session:
         key = key_views.get(session, actor(), seat(), keyring(), key_id)
     if key.state is KeyState.REVOKED:
-        raise NotFound()
+        raise keys.gone(key)
     return key
 
 

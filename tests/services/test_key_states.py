@@ -33,9 +33,9 @@ TABLE: dict[tuple[KeyState, str], KeyState | type[PortalError]] = {
     (KeyState.EXPIRED, "deactivate"): Conflict,
     (KeyState.EXPIRED, "reactivate"): Conflict,
     (KeyState.EXPIRED, "delete"): KeyState.REVOKED,
-    (KeyState.REVOKED, "deactivate"): NotFound,
+    (KeyState.REVOKED, "deactivate"): Conflict,
     (KeyState.REVOKED, "reactivate"): Conflict,
-    (KeyState.REVOKED, "delete"): NotFound,
+    (KeyState.REVOKED, "delete"): Conflict,
 }
 REFUSALS = {
     KeyState.DEACTIVATED: Refusal.DEACTIVATED,

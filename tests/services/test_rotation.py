@@ -243,7 +243,7 @@ def test_a_deactivated_or_deleted_key_is_not_rotated(office: Office) -> None:
     refused(office, lambda: send(office, "rio", key.id), Conflict)
     office.act("rio", keys.delete, key.id, typed="")
     for attempt in (rotate, send):
-        refused(office, partial(attempt, office, "rio", key.id), NotFound)
+        refused(office, partial(attempt, office, "rio", key.id), Conflict)
 
 
 def test_the_same_form_makes_one_key(office: Office) -> None:
@@ -415,7 +415,7 @@ def test_what_is_not_being_replaced_or_has_stopped_is_neither_retired_nor_extend
     refused(office, lambda: office.act("rio", what, new.id), Conflict)
     refused(office, lambda: office.act("rio", what, old.id, NOON + HOUR), Conflict)
     office.act("rio", keys.delete, old.id, typed="")
-    refused(office, lambda: office.act("rio", what, old.id), NotFound)
+    refused(office, lambda: office.act("rio", what, old.id), Conflict)
 
 
 # --- A text that was lost -------------------------------------------------------------------------------------------
@@ -456,7 +456,7 @@ def test_the_same_form_makes_a_key_anew_once(office: Office) -> None:
 def test_of_two_replacements_at_once_one_wins(office: Office) -> None:
     lost, _ = office.generate("rio")
     done = at_once({f"{n}": partial(replaced, office, "rio", lost.id) for n in range(2)})
-    assert sorted(type(each).__name__ for each in done.values()) == ["NotFound", "tuple"]
+    assert sorted(type(each).__name__ for each in done.values()) == ["Conflict", "tuple"]
 
 
 def test_a_key_made_anew_takes_the_unused_ones_place_in_its_chain(office: Office) -> None:

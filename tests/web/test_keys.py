@@ -1,6 +1,7 @@
 """API Settings over HTTP: what may be asked for, who may do what to whose key, and where the secret is seen."""
 
 import io
+import json
 import logging
 import re
 from collections.abc import Callable, Iterator
@@ -273,10 +274,14 @@ def test_a_change_that_came_too_late_is_told_and_changes_nothing(cast: Cast, dat
         assert "Deactivated" in late.text or not headers
     assert kept(database) == before
     assert cast.rio.post(f"keys/{key.id}/delete").status_code == 303
-    for action in ("delete", "deactivate"):
-        assert cast.rio.post(f"keys/{key.id}/{action}").status_code == 404
-    final = cast.rio.post(f"keys/{key.id}/reactivate")
-    assert (final.status_code, "is deleted already" in final.text) == (409, True)
+    told = f"“Nightly export” (…{key.text[47:51]}) is deleted already. Nothing was changed."
+    for action in ("delete", "deactivate", "reactivate", "edit", "rotate", "replace"):
+        for ask in (cast.rio.get, cast.rio.post):
+            page, row = ask(f"keys/{key.id}/{action}"), ask(f"keys/{key.id}/{action}", headers=HTMX)
+            assert (page.status_code, told in page.text) == (409, True), action
+            assert (row.status_code, "Revoked" in row.text) == (409, True), action
+            assert json.loads(row.headers["HX-Trigger"])["portal:done"]["message"] == told
+        assert cast.lea.get(f"keys/{key.id}/{action}").status_code == 404
 
 
 def test_a_key_in_use_is_deleted_only_under_its_name(cast: Cast) -> None:
