@@ -267,7 +267,10 @@ def _changed_meanwhile(conflict: Conflict) -> Response:
 def row_changed(
     key: KeyView, message: str, *, focus: str, receipt: dict[str, Any] | None = None, refused: bool = False
 ) -> Response:
-    """Swap the key's row, with its `receipt` below it; or reload the list where the answer would land in the dialog."""
+    """Swap the key's row, with its `receipt` below it; or reload the list where the answer would land in the dialog.
+
+    A browser without a list to do that in goes on to the key's page, where its forms stand.
+    """
     in_dialog = is_from_dialog()
     cards = None
     if not in_dialog and is_fragment():
@@ -279,7 +282,7 @@ def row_changed(
             key = key_views.of(session, seat(), keyring(), [row], actor().at, with_days=True)[0]
     return fragment_or_redirect(
         None if in_dialog else "keys/_rows.html",
-        list_url(owner=key.owner.listed_under),
+        address("keys.detail", ws=seat().workspace.slug, key_id=key.id),
         message=message,
         focus=[focus, f"key-{key.id}-link", "keys-h"],
         close=in_dialog,
