@@ -34,7 +34,7 @@ _LONG_WINDOW = timedelta(hours=1)
 PAIR_LIMIT = 5  # failures in 15 minutes for an account from one address prefix
 PREFIX_LIMIT = 30  # failures in 15 minutes from one address prefix
 ACCOUNT_LIMIT = 50  # failures in an hour for an account from anywhere
-NO_PASSWORD = "Enter your password."  # asked of an empty field, before it costs a try
+NOTHING_ENTERED = "Enter your password."  # asked of an empty field, before it costs a try
 
 
 class Viewer(NamedTuple):

@@ -115,7 +115,7 @@ def password() -> Response:
 def _change_password() -> int:
     user_session, old = current_user.user_session, answer("current_password")
     if not old:
-        raise Invalid({"current_password": accounts.NO_PASSWORD})
+        raise Invalid({"current_password": accounts.NOTHING_ENTERED})
     with transaction() as session:
         attempt = accounts.begin_attempt(session, actor(), user_session.account.email)
     if not attempt.verify(old):

@@ -13,7 +13,7 @@ from portal.services.api_members import Listed
 from portal.services.audit import Event
 from portal.store.database import Session
 from portal.store.models import Member, Solution
-from portal.web import generate
+from portal.web.generate import CARRIED, CARRIED_AS
 from portal.web.guards import actor, in_workspace, only, recently_proved, seat
 from portal.web.http import (
     answer,
@@ -45,10 +45,6 @@ from portal.web.members import (
 
 _for_admins = only(attrgetter("is_admin"), members.ADMINS_ONLY)
 _for_leads = only(attrgetter("is_lead"), api_members.LEADS_ONLY)
-
-# What the form of an API member carries along when it is opened from the form of a key, each behind `_KEY`.
-_KEY = "key-"
-_CARRIED = ("name", "note", "environment", "scopes", "expires", "from")
 
 
 @pages.get("/api-members", endpoint="api_members")
@@ -157,7 +153,7 @@ def _first_form() -> Response:
     with reading() as session:
         key = key_views.get(session, actor(), seat(), keyring(), key_id)
         needed = _needed(session, [scope.text for scope in key.scopes])
-    return _new_form(needed, {}, [(f"{_KEY}from", key_id)], name=key.name)
+    return _new_form(needed, {}, [(f"{CARRIED_AS}from", key_id)], name=key.name)
 
 
 @pages.post("/api-members/new/for-key", endpoint="new_api_member_for_key")
@@ -165,7 +161,7 @@ def _first_form() -> Response:
 @_for_leads
 def new_for_key() -> Response:
     """Show the form in between: it carries the answers of a key’s form along, and offers the access that these need."""
-    carried = [(f"{_KEY}{name}", value) for name in _CARRIED for value in request.form.getlist(name)]
+    carried = [(f"{CARRIED_AS}{name}", value) for name in CARRIED for value in request.form.getlist(name)]
     with reading() as session:
         needed = _needed(session, request.form.getlist("scopes"))
     return _new_form(needed, {}, carried, name="")
@@ -181,9 +177,10 @@ def review_new() -> Response:
 
 def _go_on(made: str) -> Response:
     """Go back to where the API member was needed, else to its page."""
-    if f"{_KEY}environment" in request.form:
-        return generate.resume(made, {name: request.form.getlist(f"{_KEY}{name}") for name in _CARRIED})
-    if key_id := public_id(answer(f"{_KEY}from")):
+    if f"{CARRIED_AS}environment" in request.form:
+        # Sent on as it came, by POST: names do not belong into addresses.
+        return make_response(redirect(url_for("keys.new", ws=seat().workspace.slug, owner=made), 307))
+    if key_id := public_id(answer(f"{CARRIED_AS}from")):
         for_key: dict[str, Any] = {"ws": seat().workspace.slug, "owner": made, "from": key_id}
         url = url_for("keys.new", **for_key)
     elif leaving := public_id(answer("leaving")):
@@ -217,7 +214,7 @@ def _new_form(
         rows = matrix(session, solutions(session), TO_API_MEMBERS, {}, chosen)
     if carried is None:
         given = request.form.items(multi=True)
-        carried = [each for each in given if each[0] == "leaving" or each[0].startswith(_KEY)]
+        carried = [each for each in given if each[0] == "leaving" or each[0].startswith(CARRIED_AS)]
     typed = without_keys(answer("name") if name is None else name)
     context = {
         "matrix": rows,
@@ -225,7 +222,7 @@ def _new_form(
         "review_url": here("review_new_api_member"),
         "answers": {"name": typed, "purpose": without_keys(answer("purpose"))},
         "carried": [(field, without_keys(value)) for field, value in carried],
-        "for_key": any(field.startswith(_KEY) for field, _ in carried),
+        "for_key": any(field.startswith(CARRIED_AS) for field, _ in carried),
         "errors": errors,
     }
     return page_or_fragment("api_members/new.html", "members/_will.html", 422 if errors else 200, **context)

@@ -47,6 +47,9 @@ _OVERLAPS = {
 _NO_ACCESS = "You cannot generate keys here because you have no access to any solution in this workspace."
 _PRESETS = ("self", "read-all", "read-one", "write-one", "copy")
 
+# What of this form the form of an API member carries along that is opened from it, each behind `CARRIED_AS`.
+CARRIED, CARRIED_AS = ("name", "note", "environment", "scopes", "expires", "from"), "key-"
+
 # The generate form: `name`, `note`, `owner` (member id), `environment`, `scopes` (repeated), `expires`, `self_rotate`
 # (ticked or not sent), `form_id`;
 # `from` (the key that it was opened from), `replaces` (the same, ticked) and `overlap`; `preset` with what it names.
@@ -68,12 +71,17 @@ def _draft() -> Draft:
     )
 
 
-@pages.get("/keys/new")
+@pages.route("/keys/new", methods=["GET", "POST"])
 @in_workspace
 @only(lambda seat: seat.has_access, _NO_ACCESS)
 @recently_proved("to generate an API key")
 def new() -> Response:
-    """Show the form; `?from=<key>&add=<scope>` fills it from a key that lacked a scope, and offers to replace it."""
+    """Show the form; `?from=<key>&add=<scope>` fills it from a key that lacked a scope, and offers to replace it.
+
+    With POST, go on with the answers that were given before its API member (`?owner=`) was made.
+    """
+    if request.method == "POST":
+        return _resume(public_id(request.args.get("owner", "")))
     similar_to, add = public_id(request.args.get("from", "")), request.args.get("add", "")
     owner = public_id(request.args.get("owner", ""))
     with reading() as session:
@@ -101,11 +109,9 @@ def move(key_id: str) -> Response:
     return make_response(redirect(url_for("members.new_api_member", **here), 303))
 
 
-def resume(owner: str, given: Mapping[str, Sequence[str]]) -> Response:
-    """Go on with the form of a new key, with the answers that were `given` before its API member was made."""
-
+def _resume(owner: str) -> Response:
     def first(name: str) -> str:
-        return next(iter(given.get(name, ())), "")
+        return request.form.get(f"{CARRIED_AS}{name}", "")
 
     with reading() as session:
         similar_to = public_id(first("from"))
@@ -115,7 +121,7 @@ def resume(owner: str, given: Mapping[str, Sequence[str]]) -> Response:
             name=first("name"),
             note=first("note"),
             environment=first("environment"),
-            scopes=list(given.get("scopes", ())),
+            scopes=request.form.getlist(f"{CARRIED_AS}scopes"),
             expires=first("expires") or draft.expires,
         )
         planned = drafts.plan(session, actor(), draft)

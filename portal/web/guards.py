@@ -348,7 +348,7 @@ def prove_again(question: Question) -> Response | None:
     user_session, password = current_user.user_session, answer("password")
     who = g.actor
     if not password:
-        return prompt(question, accounts.NO_PASSWORD)
+        return prompt(question, accounts.NOTHING_ENTERED)
     try:
         with transaction() as session:
             attempt = accounts.begin_attempt(session, who, user_session.account.email)

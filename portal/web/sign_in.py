@@ -53,7 +53,7 @@ def login() -> Response:
         return _login_page(target)
     email, password = answer("email"), answer("password")
     if not password:
-        return _login_page(target, email, accounts.NO_PASSWORD, 422)
+        return _login_page(target, email, accounts.NOTHING_ENTERED, 422)
     try:
         found = _sign_in(email, password)
     except TooManyAttempts as error:
@@ -170,7 +170,7 @@ def _join(found: OpenInvitation, token: str, name: str, password: str) -> None:
     who: Account | NewAccount
     if found.account:
         if not password:
-            raise Invalid({"password": accounts.NO_PASSWORD})
+            raise Invalid({"password": accounts.NOTHING_ENTERED})
         with transaction() as session:
             attempt = accounts.begin_attempt(session, actor, email)
         # An account whose memberships all ended cannot sign in, but may be invited again.

@@ -522,7 +522,7 @@ def test_name_and_note_are_changed_and_nothing_else(cast: Cast, database: Databa
     assert re.match(rf'\s*<tbody[^>]*id="key-{key.id}"', row.text)
 
 
-def test_from_a_keys_forms_one_comes_to_its_page_and_from_there_to_a_list_that_holds_it(cast: Cast, database: Database) -> None:
+def test_a_keys_forms_lead_to_its_page_and_that_to_a_list_that_holds_it(cast: Cast, database: Database) -> None:
     sync = next(row["public_id"] for row in everything(database)["member"] if row["name"] == "Nightly sync")
     of_rio, of_sync = cast.rio.generate(name="Of rio"), cast.lea.generate(name="Of the sync", owner=sync)
 

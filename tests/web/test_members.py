@@ -250,7 +250,11 @@ def test_a_key_form_goes_on_with_its_answers_after_an_api_member_was_made_for_it
     for name, value in re.findall(r'name="(key-\w+)" value="([^"]*)"', between):
         carried.setdefault(name, []).append(html.unescape(value))
     assert re.search(r'name="access-operations"\s+value="full"[^>]*checked', between)  # what the ticks need
-    reply = cast.lea.post(f"{API}/new", {"name": "Carrier", "access-operations": "read", **carried})
+    sent = {"name": "Carrier", "access-operations": "read", **carried}
+    onward = cast.lea.post(f"{API}/new", sent)
+    assert onward.status_code == 307
+    assert re.fullmatch(r"/w/acme/api/keys/new\?owner=mem_\w+", onward.location)
+    reply = cast.lea.post(onward.location, sent)
     assert reply.status_code == 200
     assert "“Carrier” is made." in reply.text
     assert 'value="Kept name"' in reply.text
