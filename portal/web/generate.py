@@ -125,7 +125,7 @@ def _resume(owner: str) -> Response:
             expires=first("expires") or draft.expires,
         )
         planned = drafts.plan(session, actor(), draft)
-    return make_response(render_template("keys/new.html", **_choices(planned), errors={}, section="keys"))
+    return _form(planned)
 
 
 @pages.post("/keys/new/scopes")
