@@ -88,9 +88,10 @@ _CONTRAST = """() => {
     return faults;
 }"""
 
-# List what makes the page, or the dialog, scroll sideways.
-_OVERFLOW = """() => [document.documentElement, ...document.querySelectorAll("dialog[open]")]
-    .filter((node) => node.scrollWidth > node.clientWidth)
+# List what scrolls sideways: the page, the dialog, or anything in them but code.
+_OVERFLOW = """() => [document.documentElement, ...document.querySelectorAll("body *:not(pre, input, textarea, select)")]
+    .filter((node) => node.scrollWidth > node.clientWidth
+        && (node === document.documentElement || /auto|scroll/.test(getComputedStyle(node).overflowX)))
     .map((node) => `${call(node)} is ${node.scrollWidth} wide in ${node.clientWidth}: ` +
         [...node.querySelectorAll("*")].filter((it) => it.getBoundingClientRect().right > innerWidth + 1)
             .slice(0, 3).map(call))"""
