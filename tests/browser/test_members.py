@@ -1,5 +1,6 @@
 """People and API members on the screen: every page for everybody, and offboarding by hand."""
 
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -108,6 +109,18 @@ def test_forms_say_what_is_wrong_and_nothing_is_dead_without_scripts(new_page: N
     expect(page.locator(".error-summary")).to_be_visible()
     page.get_by_role("link", name="Enter a name that tells what it is for: 3 to 60 characters.").click()
     expect(page.get_by_label("Name")).to_have_attribute("aria-invalid", "true")
+
+
+def test_on_a_phone_the_filters_of_people_wait_until_they_are_wanted(new_page: NewPage, scene: Scene) -> None:
+    page = new_page("ana", width=320)
+    page.goto(f"{HOME}/members")
+    role = page.get_by_label("Role")
+    expect(role).to_be_hidden()
+    page.get_by_text("Filter", exact=True).click()
+    role.select_option("Administrator")
+    page.get_by_role("button", name="Apply").click()
+    expect(page.get_by_role("rowheader")).to_have_text(re.compile("Ana Ruiz"))
+    expect(role).to_be_visible()  # what narrows a list is told
 
 
 def test_a_sentence_says_what_an_api_member_will_be_able_to_do_while_one_chooses(
