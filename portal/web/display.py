@@ -189,6 +189,5 @@ def register(app: Flask) -> None:
         time_of_day=time_of_day,
         marked=marked,
         both=lambda moment: ours(both(moment)),
-        when=lambda moment: ours(when(moment)),
     )
     app.jinja_env.globals["people_text"] = lambda text: ours(people_text(text))

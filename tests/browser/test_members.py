@@ -123,6 +123,14 @@ def test_on_a_phone_the_filters_of_people_wait_until_they_are_wanted(new_page: N
     expect(role).to_be_visible()  # what narrows a list is told
 
 
+def test_all_of_an_invitations_link_can_be_read_on_a_phone(new_page: NewPage, backstage: Backstage) -> None:
+    page = new_page("ana", width=320)
+    page.goto(f"{HOME}/members/invite")
+    page.get_by_label("Email").fill("kim@acme.test")
+    page.get_by_role("button", name="Invite").click()
+    assert page.get_by_label("One-time link").evaluate("link => link.scrollHeight <= link.clientHeight")
+
+
 def test_a_sentence_says_what_an_api_member_will_be_able_to_do_while_one_chooses(
     new_page: NewPage, scene: Scene
 ) -> None:
