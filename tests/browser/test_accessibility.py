@@ -418,6 +418,15 @@ def test_on_a_tablet_an_administrators_bar_fits(width: int, new_page: NewPage) -
     assert page.locator(".topbar").evaluate("bar => bar.offsetHeight") <= 64  # one line
 
 
+def test_with_text_of_twice_the_size_the_bars_letters_and_icons_stay_in_their_boxes(new_page: NewPage) -> None:
+    page = new_page("ana", width=768)
+    page.goto("/w/acme")
+    page.evaluate("document.documentElement.style.fontSize = '200%'")
+    boxes = page.locator(".topbar :is(.tile, .icon-btn, .mark)").filter(visible=True)
+    assert boxes.evaluate_all("""nodes => nodes.map((it) => [it.scrollHeight <= it.clientHeight, it.clientWidth > 40])
+        .flat()""") == [True] * 8
+
+
 def test_a_finger_hits_every_target(new_page: NewPage, scene: Scene) -> None:
     page = new_page("ana", width=320, height=568, has_touch=True, is_mobile=True)
     faults = []
