@@ -430,8 +430,10 @@ def test_with_text_of_twice_the_size_the_bars_letters_and_icons_stay_in_their_bo
 def test_a_finger_hits_every_target(new_page: NewPage, scene: Scene) -> None:
     page = new_page("ana", width=320, height=568, has_touch=True, is_mobile=True)
     faults = []
-    for path in (KEYS, NEW, f"{KEYS}/{scene.busy}/delete", f"{KEYS}/{scene.stopped}/reactivate", "/w/acme"):
+    lists = ("/w/acme", "/w/acme/members", "/w/acme/review", "/account", "/docs/api")
+    for path in (KEYS, NEW, f"{KEYS}/{scene.busy}/delete", f"{KEYS}/{scene.stopped}/reactivate", *lists):
         page.goto(path)
+        page.get_by_role("link", name="Skip to content").focus()
         faults += [f"{path}: {fault}" for fault in looking.targets(page, 44)]
     assert faults == []
 
