@@ -418,6 +418,20 @@ def test_on_a_tablet_an_administrators_bar_fits(width: int, new_page: NewPage) -
     assert page.locator(".topbar").evaluate("bar => bar.offsetHeight") <= 64  # one line
 
 
+def test_on_a_phone_the_reference_begins_with_its_title(new_page: NewPage) -> None:
+    page = new_page("", width=320)
+    page.goto("/docs/api")
+    expect(page.get_by_role("heading", name="API reference")).to_be_in_viewport()
+    limits = page.get_by_role("navigation", name="API reference").get_by_role("link", name="Rate limits")
+    expect(limits).to_be_hidden()
+    page.get_by_text("Contents").click()
+    limits.click()
+    expect(page.get_by_role("heading", name="Rate limits")).to_be_in_viewport()
+    page.set_viewport_size({"width": 1280, "height": 900})
+    page.reload()
+    expect(limits).to_be_visible()
+
+
 def test_with_text_of_twice_the_size_the_bars_letters_and_icons_stay_in_their_boxes(new_page: NewPage) -> None:
     page = new_page("ana", width=768)
     page.goto("/w/acme")
