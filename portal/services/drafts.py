@@ -21,6 +21,7 @@ from portal.rules.access import (
     Role,
     Scope,
     grantable_scopes,
+    holdable_scopes,
     level_of,
 )
 from portal.rules.credentials import KEY_SHAPED, new_id
@@ -214,7 +215,8 @@ def _check_scopes(
     elif repeated := [written for written, count in Counter(draft.scopes).items() if count > 1]:
         problems["scopes"] = f"{repeated[0]} is given twice. Choose each scope once."
     elif beyond and owner:
-        who = "You do" if owner.is_me else f"You or {owner.member.name} do"
+        is_owners = parsed[beyond[0]] in holdable_scopes(mine)
+        who = f"{owner.member.name} does" if is_owners and not owner.is_me else "You do"
         problems["scopes"] = f"{who} not have the access that {beyond[0]} needs. Remove it or ask an administrator."
     return good, beyond
 

@@ -290,9 +290,12 @@ def expiries() -> list[tuple[str, str, datetime | None]]:
     return [(str(each), label, each.ends_at(actor().at)) for each, label in _LIFETIMES.items() if each in allowed]
 
 
-def overlaps(old: KeyView) -> list[tuple[str, str, datetime]]:
-    """List how long a key that is being replaced may go on, with the moment at which it would stop."""
-    return [(str(each), label, each.ends_at(actor().at, old.expires_at)) for each, label in _OVERLAPS.items()]
+def overlaps(old: KeyView) -> list[tuple[str, str, datetime | None]]:
+    """List how long a key that is being replaced may go on, with the moment at which it would stop if not at once."""
+    return [
+        (str(each), label, each.ends_at(actor().at, old.expires_at) if each is not Overlap.NONE else None)
+        for each, label in _OVERLAPS.items()
+    ]
 
 
 def _replaced(session: Session, planned: Plan) -> dict[str, Any] | None:
@@ -470,7 +473,7 @@ def _review(planned: Plan, replaced: dict[str, Any] | None) -> dict[str, Any] | 
     old = None
     if replaced and replaced["checked"]:
         overlap = replaced["overlap"]
-        ends_at = next((when for value, _, when in replaced["overlaps"] if value == overlap != Overlap.NONE), None)
+        ends_at = next((when for value, _, when in replaced["overlaps"] if value == overlap), None)
         old = {"last_four": replaced["last_four"], "ends_at": ends_at, "is_until": overlap == Overlap.UNTIL}
     names = {app.slug: app.name for shelf in planned.shelves for app in shelf.apps}
     return {

@@ -144,8 +144,9 @@ def _in_use(at_risk: Sequence[KeyAtRisk], solution: str) -> list[dict[str, Any]]
 
 
 def access_words(access: Mapping[str, AccessLevel]) -> str:
-    """Sum up access by solution name, such as "full Sales, read Operations"."""
-    return ", ".join(f"{level.value} {name}" for name, level in access.items() if level is not AccessLevel.NONE)
+    """Sum up access by solution name, such as "Full Sales, read Operations"."""
+    words = ", ".join(f"{level.value} {name}" for name, level in access.items() if level is not AccessLevel.NONE)
+    return words[:1].upper() + words[1:]
 
 
 def lost_in_words(losses: Sequence[Loss]) -> str:

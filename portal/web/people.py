@@ -91,7 +91,7 @@ def _listed(row: Listed) -> dict[str, Any]:
         "name": row.member.name,
         "is_me": row.member.id == seat().member.id,
         "role_text": role_text(row.member.role, is_lead=row.is_lead),
-        "access": "manages everything" if row.member.role == Role.ADMIN else access_words(row.access),
+        "access": "Manages everything" if row.member.role == Role.ADMIN else access_words(row.access),
         "keys": row.keys,
         "last_used_at": row.last_used_at,
         "state": _state(row.member),

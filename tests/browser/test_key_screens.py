@@ -185,7 +185,7 @@ def one_key(page: Page, scene: Scene) -> Iterator[str]:
 
 def answers(page: Page, scene: Scene) -> Iterator[str]:
     page.goto(f"{KEYS}/{scene.refused}/rotate?leaked=1")
-    expect(page.get_by_role("radio", name="Not at all: stop it now")).to_be_checked()
+    expect(page.get_by_role("radio", name="Not at all: stop it now", exact=True)).to_be_checked()
     scope(page, "leads:read").uncheck()
     press(page, "Rotate live key", "button")
     expect(page.locator(".error-summary")).to_be_focused()

@@ -370,12 +370,15 @@ def test_a_key_of_an_api_member_carries_what_both_may_hold(
         assert key.owner.name == API_MEMBER
         assert office.check(plain).is_api_member
     else:
-        assert list(problems(office, creator, owner=API_MEMBER, scopes=scopes)) == ["scopes"]
+        found = problems(office, creator, owner=API_MEMBER, scopes=scopes)
+        assert list(found) == ["scopes"]
+        assert found["scopes"].startswith(f"{API_MEMBER} does not have the access")
 
 
 def test_an_api_member_with_more_access_than_its_lead_gets_no_more_than_the_lead_has(office: Office) -> None:
     office.grant(API_MEMBER, "sales", AccessLevel.FULL)  # by ana, say; lea only reads Sales
-    assert list(problems(office, "lea", owner=API_MEMBER, scopes=["leads:write"])) == ["scopes"]
+    found = problems(office, "lea", owner=API_MEMBER, scopes=["leads:write"])
+    assert found == {"scopes": "You do not have the access that leads:write needs. Remove it or ask an administrator."}
     office.generate("lea", owner=API_MEMBER, scopes=["leads:read"])
     office.generate("ana", owner=API_MEMBER, scopes=["leads:write"], name="By ana")
 

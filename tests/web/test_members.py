@@ -145,7 +145,7 @@ def test_lowering_shows_beforehand_what_is_in_use_and_tells_afterwards_what_went
     assert status(cast, key, "POST") == 201
     cast.app.extensions["portal"].usage.flush()
     form = words(cast.lea.get(f"{address}/access").text)
-    assert re.search(r"“Copier” \(…\w{4}\): tasks:write 1 request; not used: reservations:read", form)
+    assert re.search(r"“Copier” \(…\w{4}\): tasks:write 1 request; reservations:read not used", form)
     assert cast.lea.post(f"{address}/access", {"access-operations": "read"}).status_code == 303
     after = words(cast.lea.get(address).text)
     status_text = cast.lea.get(address).text
@@ -317,7 +317,9 @@ def test_leads_see_people_and_only_admins_have_what_changes_them(cast: Cast, dat
     seen = cast.ana.get(rio).text
     assert "Of rio" in seen
     assert f"{rio}/access" in seen
-    assert f"owner={id_of(rio)}" in cast.ana.get(PEOPLE).text
+    listed = cast.ana.get(PEOPLE).text
+    assert f"owner={id_of(rio)}" in listed
+    assert all(f">{access}<" in listed for access in ("Manages everything", "Read Operations"))
 
 
 def test_an_admin_takes_access_away_and_it_is_gone_at_the_next_call(cast: Cast, database: Database) -> None:

@@ -48,6 +48,7 @@ def test_the_form_comes_filled_with_what_the_key_has(cast: Cast) -> None:
     assert (form["overlap"], form["expires"], form["scopes"]) == ("24h", "30d", ["tasks:read", "tasks:write"])
     page = cast.lea.get(f"keys/{key.id}/rotate").text
     assert set(re.findall(r'name="overlap"\s+value="([^"]+)"', page)) == {"0", "1h", "24h", "7d", "until"}
+    assert page.count("– until ") == 4  # what stops at once has no end to be told
     assert set(re.findall(r'name="scopes"\s+value="([^"]+)"', page)) == {"tasks:read", "tasks:write"}
     leaked = cast.lea.get(f"keys/{key.id}/rotate?leaked=1").text
     assert re.search(r'value="0"[^>]*\schecked', leaked)
