@@ -89,7 +89,7 @@ _CONTRAST = """() => {
 }"""
 
 # List what scrolls sideways: the page, the dialog, or anything in them but code.
-_OVERFLOW = """() => [document.documentElement, ...document.querySelectorAll("body *:not(pre, input, textarea, select)")]
+_OVERFLOW = """() => [document.documentElement, ...document.querySelectorAll("body *:not(pre, input, textarea)")]
     .filter((node) => node.scrollWidth > node.clientWidth
         && (node === document.documentElement || /auto|scroll/.test(getComputedStyle(node).overflowX)))
     .map((node) => `${call(node)} is ${node.scrollWidth} wide in ${node.clientWidth}: ` +
