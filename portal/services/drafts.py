@@ -87,10 +87,13 @@ class Plan:
 def plan(session: Session, actor: Actor, draft: Draft, *, lock: bool = False) -> Plan:
     """Judge a draft: what it would make, what its form may offer, and what is to be mended, in the form's order.
 
-    With `lock`, creator and owner are held until the transaction ends, in this order, and no other owner is read.
+    With `lock`, creator, owner and policy are held until the transaction ends, in this order, and no other owner is
+    read.
     """
     seat = members.seat_of(session, actor, lock=lock)
     owners = _owners(session, seat, only=draft.owner if lock else None)
+    if lock:
+        seat = replace(seat, workspace=policy.hold(session, seat.workspace))
     owner = next((owner for owner in owners if owner.member.public_id == draft.owner), None)
     shelves = members.shelves_for(session, seat)
     mine = {app.slug: shelf.level for shelf in shelves for app in shelf.apps}

@@ -28,7 +28,7 @@ from portal.rules.errors import (
     Refusal,
     Unavailable,
 )
-from portal.services import activity, audit, drafts, key_views, members
+from portal.services import activity, audit, drafts, key_views, members, policy
 from portal.services.actor import Actor
 from portal.services.audit import Event
 from portal.services.drafts import Draft, Owner, Plan
@@ -243,8 +243,9 @@ def reactivate(session: Session, actor: Actor, keyring: Keyring, key_id: str) ->
     if key.state_at(actor.at) is not KeyState.DEACTIVATED:
         raise _changed_meanwhile(session, key, actor.at)
     check_still_grantable(session, seat, key, Event.KEY_REACTIVATED)
-    if key.environment == Environment.LIVE and key.member.role == Role.ADMIN and not seat.workspace.admins_own_live:
-        raise Conflict(f"Administrators of {seat.workspace.name} own no live keys. Make an API member for it.")
+    workspace = policy.hold(session, seat.workspace)
+    if key.environment == Environment.LIVE and key.member.role == Role.ADMIN and not workspace.admins_own_live:
+        raise Conflict(f"Administrators of {workspace.name} own no live keys. Make an API member for it.")
     key.deactivated_at = key.deactivated_by_id = None
     return changed(session, actor, seat, keyring, key, Event.KEY_REACTIVATED)
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import compress
 
-from sqlalchemy import ColumnElement, and_, extract, false, func, or_, select
+from sqlalchemy import ColumnElement, and_, bindparam, extract, false, func, or_, select
 
 from portal.rules.access import Environment, Role
 from portal.rules.errors import Attempt, Conflict, Forbidden, Invalid
@@ -43,6 +43,23 @@ class Breaking:
 def of(workspace: Workspace | SeatWorkspace) -> Policy:
     """Give a workspace's policy."""
     return Policy(workspace.max_key_days, workspace.admins_own_live)
+
+
+def hold(session: Session, workspace: SeatWorkspace) -> SeatWorkspace:
+    """Read a workspace's policy once more and let nobody change it until the transaction ends.
+
+    To be asked last, when members and keys are held: the policy may have changed while this waited for them.
+    """
+    limit, admins_own_live = session.execute(_HELD, {"workspace": workspace.id}).one()
+    return workspace._replace(max_key_days=limit, admins_own_live=admins_own_live)
+
+
+# `key_share`: as the insert of a key holds its workspace. Nobody waits for that but `change`, nor it for others.
+_HELD = (
+    select(Workspace.max_key_days, Workspace.admins_own_live)
+    .where(Workspace.id == bindparam("workspace"))
+    .with_for_update(read=True, key_share=True)
+)
 
 
 def read(max_days: str, admins_own_live: bool) -> Policy:
@@ -116,6 +133,7 @@ def change(session: Session, actor: Actor, wanted: Policy, was: Policy) -> None:
     seat = members.seat_of(session, actor, lock=True)
     if not seat.is_admin:
         raise Forbidden("Only administrators set the policy.", attempt=Attempt(Event.POLICY_CHANGED))
+    # FOR UPDATE, which alone conflicts with `hold`: this waits for who is making a key by the policy of before.
     workspace = session.get_one(Workspace, seat.workspace.id, with_for_update=True, populate_existing=True)
     if of(workspace) != was:
         raise Conflict("Somebody changed the policy a moment ago. Look at it again.")

@@ -1,12 +1,21 @@
 """A workspace's policy: what it refuses, what it leaves alone, and who sets it."""
 
-import pytest
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 
+import pytest
+from sqlalchemy import select
+
+from portal.rules.access import Role
+from portal.rules.credentials import PlainKey
 from portal.rules.errors import Conflict, Forbidden, Invalid
 from portal.rules.lifetimes import Lifetime
 from portal.services import audit, drafts, keys, policy, rotation
 from portal.services.drafts import Draft
+from portal.services.key_views import KeyView
 from portal.services.policy import Policy
+from portal.store.models import ApiKey, Member
 from tests.services.office import API_MEMBER, NOON, Office
 
 OPEN = Policy(None, True)
@@ -68,6 +77,41 @@ def test_administrators_own_no_live_keys_when_so_decided(office: Office) -> None
     office.act("ana", keys.deactivate, old.id)
     with pytest.raises(Conflict):
         office.act("ana", keys.reactivate, old.id)
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("for_what", ["for the policy", "for a row"])
+@pytest.mark.parametrize("what", ["generates", "rotates", "reactivates"])
+def test_who_waits_while_the_policy_is_changed_obeys_the_new_one(what: str, for_what: str, office: Office) -> None:
+    office.change("max", role=Role.ADMIN)
+    ana, bot = office.actor("ana"), office.member(API_MEMBER)
+    old, _ = office.generate("max", owner=API_MEMBER, name="Of before", expires="never")
+    own, _ = office.generate("max", name="Of an administrator")
+    office.act("max", keys.deactivate, own.id)
+    wanted = Draft(scopes=["tasks:read"], expires="never", replaces=old.id, overlap="24h")
+
+    def rotate() -> tuple[KeyView, PlainKey]:
+        with office.database.transaction() as session:
+            return rotation.rotate(session, office.actor("max"), office.keyring, wanted)
+
+    then: dict[str, Callable[[], object]] = {
+        "generates": partial(office.generate, "max", owner=API_MEMBER, expires="never"),
+        "rotates": rotate,
+        "reactivates": partial(office.act, "max", keys.reactivate, own.id),
+    }
+    with ThreadPoolExecutor() as pool:
+        with office.database.transaction() as session:
+            if for_what == "for the policy":
+                policy.change(session, ana, Policy(30, False), OPEN)
+            else:
+                session.execute(select(Member.id).where(Member.id == bot.id).with_for_update(key_share=True))
+                session.execute(select(ApiKey.id).where(ApiKey.public_id == own.id).with_for_update(key_share=True))
+            waiting = pool.submit(then[what])
+            assert wait([waiting], 0.3).done == set()
+            if for_what == "for a row":
+                set_policy(office, Policy(30, False))
+        with pytest.raises((Invalid, Conflict), match=r"30 days|own no live"):
+            waiting.result()
 
 
 def test_the_preview_counts_what_stands_against_it(office: Office) -> None:
