@@ -166,12 +166,7 @@ def in_workspace(view: View) -> View:
             _sit_where_last(user_session)
             raise NotFound()
         _sit_down(user_session, found)
-        if accounts.is_due_to_be_seen(user_session, g.now, found.workspace.id):
-            # A page must not wait for those who write, nor fail because they do; the next page tries again.
-            with suppress(*TROUBLE):
-                with portal().database.transaction(patience=50) as session:
-                    accounts.mark_seen(session, user_session, g.now, found.workspace.id)
-                g.user_session = user_session._replace(last_seen_at=g.now)
+        _mark_seen(user_session, found.workspace.id)
         return view(**values)
 
     return _declare(guarded, Audience.MEMBER)
@@ -225,6 +220,18 @@ def _sit_where_last(user_session: LiveSession) -> None:
         found = members.find_seat(session, user_session.account_id, place.workspace.slug) if place else None
     _sit_down(user_session, found)
     g.workspaces = [each.workspace for each in mine]
+    _mark_seen(user_session)
+
+
+def _mark_seen(user_session: LiveSession, workspace_id: int | None = None) -> None:
+    """Note, once a minute, that a session is in use: it ends after two hours without."""
+    if not accounts.is_due_to_be_seen(user_session, g.now, workspace_id):
+        return
+    # A page must not wait for those who write, nor fail because they do; the next page tries again.
+    with suppress(*TROUBLE):
+        with portal().database.transaction(patience=50) as session:
+            accounts.mark_seen(session, user_session, g.now, workspace_id)
+        g.user_session = user_session._replace(last_seen_at=g.now)
 
 
 def with_key(action: Action | None = None) -> Callable[[View], View]:

@@ -244,6 +244,15 @@ def test_a_session_ends_after_two_idle_hours_and_after_twelve_in_any_case(
         assert is_signed_in(rio.browser) == alive
 
 
+@pytest.mark.parametrize("page", ["/account", "/account/sessions", "/preferences", "/w", "/docs/api"])
+def test_pages_of_no_workspace_keep_a_session_going(cast: Cast, page: str) -> None:
+    rio = cast.rio
+    with later(minutes=119):
+        rio.get(page)
+    with later(minutes=180):
+        assert is_signed_in(rio.browser)
+
+
 def test_a_page_that_is_used_after_a_long_while_does_not_say_that_the_session_ends_soon(cast: Cast) -> None:
     rio = cast.rio
     with time_machine.travel(datetime.now(UTC) + timedelta(minutes=119), tick=False):
