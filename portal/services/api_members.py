@@ -206,17 +206,22 @@ def set_access(
     return Saved(member, changed, offboarding.losses(at_risk, before | dict(wanted)))
 
 
-def set_manager(session: Session, actor: Actor, public_id: str, manager_id: str) -> Member:
-    """Make somebody else the manager of an API member; administrators only."""
+def set_manager(session: Session, actor: Actor, public_id: str, manager_id: str, *, was: str | None = None) -> Member:
+    """Make somebody else the manager of an API member; administrators only.
+
+    `was` is the id of the manager whom the form showed, '' for nobody; Conflict if that is old.
+    """
     seat, people = members.hold_people(session, actor, manager_id)
     member = _lock(session, seat, public_id, Event.MANAGER_CHANGED)
     if not seat.is_admin:
         attempt = Attempt(Event.MANAGER_CHANGED, member.public_id, member.name)
         raise Forbidden("Only administrators change who manages an API member.", attempt=attempt)
+    before = session.get(Member, member.manager_id) if member.manager_id else None
+    if was is not None and was != (before.public_id if before else ""):
+        raise Conflict(STALE.format(member.name))
     manager = people.get(manager_id)
     if manager is None or manager not in possible_managers(session, seat):
         raise Invalid({"manager": "Choose a team lead or an administrator."})
-    before = session.get(Member, member.manager_id) if member.manager_id else None
     member.manager_id = manager.id
     details = {
         "before": before.public_id if before else None,

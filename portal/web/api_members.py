@@ -325,23 +325,45 @@ def _edit_form(found: Member, name: str, purpose: str, errors: Mapping[str, str]
 @recently_proved("to change who manages an API member")
 def manager(mid: str) -> Response:
     """Make somebody else answer for an API member; administrators only."""
-    errors: Mapping[str, str] = {}
-    if request.method == "POST":
-        try:
-            with transaction() as session:
-                found = api_members.set_manager(session, actor(), mid, public_id(answer("manager")))
-        except Invalid as error:
-            errors = error.problems
-        else:
-            flash(f"“{found.name}” has another manager.")
-            return make_response(redirect(here("api_member", mid=mid), 303))
+    if request.method != "POST":
+        return _manager_form(mid)
+    chosen, was = public_id(answer("manager")), was_shown()
+    try:
+        with transaction() as session:
+            found = api_members.set_manager(session, actor(), mid, chosen, was=was)
+    except Invalid as error:
+        return _manager_form(mid, chosen, was, errors=error.problems)
+    except Conflict as error:
+        return _manager_form(mid, conflict=error.message)
+    flash(f"“{found.name}” has another manager.")
+    return make_response(redirect(here("api_member", mid=mid), 303))
+
+
+def _manager_form(
+    mid: str,
+    chosen: str = "",
+    was: str | None = None,
+    *,
+    errors: Mapping[str, str] | None = None,
+    conflict: str = "",
+) -> Response:
     with reading() as session:
         found = api_members.get(session, seat(), mid)
         people = api_members.possible_managers(session, seat())
         now, can = api_members.manager_of(session, found)
-    chosen = answer("manager") or (now and now.public_id)
-    context = {"one": found, "manager": now, "manager_can": can, "people": people, "chosen": chosen, "errors": errors}
-    return page("api_members/manager.html", 422 if errors else 200, **context)
+    its = now.public_id if now else ""
+    return page(
+        "api_members/manager.html",
+        422 if errors else 409 if conflict else 200,
+        one=found,
+        manager=now,
+        manager_can=can,
+        people=people,
+        chosen=chosen or its,
+        was=its if was is None else was,
+        errors=errors or {},
+        conflict=conflict,
+    )
 
 
 # --- Stopping and starting ------------------------------------------------------------------------------------------

@@ -190,6 +190,19 @@ def test_a_stale_matrix_is_shown_again_as_things_are(cast: Cast) -> None:
     assert re.search(r'value="none"[^>]*checked', reply.text)
 
 
+def test_a_stale_choice_of_a_manager_overwrites_nothing(cast: Cast, database: Database) -> None:
+    path = make(cast.lea, operations="read") + "/manager"
+    ana, lea = (id_of(person_id(database, name)) for name in ("ana", "lea"))
+    was = re.search(r'name="was"\s+value="([^"]*)"', cast.ana.get(path).text)
+    assert was
+    assert was[1] == lea
+    assert cast.ana.post(path, {"manager": ana, "was": lea}).status_code == 303
+    reply = cast.ana.post(path, {"manager": lea, "was": lea})
+    assert reply.status_code == 409
+    assert "Somebody changed “CRM bot” a moment ago. Nothing was saved." in reply.text
+    assert "Ana Ruiz manages it now." in words(reply.text)
+
+
 def test_more_access_asks_for_the_password_and_then_goes_on_and_less_never_asks(cast: Cast, database: Database) -> None:
     address = make(cast.lea, operations="read")
     lapse(database)

@@ -591,11 +591,15 @@ def test_answers_that_are_shown_again_overwrite_nothing_that_came_in_between(cas
     bot = ana.post("/w/acme/api-members/new", {"name": "CRM bot", "access-operations": "read"}).location
     with database.reading() as session:
         rio = f"/w/acme/members/{session.query(Member.public_id).filter_by(name='Rio Tanaka').scalar()}"
+        of_ana, of_lea = (
+            session.query(Member.public_id).filter_by(name=name).scalar() for name in ("Ana Ruiz", "Lea Okoro")
+        )
     plain, full = {"role": "member", "access-sales": "read"}, {"access-operations": "full"}
     forms: list[tuple[str, str, dict[str, str], dict[str, str]]] = [
         (f"{rio}/access", "", {"role": "admin"}, plain),
         (f"{bot}/access", "", full, {"access-operations": "none"}),
         (f"{bot}/access", "/review", full, {"access-sales": "read"}),
+        (f"{bot}/manager", "", {"manager": of_ana}, {"manager": of_lea}),
         ("/w/acme/policy", "", {"max_key_days": "90"}, {"max_key_days": "365"}),
         ("/w/acme/policy", "/preview", {"max_key_days": "90"}, {"max_key_days": "30"}),
     ]
