@@ -129,6 +129,21 @@ def reading_much() -> AbstractContextManager[Session]:
     return (portal().replica or portal().database).reading()
 
 
+@contextmanager
+def sparing_use() -> Iterator[None]:
+    """Let a page go on where what keys did cannot be read, for whatever reason: a key must be stoppable all the same.
+
+    Mistakes of ours are spared too. The log tells of each trouble once.
+    """
+    outage = portal().use_unreadable
+    try:
+        yield
+    except TROUBLE as error:
+        outage.begin(error, request_id=g.request_id)
+    else:
+        outage.end()
+
+
 # --- Requests -------------------------------------------------------------------------------------------------------
 
 

@@ -18,7 +18,6 @@ from portal.rules.text import clean_line
 from portal.services import activity, identify, key_lists, key_views, keys, members
 from portal.services.key_lists import Filters
 from portal.services.key_views import KeyView
-from portal.store.database import TROUBLE
 from portal.store.models import KeyState
 from portal.web import refusals
 from portal.web.guards import actor, in_workspace, recently_proved, seat
@@ -36,6 +35,7 @@ from portal.web.http import (
     public_id,
     reading,
     reading_much,
+    sparing_use,
     too_many,
     transaction,
     without_keys,
@@ -215,11 +215,9 @@ def look(key_id: str) -> KeyView:
 def with_impact(key_id: str) -> dict[str, Any]:
     """Give a key and what ending it would stop; None for the impact when usage cannot be read: treat it as in use."""
     key = look(key_id)
-    try:
-        with reading() as session:
-            impact = activity.impact_of(session, key_views.row_of(session, seat(), key_id), actor().at)
-    except TROUBLE:
-        impact = None
+    impact = None
+    with sparing_use(), reading() as session:
+        impact = activity.impact_of(session, key_views.row_of(session, seat(), key_id), actor().at)
     return {"key": key, "impact": impact}
 
 
@@ -325,13 +323,15 @@ def stopped(key: KeyView, told: str, *, focus: str = "") -> Response:
             "keys.receipt", ws=seat().workspace.slug, key_id=key.id, at=_signer().sign(at.isoformat()).decode()
         )
         return make_response(redirect(url, 303))
-    try:
+    # Whatever cannot be read now: the key is stopped, and that is what must be told.
+    reply = fragment_or_redirect(None, list_url(owner=key.owner.listed_under), message=told, close=True)
+    with sparing_use():
         receipt = _receipt_of(key, at) | {"told": told}
         if is_from_dialog():
-            return make_response(render_template("keys/_receipt.html", **receipt, in_dialog=True))
-        return row_changed(key, told, focus=focus, receipt=receipt)
-    except TROUBLE:  # the key is stopped, and that is what must be told
-        return fragment_or_redirect(None, list_url(owner=key.owner.listed_under), message=told, close=True)
+            reply = make_response(render_template("keys/_receipt.html", **receipt, in_dialog=True))
+        else:
+            reply = row_changed(key, told, focus=focus, receipt=receipt)
+    return reply
 
 
 @pages.get("/keys/<public_id:key_id>/receipt")

@@ -28,6 +28,7 @@ class Portal:
     bad_verifiers: BadKeys = field(default_factory=BadKeys)
     unreadable: Outage = field(default_factory=lambda: Outage("nothing can be read: the database cannot be asked"))
     unwritable: Outage = field(default_factory=lambda: Outage("nothing can be changed: the database cannot be asked"))
+    use_unreadable: Outage = field(default_factory=lambda: Outage("what keys did cannot be read; pages go on without"))
     # Work for after the answer: nobody need wait for it, or the time that it takes would give something away.
     errands: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "errands"))
     # Mails have a thread of their own: a mail server may take minutes, and what is to be written must not wait for it.

@@ -10,11 +10,10 @@ from portal.rules.lifetimes import Lifetime
 from portal.services import activity, drafts, key_views, policy, rotation
 from portal.services.drafts import Draft
 from portal.services.key_views import KeyView
-from portal.store.database import TROUBLE
 from portal.web.display import absolute
 from portal.web.generate import already_shown, expiries, overlaps, replaced_by, reveal, told_of_rotation
 from portal.web.guards import actor, in_workspace, recently_proved, seat
-from portal.web.http import answer, page_or_fragment, portal, reading, transaction
+from portal.web.http import answer, page_or_fragment, portal, reading, sparing_use, transaction
 from portal.web.keys import keyring, look, pages, row_changed, stopped, with_impact
 
 
@@ -136,9 +135,8 @@ def _check_retiring(key: KeyView) -> KeyView:
 
 def _verdict(key_id: str) -> rotation.Verdict | None:
     """Say how a rotation stands; None when usage cannot be read, which the impact tells."""
-    try:
-        with reading() as session:
-            old = key_views.row_of(session, seat(), key_id)
-            return rotation.verdict_on(session, old, rotation.successor_of(session, old), actor().at)
-    except TROUBLE:
-        return None
+    verdict = None
+    with sparing_use(), reading() as session:
+        old = key_views.row_of(session, seat(), key_id)
+        verdict = rotation.verdict_on(session, old, rotation.successor_of(session, old), actor().at)
+    return verdict

@@ -487,7 +487,9 @@ def test_of_what_cannot_be_read_no_page_says_that_there_is_none(cast: Cast, data
 
 
 @pytest.mark.both
-def test_a_key_whose_use_cannot_be_read_is_treated_as_in_use_and_can_be_ended(cast: Cast, database: Database) -> None:
+def test_a_key_whose_use_cannot_be_read_is_treated_as_in_use_and_can_be_ended(
+    cast: Cast, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
     key, other = cast.rio.generate(name="CRM sync"), cast.rio.generate(name="Other")
     with without(database, "usage"):
         for action in ("deactivate", "delete", "impact"):
@@ -500,6 +502,11 @@ def test_a_key_whose_use_cannot_be_read_is_treated_as_in_use_and_can_be_ended(ca
         assert cast.rio.post(f"keys/{key.id}/delete", {"name": "CRM sync"}).status_code == 303
         assert cast.rio.post(f"keys/{other.id}/deactivate").status_code == 303
         assert [cast.call("GET", "/me", each).status_code for each in (key, other)] == [401, 401]
+    said = "what keys did cannot be read; pages go on without"
+    (told,) = (each for each in caplog.records if each.message.startswith(said))
+    assert told.exc_info  # the error itself
+    assert cast.rio.get(f"keys/{cast.rio.generate().id}/impact").status_code == 200
+    assert caplog.messages.count(f"over: {said}") == 1
 
 
 # --- Name and note --------------------------------------------------------------------------------------------------
