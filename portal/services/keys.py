@@ -12,7 +12,6 @@ from sqlalchemy.orm import Session, aliased, joinedload
 from portal.rules import text
 from portal.rules.access import (
     Environment,
-    Role,
     Scope,
     grantable_scopes,
 )
@@ -237,15 +236,17 @@ def deactivate_those_active(session: Session, actor: Actor, key_ids: Iterable[st
 
 
 def reactivate(session: Session, actor: Actor, keyring: Keyring, key_id: str) -> KeyView:
-    """Let a deactivated key work again, with the same scopes; never another human's."""
+    """Let a deactivated key work again, with the same scopes; never another human's.
+
+    Conflict for one that the policy would not allow to be made as it is.
+    """
     seat, key = hold(session, actor, key_id, Event.KEY_REACTIVATED)
     check_owner(seat, key, Event.KEY_REACTIVATED, ONLY_ITS_OWNER)
     if key.state_at(actor.at) is not KeyState.DEACTIVATED:
         raise _changed_meanwhile(session, key, actor.at)
     check_still_grantable(session, seat, key, Event.KEY_REACTIVATED)
-    workspace = policy.hold(session, seat.workspace)
-    if key.environment == Environment.LIVE and key.member.role == Role.ADMIN and not workspace.admins_own_live:
-        raise Conflict(f"Administrators of {workspace.name} own no live keys. Make an API member for it.")
+    if against := policy.against(policy.hold(session, seat.workspace), key):
+        raise Conflict(against)
     key.deactivated_at = key.deactivated_by_id = None
     return changed(session, actor, seat, keyring, key, Event.KEY_REACTIVATED)
 

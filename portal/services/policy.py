@@ -1,7 +1,7 @@
 """What an administrator decides for all keys of a workspace: how long they may live, and whose may be live."""
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import compress
 
 from sqlalchemy import ColumnElement, and_, bindparam, extract, false, func, or_, select
@@ -90,6 +90,17 @@ def check(workspace: SeatWorkspace, lifetime: Lifetime, role: Role, environment:
             f"Administrators of {workspace.name} own no live keys. Make an API member for it, or choose Sandbox."
         )
     return problems
+
+
+def against(workspace: SeatWorkspace, key: ApiKey) -> str:
+    """Say why a policy does not let a key that stands be reactivated, and what to do; '' where it does."""
+    limit, life = workspace.max_key_days, key.expires_at - key.created_at if key.expires_at else None
+    if limit and (life is None or life > timedelta(days=limit)):
+        its = f"was made for {life.days}" if life else "never expires"
+        return f"Keys in {workspace.name} live for {limit} days at most, and this one {its}. Generate a similar key."
+    if key.environment == Environment.LIVE and key.member.role == Role.ADMIN and not workspace.admins_own_live:
+        return f"Administrators of {workspace.name} own no live keys. Make an API member for it."
+    return ""
 
 
 def _allows(workspace: SeatWorkspace, lifetime: Lifetime) -> bool:

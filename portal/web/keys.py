@@ -15,10 +15,10 @@ from portal.rules.access import Action, Environment, Scope
 from portal.rules.credentials import KEY_SHAPED, Keyring, is_like_an_end, last_four_in_part, last_four_of
 from portal.rules.errors import Conflict, Forbidden, Invalid, NotFound, TooManyAttempts
 from portal.rules.text import clean_line
-from portal.services import activity, identify, key_lists, key_views, keys, members
+from portal.services import activity, identify, key_lists, key_views, keys, members, policy
 from portal.services.key_lists import Filters
 from portal.services.key_views import KeyView
-from portal.store.models import KeyState
+from portal.store.models import ApiKey, KeyState
 from portal.web import refusals
 from portal.web.guards import actor, in_workspace, recently_proved, seat
 from portal.web.http import (
@@ -205,20 +205,27 @@ def find_out() -> Response:
 
 def look(key_id: str) -> KeyView:
     """Give a key that the member may see; NotFound for any other, Conflict for one that has stopped for ever."""
+    return _look_at_both(key_id)[0]
+
+
+def _look_at_both(key_id: str) -> tuple[KeyView, ApiKey]:
     with reading() as session:
-        key = key_views.get(session, actor(), seat(), keyring(), key_id)
+        key, row = key_views.get_both(session, actor(), seat(), keyring(), key_id)
     if key.state is KeyState.REVOKED:
         raise keys.gone(key)
-    return key
+    return key, row
 
 
 def with_impact(key_id: str) -> dict[str, Any]:
-    """Give a key and what ending it would stop; None for the impact when usage cannot be read: treat it as in use."""
-    key = look(key_id)
+    """Give a key, what ending it would stop, and what is `against` reactivating it then.
+
+    None for the impact when usage cannot be read: treat it as in use.
+    """
+    key, row = _look_at_both(key_id)
     impact = None
     with sparing_use(), reading() as session:
-        impact = activity.impact_of(session, key_views.row_of(session, seat(), key_id), actor().at)
-    return {"key": key, "impact": impact}
+        impact = activity.impact_of(session, row, actor().at)
+    return {"key": key, "impact": impact, "against": policy.against(seat().workspace, row)}
 
 
 @pages.route("/keys/<public_id:key_id>/deactivate", methods=["GET", "POST"])
@@ -367,6 +374,7 @@ def _receipt_of(key: KeyView, at: datetime | None) -> dict[str, Any]:
         "poll": _RECEIPT_POLL if is_fresh else None,
         "at": _signer().sign(since.isoformat()).decode(),
         "told": "",
+        "against": policy.against(seat().workspace, row),
     }
 
 

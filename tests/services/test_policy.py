@@ -79,6 +79,21 @@ def test_administrators_own_no_live_keys_when_so_decided(office: Office) -> None
         office.act("ana", keys.reactivate, old.id)
 
 
+@pytest.mark.parametrize("expires", ["30d", "90d", "1y", "never"])
+def test_no_key_is_reactivated_that_lives_longer(expires: str, office: Office) -> None:
+    key, plain = office.generate("rio", expires=expires)
+    set_policy(office, Policy(90, True))
+    office.act("rio", keys.deactivate, key.id)
+    if expires in ("30d", "90d"):
+        office.act("rio", keys.reactivate, key.id)
+        office.check(plain)
+        return
+    its = {"1y": "was made for 365", "never": "never expires"}[expires]
+    with pytest.raises(Conflict, match=f"live for 90 days at most, and this one {its}. Generate a similar key"):
+        office.act("rio", keys.reactivate, key.id)
+    assert office.row(key.id).deactivated_at
+
+
 @pytest.mark.server
 @pytest.mark.parametrize("for_what", ["for the policy", "for a row"])
 @pytest.mark.parametrize("what", ["generates", "rotates", "reactivates"])

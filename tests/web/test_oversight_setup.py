@@ -12,7 +12,7 @@ from werkzeug.test import TestResponse
 
 from portal.store.database import Database
 from portal.store.models import ApiKey
-from tests.cast import Cast
+from tests.cast import HTMX, Cast
 from tests.web.looking import kept
 
 SCHEMA = json.dumps({"type": "object", "properties": {"name": {"type": "string"}}})
@@ -135,6 +135,21 @@ def test_a_live_key_that_the_policy_forbids_is_said_to_be_so_before_the_button_i
     review = cast.ana.post("keys/new/review", answers, headers=as_a_part).text
     assert "Administrators of Acme own no live keys." in review
     assert "will be able to" not in review
+
+
+def test_before_and_after_a_key_is_stopped_its_page_says_whether_the_policy_lets_it_start_again(cast: Cast) -> None:
+    endless, usual = (cast.rio.generate(name=f"For {life}", expires=life) for life in ("never", "30d"))
+    cast.ana.post("/w/acme/policy", {"max_key_days": "30", "admins_own_live": "yes"})
+    said = "Keys in Acme live for 30 days at most, and this one never expires. Generate a similar key."
+    assert f"You cannot reactivate it later. {said}" in cast.rio.get(f"keys/{endless.id}/deactivate").text
+    assert f"It cannot be reactivated. {said}" in cast.rio.post(f"keys/{endless.id}/deactivate", headers=HTMX).text
+    assert f"It cannot be reactivated. {said}" in cast.rio.get(f"keys/{endless.id}/receipt").text
+    refused = cast.rio.post(f"keys/{endless.id}/reactivate")
+    assert refused.status_code == 409
+    assert said in refused.text
+    assert "You can reactivate it later." in cast.rio.get(f"keys/{usual.id}/deactivate").text
+    assert "You can reactivate it at any time." in cast.rio.post(f"keys/{usual.id}/deactivate", headers=HTMX).text
+    assert cast.rio.post(f"keys/{usual.id}/reactivate").status_code == 303
 
 
 def test_a_policy_form_that_is_out_of_date_changes_nothing(cast: Cast) -> None:
