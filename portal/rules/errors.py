@@ -127,8 +127,10 @@ class TooManyAttempts(PortalError):
 
     code = "too_many_attempts"
 
-    def __init__(self, retry_at: datetime, message: str = "Too many attempts.") -> None:
-        super().__init__(message)
+    def __init__(
+        self, retry_at: datetime, message: str = "Too many attempts.", *, attempt: Attempt | None = None
+    ) -> None:
+        super().__init__(message, attempt=attempt)
         self.retry_at = retry_at
 
     def retry_after(self, now: datetime) -> int:

@@ -15,7 +15,7 @@ from zoneinfo import available_timezones
 from sqlalchemy import bindparam, case, delete, exists, func, or_, select, text, update
 from sqlalchemy.orm import Session
 
-from portal.rules import credentials
+from portal.rules import credentials, errors
 from portal.rules.errors import Conflict, Invalid, TooManyAttempts
 from portal.rules.text import clean_email, network_of
 from portal.services import audit
@@ -91,10 +91,11 @@ def begin_attempt(session: Session, actor: Actor, email: str) -> Attempt:
     prefix = network_of(actor.address)
     _take_turns(session)
     session.execute(delete(SignInFailure).where(SignInFailure.at <= actor.at - _LONG_WINDOW))
-    tries_left = _check_limits(session, email_hash, prefix, actor.at)
+    account = find_usable(session, address) if address else None
+    tried = errors.Attempt(Event.SIGN_IN_FAILED, *_named(account))
+    tries_left = _check_limits(session, email_hash, prefix, actor.at, tried)
     failure = SignInFailure(email_hash=email_hash, prefix=prefix, at=actor.at)
     session.add(failure)
-    account = find_usable(session, address) if address else None
     session.flush()
     return Attempt(failure.id, email_hash, prefix, account, tries_left)
 
@@ -104,7 +105,8 @@ def count_request(session: Session, actor: Actor, email: str) -> None:
     email_hash = hashlib.sha256(b"reset:" + email[:254].encode("utf-8", "surrogatepass")).digest()
     prefix = network_of(actor.address)
     _take_turns(session)
-    _check_limits(session, email_hash, prefix, actor.at)
+    tried = errors.Attempt(Event.PASSWORD_RESET_ASKED, target_label="an account")
+    _check_limits(session, email_hash, prefix, actor.at, tried)
     session.add(SignInFailure(email_hash=email_hash, prefix=prefix, at=actor.at))
 
 
@@ -116,10 +118,12 @@ def _take_turns(session: Session) -> None:
 
 def fail(session: Session, actor: Actor, attempt: Attempt) -> None:
     """Tell of a password that did not match; of nobody's account too, for the two must take the same work."""
-    account = attempt.account
-    name = account.email if account else "unknown account"
-    target_id = account.public_id if account else None
+    target_id, name = _named(attempt.account)
     audit.refuse(session, actor, Event.SIGN_IN_FAILED, target_id=target_id, target_name=name)
+
+
+def _named(account: Account | None) -> tuple[str, str]:
+    return (account.public_id, account.email) if account else ("", "unknown account")
 
 
 def find_usable(session: Session, email: str, *, invited_at: datetime | None = None) -> Account | None:
@@ -135,7 +139,7 @@ def find_usable(session: Session, email: str, *, invited_at: datetime | None = N
     return session.scalar(select(Account).where(Account.email == email, Account.deactivated_at.is_(None), or_(*ways)))
 
 
-def _check_limits(session: Session, email_hash: bytes, prefix: str, now: datetime) -> int:
+def _check_limits(session: Session, email_hash: bytes, prefix: str, now: datetime, tried: errors.Attempt) -> int:
     """Raise TooManyAttempts while this would be one try too many by any limit; else say how many are left after it."""
     recent = SignInFailure.at > now - _WINDOW
     same_account = SignInFailure.email_hash == email_hash
@@ -153,7 +157,7 @@ def _check_limits(session: Session, email_hash: bytes, prefix: str, now: datetim
             nth = select(SignInFailure.at).where(kind == 1).order_by(SignInFailure.at.desc()).offset(limit - 1).limit(1)
             ends.append(session.scalars(nth).one() + window)
     if ends:
-        raise TooManyAttempts(max(ends))
+        raise TooManyAttempts(max(ends), attempt=tried)
     return PAIR_LIMIT - 1 - int(counts[0])
 
 

@@ -5,7 +5,7 @@ from datetime import timedelta
 from sqlalchemy import func, select
 
 from portal.rules.credentials import Keyring
-from portal.rules.errors import Invalid, TooManyAttempts
+from portal.rules.errors import Attempt, Invalid, TooManyAttempts
 from portal.services import audit, key_views, members
 from portal.services.actor import Actor
 from portal.services.audit import Event
@@ -41,8 +41,9 @@ def _check_limit(session: Session, actor: Actor) -> None:
     asked = (
         AuditEvent.actor_id == actor.public_id,
         AuditEvent.action == Event.KEY_IDENTIFIED,
+        AuditEvent.outcome == "done",
         AuditEvent.at > actor.at - WINDOW,
     )
     count, first = session.execute(select(func.count(), func.min(AuditEvent.at)).where(*asked)).one()
     if count >= LIMIT:
-        raise TooManyAttempts(first + WINDOW, "Too many look-ups.")
+        raise TooManyAttempts(first + WINDOW, "Too many look-ups.", attempt=Attempt(Event.KEY_IDENTIFIED))

@@ -79,7 +79,7 @@ def _check_limits(session: Session, actor: Actor, seat: Seat) -> None:
     newest = session.scalars(sent.order_by(Invitation.created_at.desc()).limit(MAX_AN_HOUR)).all()
     if len(newest) >= MAX_AN_HOUR:
         message = f"You have invited {MAX_AN_HOUR} people within an hour, as many as you can."
-        raise TooManyAttempts(newest[-1] + hour, message)
+        raise TooManyAttempts(newest[-1] + hour, message, attempt=attempt)
 
 
 def issue(

@@ -169,7 +169,7 @@ def ask_reset() -> Response:
         shown = {"email": without_keys(written)[:254], "error": "Enter an email address like ana@example.org."}
         return make_response(render_template("account/reset_ask.html", **shown), 422)
     try:
-        with transaction() as session:
+        with transaction(who) as session:
             accounts.count_request(session, who, email)
     except TooManyAttempts as limit:
         page = make_response(render_template("account/reset_ask.html", email=email, error=in_words(limit)))

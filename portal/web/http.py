@@ -35,6 +35,7 @@ from portal.rules.errors import (
     UnsupportedType,
 )
 from portal.services import audit, members, outbox
+from portal.services.actor import Actor
 from portal.services.members import Seat
 from portal.store.database import MISTAKES, TROUBLE, Session
 from portal.web import answers, display
@@ -60,15 +61,17 @@ def portal() -> Portal:
 
 
 @contextmanager
-def transaction() -> Iterator[Session]:
+def transaction(who: Actor | None = None) -> Iterator[Session]:
     """Open the request's writing transaction; a refused change is told in the audit log after the rollback.
+
+    Of `who`, where nobody is signed in.
 
     Where the form was cancelled, nothing changes: it is shown again as any that cannot be accepted, without problems.
     """
     if is_cancelled():
         raise Invalid({})
     here = portal()
-    with audit.transaction(here.database, g.get("actor")) as session:
+    with audit.transaction(here.database, who or g.get("actor")) as session:
         yield session
     here.unwritable.end()
 

@@ -67,7 +67,7 @@ def login() -> Response:
 
 def _sign_in(email: str, password: str) -> bool:
     actor = visitor()
-    with transaction() as session:
+    with transaction(actor) as session:
         attempt = accounts.begin_attempt(session, actor, email)
     if not attempt.verify(password):
         with transaction() as session:
@@ -171,7 +171,7 @@ def _join(found: OpenInvitation, token: str, name: str, password: str) -> None:
     if found.account:
         if not password:
             raise Invalid({"password": accounts.NOTHING_ENTERED})
-        with transaction() as session:
+        with transaction(actor) as session:
             attempt = accounts.begin_attempt(session, actor, email)
         # An account whose memberships all ended cannot sign in, but may be invited again.
         if not accounts.verify_account(found.account, password):

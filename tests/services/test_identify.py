@@ -69,8 +69,9 @@ def test_questions_are_told_without_the_text_and_limited(office: Office) -> None
     stored = repr([(event.target_name, event.details) for event in told])
     assert plain.reveal()[10:40] not in stored
     assert foreign.reveal()[10:40] not in stored
-    with pytest.raises(TooManyAttempts) as limited:
-        ask(office, "rio", plain.reveal(), timedelta(minutes=1))
+    for _ in range(2):  # who asks on does not wait longer for it
+        with pytest.raises(TooManyAttempts) as limited:
+            ask(office, "rio", plain.reveal(), timedelta(minutes=1))
     assert limited.value.retry_at == NOON + identify.WINDOW
     assert ask(office, "ana", plain.reveal(), timedelta(minutes=1))  # each has their own
     assert ask(office, "rio", plain.reveal(), identify.WINDOW + timedelta(seconds=30))

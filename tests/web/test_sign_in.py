@@ -163,6 +163,22 @@ def test_a_sign_in_that_works_forgives_the_failures_of_that_account_and_place_on
     assert [cast.stranger("lea").sign_in("wrong").status_code for _ in range(2)] == [422, 429]
 
 
+def test_who_is_kept_from_trying_on_is_told_of(cast: Cast, database: Database) -> None:
+    key, person = cast.rio.generate(), cast.stranger("max")
+    assert [person.sign_in("wrong").status_code for _ in range(6)][-1] == 429
+    person.get("/reset")
+    assert [person.post("/reset", {"email": person.email}).status_code for _ in range(6)][-1] == 429
+    assert [cast.rio.post("keys/identify", {"text": key.text}).status_code for _ in range(21)][-1] == 429
+    with database.reading() as session:
+        refused = session.scalars(select(AuditEvent).where(AuditEvent.outcome == "refused").order_by(AuditEvent.id))
+        told = [(event.action, event.target_name, event.details["reason"]) for event in refused if event.details]
+    assert told == [
+        ("sign_in_failed", "max@acme.test", "Too many attempts."),
+        ("password_reset_asked", "an account", "Too many attempts."),
+        ("key_identified", "", "Too many look-ups."),
+    ]
+
+
 # --- The session ----------------------------------------------------------------------------------------------------
 
 
@@ -505,7 +521,7 @@ def test_guessing_at_the_proof_is_limited_like_signing_in_and_told_of(cast: Cast
         with database.reading() as session:
             told = session.scalars(select(AuditEvent.actor_id).where(AuditEvent.action == "sign_in_failed")).all()
             rio = session.scalars(select(Account.public_id).where(Account.email == "rio@acme.test")).one()
-        assert told == [rio] * 5
+        assert told == [rio] * 6  # the one too many, too
         assert cast.stranger("rio").sign_in().status_code == 429
         for limited in (
             tries[5],
