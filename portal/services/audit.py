@@ -31,6 +31,7 @@ class Event(StrEnum):
     SIGNED_OUT = "signed_out"
     PROVED = "reauthenticated"
     SESSIONS_ENDED = "sessions_ended"
+    FORM_REFUSED = "form_refused"
     PASSWORD_CHANGED = "password_changed"  # noqa: S105
     PASSWORD_RESET_ASKED = "password_reset_asked"  # noqa: S105
     PASSWORD_RESET = "password_reset"  # noqa: S105

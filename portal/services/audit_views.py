@@ -46,6 +46,7 @@ GROUPS: dict[str, tuple[str, frozenset[Event]]] = {
                 Event.SIGNED_OUT,
                 Event.PROVED,
                 Event.SESSIONS_ENDED,
+                Event.FORM_REFUSED,
                 Event.PASSWORD_CHANGED,
                 Event.PASSWORD_RESET_ASKED,
                 Event.PASSWORD_RESET,

@@ -14,7 +14,7 @@ from werkzeug.exceptions import HTTPException
 
 from portal.rules.access import Action, Scope
 from portal.rules.errors import Attempt, Forbidden, KeyRefused, NotFound, Refusal, TooManyAttempts
-from portal.services import accounts, members, verifiers
+from portal.services import accounts, audit, members, verifiers
 from portal.services.accounts import LiveSession, Viewer
 from portal.services.actor import Actor, Means
 from portal.services.audit import Event
@@ -34,6 +34,7 @@ from portal.web.http import (
     is_cancelled,
     is_fragment,
     is_from_dialog,
+    is_from_elsewhere,
     page_of_fragment,
     page_or_fragment,
     portal,
@@ -143,11 +144,8 @@ def signed_in(view: View) -> View:
     def guarded(**values: Any) -> Any:
         if not current_user.is_authenticated:
             return _ask_to_sign_in()
-        account = current_user.account
         _sit_where_last(current_user.user_session)
-        g.actor = Actor(  # the account: what is done here is done in no workspace
-            g.now, Means.SESSION, account.name, account.public_id, address=request.remote_addr, request_id=g.request_id
-        )
+        g.actor = _acting(current_user.account)  # what is done here is done in no workspace
         return view(**values)
 
     return _declare(guarded, Audience.SIGNED_IN)
@@ -199,17 +197,16 @@ def _sit_down(user_session: LiveSession, found: Seat | None) -> None:
     g.account, g.user_session = user_session.account, user_session
     if found is None:
         return
-    g.seat = found
-    g.actor = Actor(
-        g.now,
-        Means.SESSION,
-        found.member.name,
-        found.member.public_id,
-        found.workspace.id,
-        found.member.id,
-        request.remote_addr,
-        g.request_id,
-    )
+    g.seat, g.actor = found, _acting(user_session.account, found)
+
+
+def _acting(account: Viewer, found: Seat | None = None) -> Actor:
+    """Make the actor of a request: a member, or where there is no seat an account."""
+    where = {"address": request.remote_addr, "request_id": g.request_id}
+    if found is None:
+        return Actor(g.now, Means.SESSION, account.name, account.public_id, **where)
+    member, workspace = found.member, found.workspace
+    return Actor(g.now, Means.SESSION, member.name, member.public_id, workspace.id, member.id, **where)
 
 
 def _sit_where_last(user_session: LiveSession) -> None:
@@ -422,6 +419,9 @@ def register(app: Flask) -> None:
     def deny_by_default() -> None:
         if request.endpoint and audience_of(app, request.endpoint) is None:
             raise NotFound()
+        if is_from_elsewhere():
+            _tell_of_form("It came from another site.")
+            raise Forbidden("This form was sent from another site. Open the page here and try again.")
 
     @app.before_request
     def know_who_is_lost() -> None:
@@ -437,6 +437,7 @@ def register(app: Flask) -> None:
             if current_user.is_authenticated:
                 found, g.workspaces = g.get("places", (None, []))
                 _sit_down(current_user.user_session, found)
+        _tell_of_form("It was not from a page of this session.")
         return form_expired()
 
     @app.context_processor
@@ -456,6 +457,20 @@ def register(app: Flask) -> None:
             "sections": _sections(found) if found else [],
             "now": g.get("now"),
         }
+
+
+def _tell_of_form(reason: str) -> None:
+    """Write down that a form was refused that came with somebody's session.
+
+    A stranger's could have done nothing, and must not make us write: nothing limits how many they send.
+    """
+    with suppress(*TROUBLE):
+        if not current_user.is_authenticated:
+            return
+        who = _acting(current_user.account, g.get("places", (None, []))[0])
+        with portal().database.transaction(patience=50) as session:
+            form = request.endpoint or "nothing"
+            audit.refuse(session, who, Event.FORM_REFUSED, target_name=form, details={"reason": reason})
 
 
 def _session_ends(user_session: LiveSession) -> list[int]:

@@ -313,16 +313,15 @@ def _begin() -> None:
     g.request_id = passage.request_id if passage else answers.new_request_id()
     if request.method in UNSAFE:
         request.max_content_length = body_limit(request.path)
-        if not is_api(request):
-            _check_origin()
 
 
-def _check_origin() -> None:
-    """Refuse a form that another site sends (Fetch metadata, RFC 6454); without both headers the token decides."""
+def is_from_elsewhere() -> bool:
+    """Say whether another site sent a form (Fetch metadata, RFC 6454); without both headers the token decides."""
+    if request.method not in UNSAFE or is_api(request):
+        return False
     origin = request.headers.get("Origin")
     foreign = origin is not None and origin.lower() != _own_origin().lower()
-    if foreign or request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
-        raise Forbidden("This form was sent from another site. Open the page here and try again.")
+    return foreign or request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none")
 
 
 # --- Errors ---------------------------------------------------------------------------------------------------------

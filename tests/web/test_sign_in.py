@@ -244,6 +244,29 @@ def test_signing_out_takes_a_post_with_a_token(cast: Cast) -> None:
     assert is_signed_in(cast.rio.browser)
 
 
+def test_a_form_that_is_not_ours_is_told_of_when_it_comes_with_a_session(cast: Cast, database: Database) -> None:
+    foreign = {"Origin": "https://evil.example"}
+    cast.rio.post("keys", headers=foreign)
+    for data in ({}, {"csrf_token": "x"}):
+        cast.rio.browser.post("/w/acme/policy", data=data)
+    cast.rio.post("/preferences", headers=foreign)
+    with database.reading() as session:
+        told = session.scalars(select(AuditEvent).where(AuditEvent.action == "form_refused").order_by(AuditEvent.id))
+        found = [(event.actor_name, event.target_name, event.details["reason"], event.chain > 0) for event in told]
+    assert found == [
+        ("Rio Tanaka", "keys.generate", "It came from another site.", True),
+        ("Rio Tanaka", "workspace.set_policy", "It was not from a page of this session.", True),
+        ("Rio Tanaka", "workspace.set_policy", "It was not from a page of this session.", True),
+        ("Rio Tanaka", "account.preferences", "It came from another site.", False),
+    ]
+    before = everything(database)
+    stranger = cast.stranger()
+    stranger.get("/login")
+    for headers in ({}, foreign):  # nothing limits how many of them come
+        assert stranger.browser.post("/login", data={"email": "max@acme.test"}, headers=headers).status_code >= 400
+    assert everything(database) == before
+
+
 @pytest.mark.parametrize(
     ("minutes", "active", "alive"),
     [(119, False, True), (121, False, False), (11 * 60 + 50, True, True), (12 * 60 + 10, True, False)],
