@@ -442,7 +442,7 @@ def test_an_api_member_is_deleted_while_its_keys_are_stopped_and_moved(office: O
         }
     )
     assert not isinstance(ends["delete"], Exception)
-    assert {type(end) for end in ends.values() if isinstance(end, Exception)} <= {NotFound, Invalid}
+    assert {type(end) for end in ends.values() if isinstance(end, Exception)} <= {NotFound, Invalid, Conflict}
     with office.database.reading() as session:
         left = select(func.count()).where(ApiKey.member_id == office.member(API_MEMBER).id, ApiKey.revoked_at.is_(None))
         assert session.scalar(left) == 0
