@@ -3,6 +3,7 @@
 {
   const { button, el } = portal;
   const dlg = document.getElementById("dlg");
+  const MANY = 8; // apps or owners, from which on they can be filtered
   let spoken;
 
   const relabel = (form) => {
@@ -33,31 +34,38 @@
     form.dispatchEvent(new Event("change", { bubbles: true }));
   };
 
+  // A field that hides what does not match it, and keeps the boxes; its own typing is no answer of the form.
+  const filterOf = (one, many, nodes, after) => {
+    const filter = el("input", { type: "search", placeholder: `Filter ${many}`, autocomplete: "off", className: "narrow" });
+    filter.setAttribute("aria-label", `Filter ${many}`);
+    filter.addEventListener("keydown", (event) => event.key === "Enter" && event.preventDefault());
+    filter.addEventListener("input", (event) => {
+      event.stopPropagation();
+      const wanted = filter.value.trim().toLowerCase();
+      const matching = nodes.filter((node) => node.textContent.toLowerCase().includes(wanted));
+      for (const node of nodes) node.hidden = !matching.includes(node) && !node.querySelector("[type=radio]:checked");
+      after?.(wanted);
+      clearTimeout(spoken);
+      const told = `${matching.length} ${matching.length === 1 ? `${one} matches` : `${many} match`}`;
+      spoken = setTimeout(() => portal.say("status", told), 500);
+    });
+    filter.addEventListener("change", (event) => event.stopPropagation());
+    return filter;
+  };
+
   const tools = (form, scopes) => {
     const bar = scopes.querySelector(".scope-bar");
     if (!bar || scopes.dataset.ready) return;
     scopes.dataset.ready = "1";
     bar.hidden = false; // its count is kept by this script alone
     const apps = [...scopes.querySelectorAll(".app")];
-    if (apps.length > 8) {
-      const filter = el("input", { type: "search", placeholder: "Filter apps", autocomplete: "off" });
-      filter.setAttribute("aria-label", "Filter apps");
-      filter.addEventListener("keydown", (event) => event.key === "Enter" && event.preventDefault());
-      // The filter hides rows and keeps their boxes; its own typing is no answer of the form.
-      filter.addEventListener("input", (event) => {
-        event.stopPropagation();
-        const wanted = filter.value.trim().toLowerCase();
-        for (const app of apps) app.hidden = !app.textContent.toLowerCase().includes(wanted);
+    if (apps.length > MANY) {
+      bar.prepend(filterOf("app", "apps", apps, (wanted) => {
         for (const solution of scopes.querySelectorAll(".solution")) {
           solution.hidden = !solution.querySelector(".app:not([hidden])");
           if (wanted) solution.open = true;
         }
-        const left = apps.filter((app) => !app.hidden).length;
-        clearTimeout(spoken);
-        spoken = setTimeout(() => portal.say("status", `${left} ${left === 1 ? "app matches" : "apps match"}`), 500);
-      });
-      filter.addEventListener("change", (event) => event.stopPropagation());
-      bar.prepend(filter);
+      }));
     }
     bar.append(button("Clear all", () => tick(form, scopes.querySelectorAll("[name=scopes]:checked"), false), "btn btn-ghost"));
     for (const solution of scopes.querySelectorAll(".solution")) {
@@ -90,6 +98,9 @@
     relabel(form);
     const owners = form.querySelector("#owner-scopes");
     if (owners && window.htmx) owners.hidden = true;
+    const choices = form.querySelector("#owners .choices");
+    const all = [...(choices?.querySelectorAll(".choice") ?? [])];
+    if (all.length > MANY) choices.before(filterOf("owner", "owners", all));
   };
 
   portal.enhance(() => {

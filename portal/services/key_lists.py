@@ -24,7 +24,7 @@ from portal.store.models import ApiKey, App, KeyScope, KeyState, Member, Workspa
 PAGE_SIZE = 25
 UNUSED = timedelta(days=30)
 _SORTS_OF_LIST = 256  # whose statements are kept
-_COPYABLE = 50
+_COPYABLE = 200
 _OWNERS_OFFERED = 200
 _EXPIRING_SHOWN = 3
 _AT_ONCE = 1_000  # keys whose scopes are read together: a statement of PostgreSQL takes 65,535 parameters
@@ -302,8 +302,8 @@ def _counting(sees: str, whose: str) -> _Select:
 
 
 def copyable(session: Session, actor: Actor, seat: Seat) -> list[tuple[str, str]]:
-    """List the keys whose scopes a new one can start from: one's own and API members', by name."""
-    statement = _answered_for(seat, "").order_by(ApiKey.name_folded, ApiKey.id).limit(_COPYABLE)
+    """List the keys whose scopes a new one can start from: one's own and API members', the newest first."""
+    statement = _answered_for(seat, "").order_by(ApiKey.id.desc()).limit(_COPYABLE)
     rows = session.scalars(statement, _moments(actor.at))
     return [(key.public_id, f"{key.name} …{key.last_four}") for key in rows]
 

@@ -9,7 +9,8 @@ import pytest
 from playwright.sync_api import Locator, Page, Route, expect
 
 from portal.demo import PASSWORD
-from portal.services import keys
+from portal.rules.access import AccessLevel
+from portal.services import api_members, keys
 from tests.browser.acting import (
     KEYS,
     NEW,
@@ -139,6 +140,24 @@ def test_the_twenty_first_key_is_refused_in_the_dialog(new_page: NewPage, backst
     expect(page.locator("#new-limit").get_by_role("link", name="Show unused keys")).to_be_visible()
     expect(page.get_by_label("What is this key for?")).to_have_value("One too many")
     expect(page.get_by_role("button", name="Generate sandbox key")).to_be_enabled()
+
+
+def test_many_owners_can_be_filtered_and_the_chosen_one_stays(new_page: NewPage, backstage: Backstage) -> None:
+    lea = backstage.actor("lea", datetime.now(UTC))
+    with backstage.database.transaction() as session:
+        for n in range(8):
+            api_members.create(session, lea, name=f"Robot {n}", purpose="", access={"operations": AccessLevel.READ})
+    page = new_page("lea")
+    page.goto(KEYS)
+    open_form(Mouse(page))
+    owners = page.get_by_role("radiogroup", name="Acts as")
+    page.get_by_role("searchbox", name="Filter owners").fill("robot 5")
+    expect(owners.get_by_role("radio")).to_have_count(2)
+    expect(owners.get_by_role("radio", name="Me (Lea Okoro")).to_be_checked()
+    expect(page.locator("#dlg-status")).to_have_text("1 owner matches")
+    owners.get_by_role("radio", name="Robot 5").check()
+    page.get_by_role("searchbox", name="Filter owners").fill("nobody of this name")
+    expect(owners.get_by_role("radio")).to_have_count(1)
 
 
 # --- The generate form ----------------------------------------------------------------------------------------------

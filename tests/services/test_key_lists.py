@@ -358,7 +358,7 @@ def test_one_copies_scopes_from_ones_own_keys_and_those_of_api_members(office: O
         return [words.rpartition(" …")[0] for _, words in listed]
 
     assert {who: offered(who) for who in ("ana", "lea", "max", "rio")} == {
-        "ana": ["Of ana", "Of the sync"],
+        "ana": ["Of the sync", "Of ana"],
         "lea": ["Of the sync"],
         "max": ["Of max"],
         "rio": [],
