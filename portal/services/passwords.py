@@ -73,7 +73,7 @@ def change(
 def send_link(session: Session, actor: Actor, email: str, base_url: str) -> None:
     """Put a mail with a one-time link into the outbox, where an account can use one; else do nothing.
 
-    To be called after the answer has gone out: what it does must not tell whether the address is known.
+    To be called where no answer waits for it: how long it takes must not tell whether the address is known.
     """
     account = accounts.find_usable(session, email, invited_at=actor.at)
     if account is None:

@@ -23,7 +23,7 @@ from portal.store.database import IntegrityError
 from portal.store.models import App, Record, Solution, Workspace
 
 _NAMED_MISFITS = 3
-_PATIENCE = 5  # seconds of this thread's time for all records of an app: meanwhile nobody else can write
+_PATIENCE = 3  # seconds of this thread's time for all records of an app: others who write wait for five at most
 _ANY_OBJECT = {"type": "object"}
 
 
@@ -275,9 +275,13 @@ def _check_records(session: Session, app: App, schema: Schema) -> None:
     named: list[str] = []
     end = thread_time() + _PATIENCE
     rows = select(Record.public_id, Record.environment, Record.fields).where(Record.app_id == app.id)
-    for record_id, environment, fields in session.execute(rows.execution_options(yield_per=500)):
+    for checked, (record_id, environment, fields) in enumerate(session.execute(rows.execution_options(yield_per=500))):
         if thread_time() > end:
-            raise Invalid({"schema": "It takes too long to hold the records that stand to this schema. Simplify it."})
+            message = (
+                f"Only {checked:,} records could be held to this schema in {_PATIENCE} seconds, and there are more. "
+                "Simplify it, or delete records first."
+            )
+            raise Invalid({"schema": message})
         for problem in schema.problems(fields, most=1):
             misfits["live" if environment == "live" else "sandbox"] += 1
             if len(named) < _NAMED_MISFITS:

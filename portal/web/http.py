@@ -77,7 +77,7 @@ def transaction(who: Actor | None = None) -> Iterator[Session]:
 
 
 def afterwards(what: Callable[..., None], *given: Any) -> None:
-    """Do something once the answer is on its way. What goes wrong is logged: the change that it follows stands."""
+    """Do something beside the answer, which does not wait for it. What goes wrong is logged: what it follows stands."""
     here = portal()
 
     def careful() -> None:

@@ -152,6 +152,15 @@ def test_a_schema_that_records_do_not_fit_is_refused_with_their_number(office: O
         assert refused.value.problems["schema"].startswith(told)
 
 
+def test_more_records_than_can_be_held_to_a_schema_in_time_are_told(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workspaces, "_PATIENCE", -1)
+    wide = Schema.read({"type": "object", "title": "Task"})
+    with office.database.transaction() as session, pytest.raises(Invalid, match=r"Only 0 records .* there are more"):
+        workspaces.edit_app(session, office.actor("ana"), "tasks", "Tasks", "", wide)
+
+
 def test_a_new_app_is_empty_in_both_environments_and_told_of(office: Office) -> None:
     app = add_app(office)
     with office.database.reading() as session:
