@@ -32,6 +32,7 @@ class Event(StrEnum):
     PROVED = "reauthenticated"
     SESSIONS_ENDED = "sessions_ended"
     FORM_REFUSED = "form_refused"
+    LOOK_REFUSED = "look_refused"
     PASSWORD_CHANGED = "password_changed"  # noqa: S105
     PASSWORD_RESET_ASKED = "password_reset_asked"  # noqa: S105
     PASSWORD_RESET = "password_reset"  # noqa: S105

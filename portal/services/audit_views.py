@@ -47,6 +47,7 @@ GROUPS: dict[str, tuple[str, frozenset[Event]]] = {
                 Event.PROVED,
                 Event.SESSIONS_ENDED,
                 Event.FORM_REFUSED,
+                Event.LOOK_REFUSED,
                 Event.PASSWORD_CHANGED,
                 Event.PASSWORD_RESET_ASKED,
                 Event.PASSWORD_RESET,

@@ -1,6 +1,6 @@
 """Who may call a view, said in one line above it. A view without such a line is out of reach (deny by default)."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -165,7 +165,12 @@ def in_workspace(view: View) -> View:
             raise NotFound()
         _sit_down(user_session, found)
         _mark_seen(user_session, found.workspace.id)
-        return view(**values)
+        try:
+            return view(**values)
+        except NotFound as error:
+            if error.attempt is None:  # else it is told of
+                _tell_of_look(values)
+            raise
 
     return _declare(guarded, Audience.MEMBER)
 
@@ -471,6 +476,17 @@ def _tell_of_form(reason: str) -> None:
         with portal().database.transaction(patience=50) as session:
             form = request.endpoint or "nothing"
             audit.refuse(session, who, Event.FORM_REFUSED, target_name=form, details={"reason": reason})
+
+
+_BY_ID = ("key_id", "mid", "iid", "vid", "eid")  # what paths call keys, members, invitations, verifiers, events
+
+
+def _tell_of_look(asked: Mapping[str, Any]) -> None:
+    """Write down that a member asked for something by an id that is not theirs to see, or nobody's."""
+    if target := next((value for name, value in asked.items() if name in _BY_ID), ""):
+        with suppress(*TROUBLE), portal().database.transaction(patience=50) as session:
+            details = {"reason": NotFound.words}
+            audit.refuse(session, g.actor, Event.LOOK_REFUSED, target_id=target, target_name=target, details=details)
 
 
 def _session_ends(user_session: LiveSession) -> list[int]:

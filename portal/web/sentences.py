@@ -62,6 +62,7 @@ _SAYS: dict[Event, tuple[str, str]] = {
     Event.SIGNED_OUT: ("signed out", "sign out"),
     Event.PROVED: ("confirmed their password", "confirm their password"),
     Event.SESSIONS_ENDED: ("signed out {count}", "sign out other sessions"),
+    Event.LOOK_REFUSED: ("opened {target}", "open {target}"),
     Event.FORM_REFUSED: ("sent the form {target}", "send the form {target}"),
     Event.PASSWORD_CHANGED: ("changed their password", "change their password"),
     Event.PASSWORD_RESET_ASKED: (

@@ -244,6 +244,20 @@ def test_signing_out_takes_a_post_with_a_token(cast: Cast) -> None:
     assert is_signed_in(cast.rio.browser)
 
 
+def test_who_tries_ids_of_others_is_told_of_and_a_flood_fills_nothing(cast: Cast, database: Database) -> None:
+    key = cast.max.generate(["leads:read"])
+    cast.rio.get(f"keys/{key.id}")
+    cast.rio.post(f"keys/{key.id}/deactivate")  # this one is told of by its own name
+    for n in range(30):
+        cast.rio.get(f"keys/key_{n:016}/history")
+    with database.reading() as session:
+        tried = select(AuditEvent).where(AuditEvent.outcome == "refused").order_by(AuditEvent.id)
+        told = [(event.action, event.actor_name, event.target_id) for event in session.scalars(tried)]
+    assert told[:2] == [("look_refused", "Rio Tanaka", key.id), ("key_deactivated", "Rio Tanaka", key.id)]
+    assert len(told) == 11
+    assert f"tried to open {key.id}" in re.sub(r"<[^>]+>", "", cast.ana.get("/w/acme/audit?outcome=refused").text)
+
+
 def test_a_form_that_is_not_ours_is_told_of_when_it_comes_with_a_session(cast: Cast, database: Database) -> None:
     foreign = {"Origin": "https://evil.example"}
     cast.rio.post("keys", headers=foreign)

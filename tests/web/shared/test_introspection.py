@@ -386,7 +386,7 @@ def test_a_revoked_one_is_told_nothing_any_more(cast: Cast, key: MadeKey, databa
     assert "Revoked" in cast.ana.get("/w/acme/workspace/verifiers").text
     with database.reading() as session:
         events = session.scalars(select(AuditEvent.action).where(AuditEvent.target_id == made.id)).all()
-    assert set(events) == {"verifier_made", "verifier_revoked"}
+    assert set(events) == {"verifier_made", "verifier_revoked", "look_refused"}
 
 
 def test_another_workspaces_administrator_sees_and_stops_none_of_them(
