@@ -1,6 +1,7 @@
 """Handing mails over: to an SMTP server, or, where none is set, to a folder in which they can be read."""
 
 import os
+import re
 import smtplib
 import ssl
 from abc import ABC, abstractmethod
@@ -99,9 +100,14 @@ class Smtp(Mailer):
 
 
 def _raise_if_for_good(code: int, why: bytes | str) -> None:
-    """Raise NeverTaken for a server's lasting refusal (RFC 5321, section 4.2.1) of this address or this content."""
-    if 500 <= code < 600:
-        text = why.decode(errors="replace") if isinstance(why, bytes) else why
+    """Raise NeverTaken for a server's lasting refusal (RFC 5321, section 4.2) of this address or this content.
+
+    The server's own word on what is wrong counts where it has one (RFC 3463: 5.1 and 5.2 are the address, 5.3 and 5.6
+    the content). All else, as a relay that is denied to us, is for the operator to mend, and the mail waits.
+    """
+    text = why.decode(errors="replace") if isinstance(why, bytes) else why
+    told = re.match(r"5\.([0-9]{1,3})\.", text)
+    if told[1] in ("1", "2", "3", "6") and 500 <= code < 600 if told else code in (550, 551, 552, 553, 554):
         raise NeverTaken(f"{code} {text[:300]}")
 
 

@@ -88,7 +88,14 @@ def test_a_password_in_the_address_signs_in(server: str, inbox: Inbox) -> None:
 
 @pytest.mark.parametrize(
     ("step", "answer"),
-    [("DATA", "452 Too much mail"), ("RCPT", "451 Come again"), ("MAIL", "550 You may not send here")],
+    [
+        ("DATA", "452 Too much mail"),
+        ("RCPT", "451 Come again"),
+        ("RCPT", "554 5.7.1 Relay access denied"),
+        ("RCPT", "530 5.7.0 Must issue a STARTTLS command first"),
+        ("DATA", "503 Bad sequence"),
+        ("MAIL", "550 You may not send here"),
+    ],
 )
 def test_a_refusal_of_the_server_is_trouble(step: str, answer: str, server: str, inbox: Inbox) -> None:
     """What is wrong with the sender is no mail's fault: an operator can mend it."""
@@ -97,12 +104,15 @@ def test_a_refusal_of_the_server_is_trouble(step: str, answer: str, server: str,
         Smtp(f"smtp://{server}", SENDER).send(LETTER)
 
 
-@pytest.mark.parametrize("step", ["RCPT", "DATA"])
+@pytest.mark.parametrize(
+    ("step", "answer"),
+    [("RCPT", "550 no such user"), ("RCPT", "550 5.1.1 no such user"), ("DATA", "552 5.3.4 too large")],
+)
 def test_a_recipient_or_content_that_the_server_refuses_for_good_is_told_apart(
-    step: str, server: str, inbox: Inbox
+    step: str, answer: str, server: str, inbox: Inbox
 ) -> None:
-    inbox.answers[step] = "550 no such user"
-    with pytest.raises(NeverTaken, match="550 no such user"):
+    inbox.answers[step] = answer
+    with pytest.raises(NeverTaken, match=answer):
         Smtp(f"smtp://{server}", SENDER).send(LETTER)
 
 

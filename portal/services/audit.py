@@ -4,6 +4,7 @@ Rows are only ever added. Those of a workspace form a chain of hashes in the ord
 was edited, taken out, cut off at the end or put beside the chain is found by `verify`.
 """
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import Integer, Select, String, bindparam, case, cast, func, insert, or_, select, text, update
+from sqlalchemy.exc import DataError, OperationalError
 from sqlalchemy.orm import Session
 
 from portal.rules.chain import BEGINNING, link
@@ -235,6 +237,15 @@ def verify(session: Session, chain: int) -> Verdict:
     return Verdict(seq, reason=f"the row {beside} stands outside the chain" if beside else "")
 
 
+def _is_of_a_row(error: Exception) -> bool:
+    """Say whether it is a row that cannot be read, and not the database.
+
+    SQLite keeps any text as a moment and any bytes as text, PostgreSQL moments that Python has no number for.
+    """
+    is_bytes = isinstance(error, OperationalError) and "Could not decode to UTF-8" in str(error.orig)
+    return is_bytes or isinstance(error, (ValueError, TypeError, RecursionError, DataError))
+
+
 def _rows(session: Session, rows: Select[Any]) -> Iterator[Any]:
     """Read rows some hundred at a time; None for the first that cannot be read: SQLite keeps any text as a moment."""
     after = 0
@@ -242,7 +253,9 @@ def _rows(session: Session, rows: Select[Any]) -> Iterator[Any]:
         part = rows.where(AuditEvent.seq > after)
         try:
             found = session.execute(part.limit(_CHUNK)).all()
-        except (ValueError, TypeError):
+        except Exception as error:
+            if not _is_of_a_row(error):
+                raise
             yield from _one_by_one(session, part)
             return
         yield from found
@@ -254,7 +267,7 @@ def _rows(session: Session, rows: Select[Any]) -> Iterator[Any]:
 def _follows(previous: bytes, content: dict[str, Any], written: object) -> bool:
     try:
         return link(previous, content) == written
-    except (ValueError, TypeError):  # bytes where a text belongs, say: SQLite keeps them
+    except (ValueError, TypeError, RecursionError):  # bytes where a text belongs, say: SQLite keeps them
         return False
 
 
@@ -262,7 +275,9 @@ def _one_by_one(session: Session, rows: Select[Any]) -> Iterator[Any]:
     for number in range(_CHUNK):
         try:
             yield session.execute(rows.limit(1).offset(number)).one()
-        except (ValueError, TypeError):
+        except Exception as error:
+            if not _is_of_a_row(error):
+                raise
             break
     yield None
 
@@ -318,7 +333,9 @@ def readable(session: Session, events: Select[AuditEvent]) -> list[AuditEvent]:
     """Read events; of a row that holds what nobody wrote there no more than its number and its id."""
     try:
         found = session.scalars(events).all()
-    except (ValueError, TypeError):  # SQLite keeps any text as a moment
+    except Exception as error:
+        if not _is_of_a_row(error):
+            raise
         ids = session.scalars(events.with_only_columns(AuditEvent.id, maintain_column_froms=True)).all()
         return [_one(session, each) for each in ids]
     return [event if _is_sound(event) else _one(session, event.id) for event in found]
@@ -329,10 +346,17 @@ def _one(session: Session, id: int) -> AuditEvent:
         event = session.scalars(select(AuditEvent).where(AuditEvent.id == id)).one()
         if _is_sound(event):
             return event
-    except (ValueError, TypeError):
-        pass
-    known = select(cast(AuditEvent.seq, Integer), cast(AuditEvent.public_id, String)).where(AuditEvent.id == id)
-    return unreadable(*session.execute(known).one())
+    except Exception as error:
+        if not _is_of_a_row(error):
+            raise
+    seq = session.scalars(select(cast(AuditEvent.seq, Integer)).where(AuditEvent.id == id)).one()
+    try:
+        public_id = session.scalars(select(cast(AuditEvent.public_id, String)).where(AuditEvent.id == id)).one()
+    except Exception as error:
+        if not _is_of_a_row(error):
+            raise
+        public_id = "evt_unreadable"
+    return unreadable(seq, public_id)
 
 
 def unreadable(seq: int, public_id: str) -> AuditEvent:
@@ -343,6 +367,10 @@ def unreadable(seq: int, public_id: str) -> AuditEvent:
 
 
 def _is_sound(event: AuditEvent) -> bool:
+    try:
+        json.dumps(event.details, ensure_ascii=False).encode()  # JSON knows half characters, which nobody can send
+    except ValueError:
+        return False
     return all(isinstance(getattr(event, name), kinds) for name, kinds in _KINDS)
 
 

@@ -294,7 +294,7 @@ def accept(session: Session, actor: Actor, token: str, who: Account | NewAccount
     if known is None:
         _give_invited(session, actor, member, invitation)
     elif not known.is_active:  # somebody who had left is asked back
-        _take_back(session, actor, member, invitation)
+        _take_back(session, actor, member, invitation, account.name)
     invitation.accepted_at = actor.at
     members.tell(session, actor, Event.MEMBER_JOINED, member, {"role": member.role, "invitation": invitation.public_id})
     return member
@@ -346,9 +346,9 @@ def _give_invited(session: Session, actor: Actor, member: Member, invitation: In
     members.set_levels(session, actor, member, wanted, by_id=invitation.invited_by_id)
 
 
-def _take_back(session: Session, actor: Actor, member: Member, invitation: Invitation) -> None:
+def _take_back(session: Session, actor: Actor, member: Member, invitation: Invitation, name: str) -> None:
     """Make a member active again with what the invitation says: old access and old keys do not come back by it."""
     member.deactivated_at = member.removed_at = None
-    member.role = Role(invitation.role)
+    member.name, member.role = name, Role(invitation.role)
     _give_invited(session, actor, member, invitation)
     members.stop_keys(session, actor, member, "its owner had left and came back")

@@ -307,7 +307,8 @@ def edit(
 def _told_of_edit(session: Session, actor: Actor, key: ApiKey, was: tuple[str, str]) -> str:
     last = audit.last_done(session, key.public_id, Event.KEY_EDITED)
     who = "Somebody" if last is None else "You" if last.actor_id == actor.public_id else last.actor_name
-    when = "meanwhile" if last is None else f"at {last.at:%H:%M} UTC"
+    day = f" on {last.at:%d %b %Y}" if last and last.at.date() != actor.at.date() else ""
+    when = f"at {last.at:%H:%M} UTC{day}" if last else "meanwhile"
     now = [f"its name is “{key.name}”"] if key.name != was[0] else []
     if key.note != was[1]:
         now.append(f"its note is “{key.note}”" if key.note else "it has no note")

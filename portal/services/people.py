@@ -291,7 +291,7 @@ def reactivate(session: Session, actor: Actor, public_id: str) -> tuple[Member, 
 
 
 def rename_self(session: Session, actor: Actor, email: str, name: str) -> str:
-    """Give the person with this address another name, in all their workspaces; give it as it is kept.
+    """Give the person with this address another name, in all workspaces that they are in; give it as it is kept.
 
     What the audit log says of them keeps the name that they had. Raises Invalid with what is to mend.
     """
@@ -301,13 +301,12 @@ def rename_self(session: Session, actor: Actor, email: str, name: str) -> str:
         raise Invalid(problems)
     account = _hold_account(session, email)
     account.name = clean
-    mine = select(Member).where(Member.account_id == account.id, Member.name != clean).order_by(Member.workspace_id)
-    for member in session.scalars(mine).all():
+    mine = select(Member).where(Member.account_id == account.id, Member.removed_at.is_(None), Member.name != clean)
+    for member in session.scalars(mine.order_by(Member.workspace_id)).all():
         was, member.name = member.name, clean
-        if member.removed_at is None:
-            who = replace(actor, public_id=member.public_id, workspace_id=member.workspace_id, member_id=member.id)
-            details = {"before": {"name": was}, "after": {"name": clean}}
-            members.tell(session, who, Event.MEMBER_EDITED, member, details)
+        who = replace(actor, public_id=member.public_id, workspace_id=member.workspace_id, member_id=member.id)
+        details = {"before": {"name": was}, "after": {"name": clean}}
+        members.tell(session, who, Event.MEMBER_EDITED, member, details)
     return clean
 
 

@@ -96,7 +96,7 @@ def against(workspace: SeatWorkspace, key: ApiKey) -> str:
     """Say why a policy does not let a key that stands be reactivated, and what to do; '' where it does."""
     limit, life = workspace.max_key_days, key.expires_at - key.created_at if key.expires_at else None
     if limit and (life is None or life > timedelta(days=limit)):
-        its = f"was made for {life.days}" if life else "never expires"
+        its = f"was made for {life.days} days" if life else "never expires"
         return f"Keys in {workspace.name} live for {limit} days at most, and this one {its}. Generate a similar key."
     if key.environment == Environment.LIVE and key.member.role == Role.ADMIN and not workspace.admins_own_live:
         return f"Administrators of {workspace.name} own no live keys. Make an API member for it."

@@ -1,5 +1,6 @@
 """Who may call a view, said in one line above it. A view without such a line is out of reach (deny by default)."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from portal.web.http import (
     is_fragment,
     is_from_dialog,
     is_from_elsewhere,
+    own_address,
     page_of_fragment,
     page_or_fragment,
     portal,
@@ -320,7 +322,7 @@ def recently_proved(why: str, back: str | None = None) -> Callable[[View], View]
                 return view(**values)
             if request.method != "POST":
                 return _prove_first()
-            question = Question(why, _way_back(request.path, back), request.path, carried_answers())
+            question = Question(why, _way_back(request.path, back), own_address(), carried_answers())
             if "password" not in request.form:
                 return prompt(question)
             return prove_again(question) or view(**values)
@@ -381,7 +383,7 @@ def prompt(question: Question, error: str | None = None, status: int = 403) -> R
 
 
 def _prove_first() -> Response:
-    target = request.full_path.rstrip("?")
+    target = own_address()
     if is_fragment():
         return prompt(question_before(target), status=200)
     return make_response(redirect(url_for("sign_in.reauth", next=target), 303))
@@ -390,7 +392,7 @@ def _prove_first() -> Response:
 def _ask_to_sign_in() -> Response:
     """Send a page to /login and back; tell HTMX with 401 where to go, never with a page inside a fragment."""
     if not is_fragment():
-        target = request.full_path.rstrip("?") if request.method == "GET" else None
+        target = own_address() if request.method == "GET" else None
         return make_response(redirect(url_for("sign_in.login", next=target), 303))
     response = go_to(url_for("sign_in.login", next=page_of_fragment()))
     response.status_code = 401
@@ -474,10 +476,12 @@ def _tell_of_form(reason: str) -> None:
             return
         who = _acting(current_user.account, g.get("places", (None, []))[0])
         with portal().database.transaction(patience=50) as session:
-            form = request.endpoint or "nothing"
+            rule = request.url_rule.rule if request.url_rule else "an unknown address"
+            form = _IN_RULE.sub("…", rule)  # not the path: that may hold a one-time link
             audit.refuse(session, who, Event.FORM_REFUSED, target_name=form, details={"reason": reason})
 
 
+_IN_RULE = re.compile("<[^>]*>")
 _BY_ID = ("key_id", "mid", "iid", "vid", "eid")  # what paths call keys, members, invitations, verifiers, events
 
 

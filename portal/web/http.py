@@ -468,12 +468,17 @@ def form_expired() -> Response:
         told.headers["X-Form-Expired"] = "yes"
         return told
     context = {
-        "action": request.path,
+        "action": own_address(),
         "carried": carried_answers(),
         "asks_password": "password" in request.form,
         "request_id": g.request_id,
     }
     return make_response(render_template("errors/expired.html", **context), 400)
+
+
+def own_address() -> str:
+    """Give the address that was asked for, with its query."""
+    return request.full_path.rstrip("?")
 
 
 def carried_answers() -> list[tuple[str, str]]:

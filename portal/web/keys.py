@@ -246,10 +246,11 @@ def deactivate(key_id: str) -> Response:
 def reactivate(key_id: str) -> Response:
     """Let a deactivated key work again."""
     if request.method != "POST":  # HEAD is a GET
-        key = look(key_id)
+        key, row = _look_at_both(key_id)
         if key.owner.kind == "human":
             raise Forbidden(keys.ONLY_ITS_OWNER)
-        return page_or_fragment("keys/reactivate.html", "keys/_reactivate.html", key=key)
+        against = policy.against(seat().workspace, row)
+        return page_or_fragment("keys/reactivate.html", "keys/_reactivate.html", key=key, against=against)
     with transaction() as session:
         key = keys.reactivate(session, actor(), keyring(), key_id)
     return row_changed(

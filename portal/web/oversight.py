@@ -213,23 +213,25 @@ def _export(
 
 def _written(
     parts: Iterator[list[AuditEvent]], head: str, write: Callable[[list[AuditEvent]], str], end: Callable[[str], str]
-) -> Iterator[str]:
+) -> Iterator[bytes]:
     """Write what is read; a file that is not whole says so in its last line, for it began as an answer of 200."""
     last = unreadable = 0
     if head:
-        yield head
+        yield head.encode()
     try:
         for events in parts:
-            yield KEY_SHAPED.sub("…", write(events))
+            yield KEY_SHAPED.sub("…", write(events)).encode()  # here, where what cannot be written is told of
             last = events[-1].seq
             unreadable += sum(event.action == UNREADABLE for event in events)
     except Exception:
         _log.exception("an export of the audit log broke off after number %s", last)
-        yield end(f"This export broke off after number {last}.")
+        yield end(f"This export broke off after number {last}.").encode()
     else:
         if unreadable:
             _log.error("an export of the audit log holds events that cannot be read: %s", unreadable)
-            yield end(f"Events that cannot be read and of which only the number and id stand here: {unreadable}.")
+            yield end(
+                f"Events that cannot be read and of which only the number and id stand here: {unreadable}."
+            ).encode()
 
 
 def exported(event: AuditEvent) -> dict[str, Any]:

@@ -625,8 +625,11 @@ def test_a_new_name_is_told_wherever_one_is(office: Office) -> None:
 
 
 def test_who_was_removed_comes_back_with_their_new_name_and_nobody_is_told_of_it(office: Office) -> None:
+    left = office.member("max").public_id
     leave(office, "ana", "max", "remove")
     with office.database.transaction() as session:
         people.rename_self(session, Actor(NOON, Means.SESSION, "Max Brandt", "acc_1"), "max@acme.test", "Maxine Frey")
     assert office.told(action="member_edited") == []
+    with office.database.reading() as session:
+        assert session.scalar(select(Member.name).where(Member.public_id == left)) == "Max Brandt"
     assert accept(office, invite(office, email="max@acme.test")).name == "Maxine Frey"

@@ -88,7 +88,7 @@ def test_no_key_is_reactivated_that_lives_longer(expires: str, office: Office) -
         office.act("rio", keys.reactivate, key.id)
         office.check(plain)
         return
-    its = {"1y": "was made for 365", "never": "never expires"}[expires]
+    its = {"1y": "was made for 365 days", "never": "never expires"}[expires]
     with pytest.raises(Conflict, match=f"live for 90 days at most, and this one {its}. Generate a similar key"):
         office.act("rio", keys.reactivate, key.id)
     assert office.row(key.id).deactivated_at

@@ -301,7 +301,17 @@ def test_exports_hold_all_events_and_no_cell_is_a_formula(cast: Cast) -> None:
 
 
 @pytest.mark.both
-@pytest.mark.parametrize(("column", "value"), [("at", "'yesterday'"), ("details", "'[]'"), ("hash", "'no bytes'")])
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("at", "'yesterday'"),
+        ("details", "'[]'"),
+        ("details", '\'{"half": "\\ud800"}\''),
+        ("details", f"'{'[' * 3_000}{']' * 3_000}'"),
+        ("target_name", "CAST(x'ff41' AS TEXT)"),
+        ("hash", "'no bytes'"),
+    ],
+)
 def test_a_row_that_cannot_be_read_is_shown_as_such_and_an_export_with_it_says_so(
     column: str, value: str, cast: Cast, database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -144,6 +144,10 @@ def test_before_and_after_a_key_is_stopped_its_page_says_whether_the_policy_lets
     assert f"You cannot reactivate it later. {said}" in cast.rio.get(f"keys/{endless.id}/deactivate").text
     assert f"It cannot be reactivated. {said}" in cast.rio.post(f"keys/{endless.id}/deactivate", headers=HTMX).text
     assert f"It cannot be reactivated. {said}" in cast.rio.get(f"keys/{endless.id}/receipt").text
+    offered = cast.rio.get(f"keys/{endless.id}/reactivate").text
+    assert f"It cannot be reactivated. {said}" in unescape(re.sub("<[^>]+>", "", offered))
+    assert f"keys/new?from={endless.id}" in offered
+    assert "<span>Reactivate " not in offered
     refused = cast.rio.post(f"keys/{endless.id}/reactivate")
     assert refused.status_code == 409
     assert said in refused.text

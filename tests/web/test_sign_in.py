@@ -268,10 +268,10 @@ def test_a_form_that_is_not_ours_is_told_of_when_it_comes_with_a_session(cast: C
         told = session.scalars(select(AuditEvent).where(AuditEvent.action == "form_refused").order_by(AuditEvent.id))
         found = [(event.actor_name, event.target_name, event.details["reason"], event.chain > 0) for event in told]
     assert found == [
-        ("Rio Tanaka", "keys.generate", "It came from another site.", True),
-        ("Rio Tanaka", "workspace.set_policy", "It was not from a page of this session.", True),
-        ("Rio Tanaka", "workspace.set_policy", "It was not from a page of this session.", True),
-        ("Rio Tanaka", "account.preferences", "It came from another site.", False),
+        ("Rio Tanaka", "/w/…/api/keys", "It came from another site.", True),
+        ("Rio Tanaka", "/w/…/policy", "It was not from a page of this session.", True),
+        ("Rio Tanaka", "/w/…/policy", "It was not from a page of this session.", True),
+        ("Rio Tanaka", "/preferences", "It came from another site.", False),
     ]
     before = everything(database)
     stranger = cast.stranger()
@@ -636,6 +636,18 @@ def test_whoever_cancels_at_the_password_has_the_form_as_it_was_sent_and_nothing
             assert (back.status_code, shown <= filled(back.text)) == (200, True), path
             assert "Check these answers" not in back.text
         assert kept(database) == before
+
+
+def test_the_question_for_the_password_keeps_whom_a_new_key_is_for(cast: Cast) -> None:
+    lea = cast.lea
+    made = lea.post("/w/acme/api-members/new", {"name": "CRM bot", "access-operations": "read"}).location
+    bot = made.rpartition("/")[2]
+    with later(minutes=11):
+        asked = lea.post(f"/w/acme/api/keys/new?owner={bot}", {"key-environment": "test", "key-name": "CRM sync"})
+        assert asked.status_code == 403
+        assert f'action="/w/acme/api/keys/new?owner={bot}"' in asked.text
+    expired = lea.browser.post(f"/w/acme/api/keys/new?owner={bot}", data={"key-environment": "test"})
+    assert (expired.status_code, f'action="/w/acme/api/keys/new?owner={bot}"' in expired.text) == (400, True)
 
 
 def test_answers_that_are_shown_again_overwrite_nothing_that_came_in_between(cast: Cast, database: Database) -> None:
