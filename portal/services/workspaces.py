@@ -275,17 +275,18 @@ def _check_records(session: Session, app: App, schema: Schema) -> None:
     named: list[str] = []
     end = thread_time() + _PATIENCE
     rows = select(Record.public_id, Record.environment, Record.fields).where(Record.app_id == app.id)
-    for checked, (record_id, environment, fields) in enumerate(session.execute(rows.execution_options(yield_per=500))):
-        if thread_time() > end:
-            message = (
-                f"Only {checked:,} records could be held to this schema in {_PATIENCE} seconds, and there are more. "
-                "Simplify it, or delete records first."
-            )
-            raise Invalid({"schema": message})
-        for problem in schema.problems(fields, most=1):
-            misfits["live" if environment == "live" else "sandbox"] += 1
-            if len(named) < _NAMED_MISFITS:
-                named.append(f"{record_id} ({problem['path']}: {problem['message'][:80]})")
+    with session.execute(rows.execution_options(yield_per=500)) as found:  # closed also when it is left early
+        for checked, (record_id, environment, fields) in enumerate(found):
+            if thread_time() > end:
+                message = (
+                    f"Only {checked:,} records could be held to this schema in {_PATIENCE} seconds, and there are more. "
+                    "Simplify it, or delete records first."
+                )
+                raise Invalid({"schema": message})
+            for problem in schema.problems(fields, most=1):
+                misfits["live" if environment == "live" else "sandbox"] += 1
+                if len(named) < _NAMED_MISFITS:
+                    named.append(f"{record_id} ({problem['path']}: {problem['message'][:80]})")
     if misfits:
         counts = " and ".join(f"{count:,} {environment}" for environment, count in misfits.items())
         counts += " record" if misfits.total() == 1 else " records"
