@@ -279,8 +279,8 @@ def _check_records(session: Session, app: App, schema: Schema) -> None:
         for checked, (record_id, environment, fields) in enumerate(found):
             if thread_time() > end:
                 message = (
-                    f"Only {checked:,} records could be held to this schema in {_PATIENCE} seconds, and there are more. "
-                    "Simplify it, or delete records first."
+                    f"Only {checked:,} records could be held to this schema in {_PATIENCE} seconds, and there are "
+                    "more. Simplify it, or delete records first."
                 )
                 raise Invalid({"schema": message})
             for problem in schema.problems(fields, most=1):
