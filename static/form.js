@@ -3,7 +3,7 @@
 {
   const { button, el } = portal;
   const dlg = document.getElementById("dlg");
-  const MANY = 8; // apps or owners, from which on they can be filtered
+  const MANY = 8; // apps or owners: more can be filtered
   let spoken;
 
   const relabel = (form) => {

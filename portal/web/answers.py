@@ -2,7 +2,6 @@
 
 import json
 from datetime import UTC, datetime
-from email.utils import format_datetime
 from functools import lru_cache
 from random import getrandbits
 from typing import Any, NamedTuple
@@ -48,12 +47,6 @@ def new_request_id() -> str:
 def moment(at: datetime) -> str:
     """Write a moment as the API does: RFC 3339, in UTC, with milliseconds."""
     return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-@lru_cache(maxsize=4096)
-def end(at: datetime) -> list[tuple[str, str]]:
-    """Write when a key stops, for `X-Key-Expires-At` and for `Sunset` (RFC 8594)."""
-    return [("X-Key-Expires-At", moment(at)), ("Sunset", format_datetime(at, usegmt=True))]
 
 
 def data(found: Any, request_id: str, **meta: Any) -> bytes:

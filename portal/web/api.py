@@ -81,7 +81,8 @@ def rotate_me(caller: Caller) -> Response:
     g.actor = _actor(caller)  # a refused try is told of too
     with transaction() as session:
         key, plain, old_ends_at = rotation.rotate_itself(session, g.actor, keyring, caller.key_pk, overlap)
-    reply = api_reply(
+    request.environ[PASSAGE].caller = caller._replace(ends_at=old_ends_at)  # as the headers say
+    return api_reply(
         {
             "id": key.id,
             "name": key.name,
@@ -95,8 +96,6 @@ def rotate_me(caller: Caller) -> Response:
         },
         201,
     )
-    reply.headers.extend(answers.end(old_ends_at))
-    return reply
 
 
 @api.delete("/me")

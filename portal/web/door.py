@@ -12,8 +12,10 @@ what goes on to a view waits for its end.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
+from email.utils import format_datetime
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qsl
@@ -105,18 +107,18 @@ class Door:
             if refusal is None:  # no credential at all: the view tells what is missing
                 return self._app(environ, _adding(_common(passage), start_response))
             return _send(refusal, _common(passage), start_response)
-        of_key = _of_key(caller) + _limits(passage)
+        limits = _limits(passage)
         if refusal is not None:
-            return _send(refusal, _common(passage) + of_key, start_response)
+            return _send(refusal, _common(passage) + _of_key(caller) + limits, start_response)
         if answer is not None:
-            return _send(answer(environ, passage, caller), _common(passage) + of_key, start_response)
+            return _send(answer(environ, passage, caller), _common(passage) + _of_key(caller) + limits, start_response)
 
         def start(status: str, own: Headers, exc_info: Any = None) -> Any:
             if not passage.refused:
                 self._note(environ, passage, caller, int(status[:3]))
-            own_names = {name for name, _ in own}  # a view that changed when the key ends says so itself
-            told = [each for each in of_key if each[0] not in own_names]
-            return start_response(status, own + _common(passage) + told, exc_info)  # a repeat has the id of the first
+            # As the view left them: a repeat has the id of the first, and a key that was rotated ends sooner.
+            told = _common(passage) + _of_key(passage.caller or caller) + limits
+            return start_response(status, own + told, exc_info)
 
         return self._app(environ, start)
 
@@ -292,7 +294,7 @@ def _common(passage: Passage) -> Headers:
 
 def _of_key(caller: Caller) -> Headers:
     """Tell a key's environment and when it ends."""
-    return [("X-Environment", caller.environment), *(answers.end(caller.ends_at) if caller.ends_at else ())]
+    return [("X-Environment", caller.environment), *(_expiry(caller.ends_at) if caller.ends_at else ())]
 
 
 def _limits(passage: Passage) -> Headers:
@@ -304,6 +306,12 @@ def _limits(passage: Passage) -> Headers:
         ("X-RateLimit-Remaining", str(verdict.remaining)),
         ("X-RateLimit-Reset", str(verdict.reset_at(time.time()))),
     ]
+
+
+@lru_cache(maxsize=4096)
+def _expiry(moment: datetime) -> Sequence[tuple[str, str]]:
+    """Write when a key stops, for `X-Key-Expires-At` and for `Sunset` (RFC 8594)."""
+    return [("X-Key-Expires-At", answers.moment(moment)), ("Sunset", format_datetime(moment, usegmt=True))]
 
 
 def _adding(headers: Headers, start_response: StartResponse) -> StartResponse:

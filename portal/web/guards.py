@@ -426,6 +426,9 @@ def register(app: Flask) -> None:
     def deny_by_default() -> None:
         if request.endpoint and audience_of(app, request.endpoint) is None:
             raise NotFound()
+
+    @app.before_request
+    def refuse_other_sites() -> None:
         if is_from_elsewhere():
             _tell_of_form("It came from another site.")
             raise Forbidden("This form was sent from another site. Open the page here and try again.")
@@ -475,9 +478,9 @@ def _tell_of_form(reason: str) -> None:
         if not current_user.is_authenticated:
             return
         who = _acting(current_user.account, g.get("places", (None, []))[0])
+        rule = request.url_rule.rule if request.url_rule else "an unknown address"
+        form = _IN_RULE.sub("…", rule)  # not the path: that may hold a one-time link
         with portal().database.transaction(patience=50) as session:
-            rule = request.url_rule.rule if request.url_rule else "an unknown address"
-            form = _IN_RULE.sub("…", rule)  # not the path: that may hold a one-time link
             audit.refuse(session, who, Event.FORM_REFUSED, target_name=form, details={"reason": reason})
 
 
