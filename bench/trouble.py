@@ -37,7 +37,7 @@ sys.path.insert(0, str(ROOT))
 
 from bench.stage import Browser, Stage, stage  # noqa: E402
 from bench.stop import start  # noqa: E402
-from portal.services import audit  # noqa: E402
+from portal.services import audit_reading  # noqa: E402
 from portal.services.audit import Event  # noqa: E402
 from portal.store.models import ApiKey, AuditEvent, KeyScope, Record, Workspace  # noqa: E402
 from tests.databases import KINDS  # noqa: E402
@@ -319,7 +319,7 @@ def whole(here: Stage, told: Told) -> list[str]:
             if plain is None or (name in rows and rows[name].digest not in here.office.keyring.digests(plain)):
                 wrong.append(f"{name} has another digest than its text")
         for chain in (0, *session.scalars(select(Workspace.id))):
-            verdict = audit.verify(session, chain)
+            verdict = audit_reading.verify(session, chain)
             wrong += [] if verdict.holds else [f"the audit log is broken: {verdict.reason}"]
         count = session.scalar(select(func.count()).select_from(ApiKey))
     if here.database.is_sqlite:

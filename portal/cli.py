@@ -28,6 +28,7 @@ from portal.rules.text import clean_email
 from portal.services import (
     accounts,
     audit,
+    audit_reading,
     invitations,
     key_lists,
     keys,
@@ -222,7 +223,7 @@ def verify_audit(workspace: str | None) -> None:
         every = [workspaces.get(session, workspace)] if workspace else workspaces.list_all(session)
         chains = [(found.slug, found.id) for found in every] + ([] if workspace else [("(signing in)", 0)])
         for name, chain in chains:
-            verdict = audit.verify(session, chain)
+            verdict = audit_reading.verify(session, chain)
             broken += not verdict.holds
             where = f" ({verdict.broken})" if verdict.broken else ""
             says = f"broken: {verdict.reason}{where}" if verdict.reason else "whole"

@@ -18,7 +18,7 @@ from sqlalchemy import select, update
 from app import create_app
 from portal import cli
 from portal.rules.access import AccessLevel, Role
-from portal.services import api_members, audit, members
+from portal.services import api_members, audit_reading, members
 from portal.store import backup
 from portal.store.database import Database
 from portal.store.models import Account, AuditEvent, Member, UserSession, Workspace
@@ -262,7 +262,7 @@ def test_what_was_ended_since_stays_ended(cast: Cast, database: Database, tmp_pa
     reply = Cast(app).call("POST", "/apps/tasks/records", keys["lowered"], json={"fields": {}})
     assert reply.get_json()["error"]["code"] == "access_withdrawn"
     with database.reading() as session:
-        assert all(audit.verify(session, chain).holds for chain in (0, *session.scalars(select(Workspace.id))))
+        assert all(audit_reading.verify(session, chain).holds for chain in (0, *session.scalars(select(Workspace.id))))
 
     said = run(app, "restore", file, "--replace", "--resurrect")
     assert "stays as it was" not in said

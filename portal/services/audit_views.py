@@ -7,9 +7,10 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, Select, SelectBase, or_, select, union_all
 
 from portal.rules.errors import Forbidden, NotFound
-from portal.services import audit, key_views
+from portal.services import audit, audit_reading, key_views
 from portal.services.actor import Actor
-from portal.services.audit import Event, Verdict
+from portal.services.audit import Event
+from portal.services.audit_reading import Verdict
 from portal.services.members import Seat
 from portal.store.database import Database, Session
 from portal.store.models import Account, ApiKey, AuditEvent, AuditHead, Member, Solution
@@ -101,12 +102,12 @@ def list_for(
     statement = _matching(session, seat, filters)
     if after is not None:
         later = statement.where(AuditEvent.seq > after).order_by(AuditEvent.seq).limit(size + 1)
-        found = audit.readable(session, later)
+        found = audit_reading.readable(session, later)
         newest_first = list(reversed(found[:size]))
         return Page(newest_first, len(found) > size, bool(newest_first) or after > 0)
     if before is not None:
         statement = statement.where(AuditEvent.seq < before)
-    events = audit.readable(session, statement.order_by(AuditEvent.seq.desc()).limit(size + 1))
+    events = audit_reading.readable(session, statement.order_by(AuditEvent.seq.desc()).limit(size + 1))
     return Page(events[:size], before is not None, len(events) > size)
 
 
@@ -114,7 +115,7 @@ def get(session: Session, seat: Seat, event_id: str) -> AuditEvent:
     """Find one event that this seat may see; NotFound for any other."""
     for filters in (Filters(), Filters(is_sign_ins=True)):
         this = _matching(session, seat, filters).where(AuditEvent.public_id == event_id)
-        for event in audit.readable(session, this):
+        for event in audit_reading.readable(session, this):
             return event
     raise NotFound()
 
@@ -127,8 +128,8 @@ def refused_in(session: Session, seat: Seat, request_id: str) -> AuditEvent | No
         AuditEvent.outcome == "refused",
         AuditEvent.seq > (head.seq if head else 0) - _SEARCHED,
     )
-    found = audit.readable(session, _matching(session, seat, Filters()).where(*conditions).limit(1))
-    return next((event for event in found if event.action != audit.UNREADABLE), None)
+    found = audit_reading.readable(session, _matching(session, seat, Filters()).where(*conditions).limit(1))
+    return next((event for event in found if event.action != audit_reading.UNREADABLE), None)
 
 
 def _matching(session: Session, seat: Seat, filters: Filters) -> Select[AuditEvent]:
@@ -245,7 +246,7 @@ def export(database: Database, seat: Seat, filters: Filters, last: int) -> Itera
     while True:
         with database.reading() as session:
             part = _matching(session, seat, filters).where(AuditEvent.seq > after, AuditEvent.seq <= last)
-            events = audit.readable(session, part.order_by(AuditEvent.seq).limit(_CHUNK))
+            events = audit_reading.readable(session, part.order_by(AuditEvent.seq).limit(_CHUNK))
         if events:
             yield events
         if len(events) < _CHUNK:
@@ -256,7 +257,7 @@ def export(database: Database, seat: Seat, filters: Filters, last: int) -> Itera
 def check(session: Session, seat: Seat) -> Verdict:
     """Check the workspace's chain from its beginning."""
     _admins_only(seat)
-    return audit.verify(session, seat.workspace.id)
+    return audit_reading.verify(session, seat.workspace.id)
 
 
 def _admins_only(seat: Seat) -> None:

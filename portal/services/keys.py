@@ -27,7 +27,7 @@ from portal.rules.errors import (
     Refusal,
     Unavailable,
 )
-from portal.services import activity, audit, drafts, key_views, members, policy
+from portal.services import activity, audit, audit_reading, drafts, key_views, members, policy
 from portal.services.actor import Actor
 from portal.services.audit import Event
 from portal.services.drafts import Draft, Owner, Plan
@@ -305,7 +305,7 @@ def edit(
 
 
 def _told_of_edit(session: Session, actor: Actor, key: ApiKey, was: tuple[str, str]) -> str:
-    last = audit.last_done(session, key.public_id, Event.KEY_EDITED)
+    last = audit_reading.last_done(session, key.public_id, Event.KEY_EDITED)
     who = "Somebody" if last is None else "You" if last.actor_id == actor.public_id else last.actor_name
     day = f" on {last.at:%d %b %Y}" if last and last.at.date() != actor.at.date() else ""
     when = f"at {last.at:%H:%M} UTC{day}" if last else "meanwhile"

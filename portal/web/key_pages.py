@@ -9,7 +9,7 @@ from flask import Response, flash, make_response, redirect, render_template, req
 
 from portal.rules.access import AccessLevel, Scope
 from portal.rules.errors import Conflict, Forbidden, Invalid, Refusal
-from portal.services import activity, audit, drafts, key_views, keys, rotation
+from portal.services import activity, audit_reading, drafts, key_views, keys, rotation
 from portal.services.activity import Denial
 from portal.services.audit import Event
 from portal.services.key_views import KeyView
@@ -61,7 +61,7 @@ def detail(key_id: str) -> Response:
         pair = _pair(session, key, row)
         first = activity.first_request(session, row)
         refused = activity.last_refusal(session, row)
-        by_program = audit.done_with_key(session, key_id)
+        by_program = audit_reading.done_with_key(session, key_id)
         by = "itself" if Event.KEY_DELETED in by_program else key_views.stopped_by(session, row)
     stale = [scope for scope in key.scopes if now - (exercised.get(scope.text) or key.created_at) > _UNUSED_SCOPES]
     return page_or_fragment(
@@ -183,7 +183,7 @@ def history(key_id: str) -> Response:
     """Show what was done with a key, newest first."""
     with reading() as session:
         key = key_views.get(session, actor(), seat(), keyring(), key_id)
-        events = audit.history_of(session, seat().workspace.id, key_id)
+        events = audit_reading.history_of(session, seat().workspace.id, key_id)
     return page_or_fragment("keys/history.html", "keys/history.html", key=key, events=[_event(each) for each in events])
 
 

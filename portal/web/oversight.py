@@ -15,7 +15,7 @@ from flask import Blueprint, Response, g, make_response, redirect, request, stre
 from portal.rules.credentials import KEY_SHAPED, is_like_an_end, last_four_of
 from portal.rules.errors import Refusal, Unreadable
 from portal.services import audit_views, explanations
-from portal.services.audit import UNREADABLE, Verdict
+from portal.services.audit_reading import UNREADABLE, Verdict
 from portal.services.audit_views import GROUPS, Filters, Page
 from portal.services.explanations import Explanation
 from portal.services.key_views import KeyView

@@ -8,7 +8,7 @@ from string import Formatter
 from typing import Any, NamedTuple
 
 from portal.rules.errors import Refusal
-from portal.services import audit
+from portal.services import audit_reading
 from portal.services.actor import Means
 from portal.services.audit import Event
 from portal.services.audit_views import Names
@@ -138,7 +138,7 @@ def tell(event: AuditEvent, names: Names) -> Telling:
         return _told(event, names)
     except (ValueError, TypeError, AttributeError, KeyError):
         _log.exception("an event of the audit log cannot be told: %s", event.public_id)
-        instead = audit.unreadable(event.seq, event.public_id)
+        instead = audit_reading.unreadable(event.seq, event.public_id)
         instead.at = event.at
         return _told(instead, names)
 

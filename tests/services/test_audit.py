@@ -7,7 +7,7 @@ from sqlalchemy import delete, func, insert, select, text
 from sqlalchemy.exc import IntegrityError
 
 from portal.rules.errors import Attempt, Conflict, Forbidden, PortalError
-from portal.services import audit, audit_views, keys
+from portal.services import audit, audit_reading, audit_views, keys
 from portal.services.actor import Actor, Means, operator
 from portal.services.audit import Event
 from portal.services.audit_views import Filters
@@ -99,9 +99,9 @@ def test_event_names_are_stable_words() -> None:
 # --- The check ------------------------------------------------------------------------------------------------------
 
 
-def verdict(office: Office) -> audit.Verdict:
+def verdict(office: Office) -> audit_reading.Verdict:
     with office.database.reading() as session:
-        return audit.verify(session, office.member("ana").workspace_id)
+        return audit_reading.verify(session, office.member("ana").workspace_id)
 
 
 @pytest.mark.parametrize(
@@ -135,16 +135,16 @@ def test_a_row_beside_the_chain_is_named_and_shown_nowhere(of: str, where: dict[
         if not chain:
             audit.record(session, Actor(NOON, Means.SESSION, "visitor"), Event.SIGNED_IN, target_id=key.id)
     with office.database.transaction() as session:
-        assert audit.verify(session, chain).holds
+        assert audit_reading.verify(session, chain).holds
         mine = select(AuditEvent).where(AuditEvent.chain == chain, AuditEvent.target_id == key.id)
         found = session.scalars(mine).one()
         values = {name: getattr(found, name) for name in names} | {"public_id": "evt_forged"} | where
         session.execute(insert(AuditEvent).values(**values))
     with office.database.reading() as session:
-        verdict = audit.verify(session, chain)
+        verdict = audit_reading.verify(session, chain)
         assert (verdict.holds, verdict.count) == (False, found.seq)
         assert "evt_forged" in verdict.reason
-        assert len(audit.history_of(session, office.member("ana").workspace_id, key.id)) == 1
+        assert len(audit_reading.history_of(session, office.member("ana").workspace_id, key.id)) == 1
         page = audit_views.list_for(session, office.seat("ana"), Filters(), size=500)
         assert "evt_forged" not in [event.public_id for event in page.events]
 

@@ -12,7 +12,7 @@ from sqlalchemy import func, insert, select
 from portal.rules.access import AccessLevel, Role
 from portal.rules.credentials import PlainKey, new_id
 from portal.rules.errors import Conflict, Forbidden, Invalid, KeyRefused, NotFound, PortalError
-from portal.services import api_members, audit, drafts, invitations, keys, members, people, rotation
+from portal.services import api_members, audit, audit_reading, drafts, invitations, keys, members, people, rotation
 from portal.services.actor import Actor, Means
 from portal.services.invitations import NewAccount
 from portal.services.key_views import KeyView
@@ -323,7 +323,7 @@ def warm(office: Office) -> Iterator[None]:
     office.generate("lea", name="Warm")
     yield
     with office.database.reading() as session:
-        assert audit.verify(session, office.member("ana").workspace_id).holds
+        assert audit_reading.verify(session, office.member("ana").workspace_id).holds
 
 
 @pytest.mark.parametrize("n", ROUNDS)
