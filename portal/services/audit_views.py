@@ -17,6 +17,7 @@ from portal.store.models import Account, ApiKey, AuditEvent, AuditHead, Member, 
 
 _NO_WORKSPACE = 0  # the chain of what belongs to no workspace: signing in and out
 _CHUNK = 500  # rows that an export reads at once, each time in a session of its own
+PEOPLE_OFFERED = 200
 _SEARCHED = 20_000  # of the newest events, for a request by its id
 GROUPS: dict[str, tuple[str, frozenset[Event]]] = {
     "keys": ("Keys", frozenset(event for event in Event if event.startswith("key_") and event != Event.KEY_REFUSED)),
@@ -204,8 +205,11 @@ def _keys_called(session: Session, seat: Seat, called: str) -> list[str]:
     return list(session.scalars(select(ApiKey.public_id).where(*those)))
 
 
-def people_of(session: Session, seat: Seat) -> list[Member]:
-    """List whom a seat can ask for: itself and those it manages; for an administrator everybody who ever was."""
+def people_of(session: Session, seat: Seat, chosen: str) -> list[Member]:
+    """List whom a seat can ask for: itself and those it manages; for an administrator everybody who ever was.
+
+    Of very many not all are offered; the one whose id is `chosen` comes first.
+    """
     statement = select(Member).where(Member.workspace_id == seat.workspace.id)
     if not seat.is_admin:
         mine = Member.id == seat.member.id
@@ -213,7 +217,8 @@ def people_of(session: Session, seat: Seat) -> list[Member]:
             managed = or_(Member.manager_id == seat.member.id, Member.created_by_id == seat.member.id)
             mine = or_(mine, Member.account_id.is_(None) & managed)
         statement = statement.where(mine)
-    return list(session.scalars(statement.order_by(Member.account_id.is_(None), Member.name, Member.id)))
+    in_order = (Member.public_id != chosen, Member.account_id.is_(None), Member.name, Member.id)
+    return list(session.scalars(statement.order_by(*in_order).limit(PEOPLE_OFFERED)))
 
 
 def names_for(session: Session, workspace_id: int, events: Sequence[AuditEvent]) -> Names:

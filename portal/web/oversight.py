@@ -64,7 +64,7 @@ def audit() -> Response:
             session, seat(), filters, size=size, before=_number("before"), after=_number("after")
         )
         names = audit_views.names_for(session, seat().workspace.id, page.events)
-        people = audit_views.people_of(session, seat())
+        people = audit_views.people_of(session, seat(), filters.person)
     return page_or_fragment(
         "audit/index.html",
         "audit/index.html",

@@ -14,7 +14,7 @@ from sqlalchemy import event, update
 from werkzeug.test import TestResponse
 
 from portal.rules.errors import Refusal
-from portal.services import accounts, audit, workspaces
+from portal.services import accounts, audit, audit_views, workspaces
 from portal.services.actor import Actor, Means
 from portal.services.audit import Event
 from portal.services.audit_views import GROUPS, Names
@@ -258,6 +258,18 @@ def test_filters_narrow_and_say_when_nothing_matches(cast: Cast) -> None:
     assert "No event matches" in cast.ana.get(f"{AUDIT}?to=2020-01-01").text
     assert "is not a day" in cast.ana.get(f"{AUDIT}?from=yesterday").text
     assert "last four characters" in cast.ana.get(f"{AUDIT}?key=whatever").text
+
+
+def test_of_very_many_people_some_are_offered_and_the_chosen_one_always(
+    cast: Cast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offered(path: str) -> list[str]:
+        return re.findall(r'<option value="(mem_\w+)"', cast.ana.get(path).text)
+
+    everybody = offered(AUDIT)
+    monkeypatch.setattr(audit_views, "PEOPLE_OFFERED", 2)
+    assert offered(AUDIT) == everybody[:2]
+    assert offered(f"{AUDIT}?person={everybody[-1]}") == [everybody[-1], everybody[0]]
 
 
 @pytest.mark.both
