@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, NoReturn
 
 from sqlalchemy import and_, bindparam, exists, func, insert, or_, select
@@ -39,6 +39,7 @@ from portal.store.models import ApiKey, KeyScope, KeyState, Member
 KEYS_PER_MEMBER = 20
 KEY_LIMIT = "key_limit"  # the code of the refusal of one more
 KEY_EDITED = "key_edited"  # and of an edit from a form that showed something older
+_ASKED_FOR = timedelta(minutes=10)  # that what a form did not ask for, as a key was idle, is not asked for
 ONLY_ITS_OWNER = "Only its owner can reactivate this key."
 ONLY_ITS_OWNER_RENAMES = "Only its owner can rename this key."
 ADMINS_SET_RATES = "Only administrators set how many requests a key may send."
@@ -269,11 +270,17 @@ def check_still_grantable(session: Session, seat: Seat, key: ApiKey, event: Even
         raise Forbidden(message, attempt=attempt)
 
 
-def delete(session: Session, actor: Actor, keyring: Keyring, key_id: str, *, typed: str) -> KeyView:
-    """Stop a key for ever. One that is in use asks for its name, so that nobody ends the wrong one in a hurry."""
+def delete(
+    session: Session, actor: Actor, keyring: Keyring, key_id: str, *, typed: str, seen_idle_at: datetime | None = None
+) -> KeyView:
+    """Stop a key for ever. One that is in use asks for its name, so that nobody ends the wrong one in a hurry.
+
+    Where a form did not ask, as the key was not in use at `seen_idle_at`, a first request meanwhile changes nothing.
+    """
     seat, key = hold(session, actor, key_id, Event.KEY_DELETED)
     is_named = text.fold(text.clean_line(typed) or "") == key.name_folded
-    if not is_named and activity.is_busy(session, key, actor.at):  # under its name it ends also when usage is away
+    was_idle = seen_idle_at is not None and actor.at - seen_idle_at < _ASKED_FOR
+    if not (is_named or was_idle) and activity.is_busy(session, key, actor.at):  # these end also when usage is away
         raise Invalid({"name": f"Type {key.name} exactly to delete it."})
     key.revoked_at = actor.at
     key.revoked_by_id = seat.member.id

@@ -305,11 +305,12 @@ def row_changed(
 def delete(key_id: str) -> Response:
     """Stop a key for ever. The form's `name` is asked for when the key is in use."""
     if request.method != "POST":  # HEAD is a GET
-        return page_or_fragment("keys/delete.html", "keys/_delete.html", **with_impact(key_id), error=None, typed="")
-    typed = answer("name")
+        context = with_impact(key_id) | {"error": None, "typed": "", "shown_at": _signed(actor().at)}
+        return page_or_fragment("keys/delete.html", "keys/_delete.html", **context)
+    typed, seen_idle_at = answer("name"), _moment(answer("idle"))
     try:
         with transaction() as session:
-            key = keys.delete(session, actor(), keyring(), key_id, typed=typed)
+            key = keys.delete(session, actor(), keyring(), key_id, typed=typed, seen_idle_at=seen_idle_at)
     except Invalid as error:
         context = with_impact(key_id) | {"error": error.problems["name"], "typed": without_keys(typed)[:60]}
         return page_or_fragment("keys/delete.html", "keys/_delete.html", 422, **context)
@@ -327,9 +328,7 @@ def stopped(key: KeyView, told: str, *, focus: str = "") -> Response:
     at = datetime.now(UTC)
     if not is_fragment():
         flash(told)
-        url = url_for(
-            "keys.receipt", ws=seat().workspace.slug, key_id=key.id, at=_signer().sign(at.isoformat()).decode()
-        )
+        url = url_for("keys.receipt", ws=seat().workspace.slug, key_id=key.id, at=_signed(at))
         return make_response(redirect(url, 303))
     # Whatever cannot be read now: the key is stopped, and that is what must be told.
     reply = fragment_or_redirect(None, list_url(owner=key.owner.listed_under), message=told, close=True)
@@ -373,7 +372,7 @@ def _receipt_of(key: KeyView, at: datetime | None) -> dict[str, Any]:
         "accepted_is_least": is_least,
         "refused": refused and refusals.view_of(refused),
         "poll": _RECEIPT_POLL if is_fresh else None,
-        "at": _signer().sign(since.isoformat()).decode(),
+        "at": _signed(since),
         "told": "",
         "against": policy.against(seat().workspace, row),
     }
@@ -383,8 +382,12 @@ def _signer() -> Signer:
     return Signer(portal().settings.secret_key, salt="receipt")
 
 
+def _signed(moment: datetime) -> str:
+    return _signer().sign(moment.isoformat()).decode()
+
+
 def _moment(written: str) -> datetime | None:
-    """Read a moment that we wrote into an address; None for any other, for a later one would hide requests."""
+    """Read a moment that we wrote; None for any other, for a later one would hide requests."""
     try:
         return datetime.fromisoformat(_signer().unsign(written).decode())
     except (BadSignature, ValueError):

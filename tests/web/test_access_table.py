@@ -57,7 +57,7 @@ GET    /w/<slug:ws>/api                                   303 404 302 302 302 40
 GET    /w/<slug:ws>/api/keys                              303 404 200 200 200 404 303 303
 POST   /w/<slug:ws>/api/keys                              303 404 422 422 422 404 400 400
 GET    /w/<slug:ws>/api/keys/new                          303 404 200 200 200 404 303 303
-POST   /w/<slug:ws>/api/keys/new                          303 404 200 200 200 404 400 400
+POST   /w/<slug:ws>/api/keys/new                          303 404 422 422 422 404 400 400
 POST   /w/<slug:ws>/api/keys/new/scopes                   303 404 200 200 200 404 400 400
 POST   /w/<slug:ws>/api/keys/new/review                   303 404 422 422 422 404 400 400
 GET    …/<public_id:key_id>/deactivate                    303 404 200 404 200 404 303 303

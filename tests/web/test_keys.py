@@ -149,14 +149,14 @@ def test_the_check_page_carries_every_answer_to_the_button_that_generates(cast: 
     assert page.status_code == 200
     assert "never expires" in page.text
     assert kept(database) == before
-    form = page.text[page.text.index('action="/w/acme/api/keys"') :]
+    form = page.text[page.text.index('action="/w/acme/api/keys/new"') :]
     fields: dict[str, list[str]] = {}
     for name, value in re.findall(r'type="hidden"\s+name="(\w+)"\s+value="([^"]*)"', form):
         fields.setdefault(name, []).append(unescape(value))
     assert {name: fields[name] for name in answers} == {
         name: value if isinstance(value, list) else [value] for name, value in answers.items()
     }
-    assert cast.max.browser.post("/w/acme/api/keys", data=fields).status_code == 200
+    assert cast.max.browser.post("/w/acme/api/keys/new", data=fields).status_code == 200
 
 
 def test_the_same_form_twice_makes_one_key_and_shows_it_once(cast: Cast, database: Database) -> None:
@@ -295,6 +295,21 @@ def test_a_key_in_use_is_deleted_only_under_its_name(cast: Cast) -> None:
     assert cast.call("GET", "/me", key).status_code == 200
     assert cast.rio.post(f"keys/{key.id}/delete", {"name": " crm SYNC"}).status_code == 303
     assert cast.call("GET", "/me", key).status_code == 401
+
+
+@pytest.mark.parametrize(("minutes", "status"), [(1, 303), (11, 422)])
+def test_a_form_that_did_not_ask_for_the_name_is_taken_though_the_key_was_used_since(
+    cast: Cast, minutes: int, status: int
+) -> None:
+    key = cast.rio.generate()
+    form = cast.rio.get(f"keys/{key.id}/delete").text
+    assert "to delete it" not in form
+    [seen_idle] = re.findall(r'name="idle"\s+value="([^"]+)"', form)
+    with time_machine.travel(datetime.now(UTC) + timedelta(minutes=minutes)):
+        assert cast.call("GET", "/me", key).status_code == 200
+        cast.app.extensions["portal"].usage.flush()
+        assert cast.rio.post(f"keys/{key.id}/delete", {"idle": "2999-01-01T00:00:00+00:00"}).status_code == 422
+        assert cast.rio.post(f"keys/{key.id}/delete", {"idle": seen_idle}).status_code == status
 
 
 # --- Whose keys -----------------------------------------------------------------------------------------------------
