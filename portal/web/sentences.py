@@ -24,6 +24,7 @@ class Part(NamedTuple):
 
     text: str
     kind: str = ""
+    at: datetime | None = None  # where it is a moment
 
 
 class Change(NamedTuple):
@@ -190,18 +191,18 @@ def _words_of(action: str) -> tuple[str, str]:
 def _counted(event: AuditEvent, names: Names) -> Iterator[Part]:
     """Tell of attempts of an hour that were counted and not written down one by one."""
     more, who = int(event.details["more"]), str(event.details.get("who", "?"))
-    hour = _moment(str(event.details.get("hour", "")))
+    hour = _moment(event.details.get("hour"))
     name = names.keys.get(who) or names.members.get(who) or who
     plural, were = ("", "was") if more == 1 else ("s", "were")
     if event.action == Event.KEY_REFUSED:
         yield from (Part(f"{thousands(more)} more request{plural} with the key "), Part(name, "name"))
         reason = str(event.details.get("reason", ""))
         words = refusals.words_of(reason, "a scope") if reason in list(Refusal) else "for several reasons"
-        yield Part(f" {were} refused in the hour from {hour}: {words}")
+        yield from (Part(f" {were} refused in the hour from "), hour, Part(f": {words}"))
     else:
         attempt = _words_of(event.action)[1].partition(" {target}")[0].rstrip(",")
         yield from (Part(f"{thousands(more)} more attempt{plural} to {attempt} by "), Part(name, "name"))
-        yield Part(f" {were} refused in the hour from {hour}")
+        yield from (Part(f" {were} refused in the hour from "), hour)
 
 
 def _filled(pattern: str, event: AuditEvent, names: Names) -> Iterator[Part]:
@@ -229,9 +230,9 @@ def _field(name: str, event: AuditEvent, names: Names) -> Iterator[Part]:
         yield from (Part(" with "), Part(", ".join(map(str, details["scopes"])), "code"))
     elif name == "expires" and "expires_at" in details:
         ends = details["expires_at"]
-        yield Part(f"; expires {_moment(ends)}" if ends else "; never expires")
+        yield from (Part("; expires "), _moment(ends)) if ends else (Part("; never expires"),)
     elif name == "retires" and details.get("retires_at"):
-        yield Part(f"; the old one stops {_moment(details['retires_at'])}")
+        yield from (Part("; the old one stops "), _moment(details["retires_at"]))
     elif name == "by" and details.get("invited_by"):
         yield from (Part(" by "), Part(str(details["invited_by"]), "name"))
     elif name == "because" and details.get("reason"):
@@ -248,7 +249,7 @@ def _field(name: str, event: AuditEvent, names: Names) -> Iterator[Part]:
         many = details.get(name, "?")
         yield Part(f"{many} {_COUNTED[name]}{'' if many == 1 else 's'}")
     elif name == "made":
-        yield Part(_moment(str(details.get(name, "?"))))
+        yield _moment(details.get(name))
     elif name == "format":
         yield Part(str(details.get(name, "?")), "name")
 
@@ -289,8 +290,9 @@ def _plain(value: Any) -> str:
     return "none" if value in (None, "") else str(value)
 
 
-def _moment(text: str) -> str:
+def _moment(written: Any) -> Part:
     try:
-        return absolute(datetime.fromisoformat(text))
+        at = datetime.fromisoformat(written)
+        return Part(absolute(at), at=at)
     except (ValueError, TypeError):
-        return text
+        return Part("?" if written is None else str(written), "name")

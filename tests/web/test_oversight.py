@@ -260,6 +260,16 @@ def test_filters_narrow_and_say_when_nothing_matches(cast: Cast) -> None:
     assert "last four characters" in cast.ana.get(f"{AUDIT}?key=whatever").text
 
 
+def test_moments_in_sentences_are_marked_as_such(cast: Cast) -> None:
+    key = cast.rio.generate(name="Rotated", scopes=["tasks:read"])
+    assert (
+        cast.rio.post(f"keys/{key.id}/rotate", cast.rio.form(overlap="24h", scopes=["tasks:read"])).status_code == 200
+    )
+    sentences = re.findall(r'<p class="said">.*?</p>', cast.ana.get(AUDIT).text, re.S)
+    for words in ("; expires ", "; the old one stops "):
+        assert re.search(words + r'<time datetime="[^"]+Z"', "".join(sentences))
+
+
 def test_of_very_many_people_some_are_offered_and_the_chosen_one_always(
     cast: Cast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
