@@ -1,13 +1,12 @@
 """The whole portal, put together. `flask run`, `flask <command>` and the server find it here."""
 
-import hashlib
 import os
 import sys
 from collections.abc import Mapping
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
-from flask import Flask, url_for
+from flask import Flask
 from flask_wtf.csrf import CSRFProtect
 from werkzeug.routing import BaseConverter
 
@@ -25,6 +24,7 @@ from portal.web import (
     answers,
     api,
     api_members,
+    assets,
     declared,
     display,
     guards,
@@ -126,8 +126,6 @@ def create_app(environ: Mapping[str, str] | None = None) -> Flask:
     )
     app.url_map.merge_slashes = False
     app.url_map.converters.update(slug=Slug, public_id=PublicId, app=AppName, token=Token)
-    app.static_folder = "static"
-    app.add_url_rule("/static/<path:filename>", "static", app.send_static_file)  # now that OPTIONS is off
 
     http.register(app)
     display.register(app)
@@ -143,7 +141,7 @@ def create_app(environ: Mapping[str, str] | None = None) -> Flask:
     rooms = (sign_in, account, home, keys, members, review, oversight, workspace, reference, operation)
     for blueprint in (*(room.pages for room in rooms), api.api, introspection.oauth):
         app.register_blueprint(blueprint)
-    app.jinja_env.globals["asset"] = _assets(app)
+    assets.register(app, ROOT / "static")
     app.jinja_env.globals["product"] = answers.PRODUCT
     app.jinja_env.globals["sends_mail"] = settings.smtp_url is not None  # else mails are files in a folder
     app.jinja_env.globals["ui"] = app.jinja_env.get_template("_parts.html").module  # sees the globals until here
@@ -156,20 +154,3 @@ def stand_before(app: Flask, settings: Settings) -> None:
     """Put a new front and a new door before Flask. Tests do it again, for counters that are empty."""
     door = Door(partial(Flask.wsgi_app, app), guards.keyed_paths(app), lambda: app.extensions["portal"])
     app.wsgi_app = Front(door, settings, http.body_limit)  # type: ignore[method-assign]
-
-
-def _assets(app: Flask) -> object:
-    """Give static files addresses that change with their content, so that browsers may keep them."""
-    folder = Path(str(app.static_folder))
-    stamps = {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()[:10]
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
-
-    @cache
-    def asset(name: str) -> str:
-        return url_for("static", filename=name, h=stamps.get(name))
-
-    app.config["SEND_FILE_MAX_AGE_DEFAULT"] = 31_536_000
-    return asset

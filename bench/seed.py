@@ -223,9 +223,11 @@ def _scopes(key_id: int, app_ids: list[int]) -> list[dict[str, Any]]:
 
 @click.command()
 @click.argument("count", type=click.IntRange(1))
-@click.option("--keys", "keys_file", required=True, type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--keys", "keys_file", required=True, type=click.Path(dir_okay=False, writable=True, path_type=Path))
 def main(count: int, keys_file: Path) -> None:
     """Add COUNT keys and write the texts of 5,000 of them to a file."""
+    if not keys_file.parent.is_dir():
+        raise click.BadParameter(f"There is no folder {keys_file.parent}.", param_hint="--keys")
     settings = Settings.from_environ(os.environ, Path(os.environ.get("PORTAL_INSTANCE") or ROOT / "instance"))
     database = Database(settings.database_url)
     try:

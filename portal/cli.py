@@ -254,7 +254,7 @@ def deactivate_account(email: str) -> None:
     with portal().database.transaction() as session:
         ended = people.deactivate_account(session, operator(), email)
     if ended is None:
-        click.echo(f"The account {email} is deactivated already. Nothing was changed.")
+        click.echo(f"The account {email} is already deactivated. Nothing was changed.")
         return
     click.echo(f"The account {email} is deactivated, {_counted(ended.sessions, 'session')} ended.")
     click.echo(f"Requests with its keys ({ended.keys} active) are refused from now.")
@@ -268,7 +268,7 @@ def reactivate_account(email: str) -> None:
     with portal().database.transaction() as session:
         token = people.reactivate_account(session, operator(), email)
     if token is None:
-        click.echo(f"The account {email} is active already. Nothing was changed.")
+        click.echo(f"The account {email} is already active. Nothing was changed.")
         return
     click.echo(f"The account {email} is active again, with its keys as they were. Its old password has ended.")
     _tell_reset(email, token)
@@ -437,7 +437,8 @@ def _seed() -> None:
 
 
 def _welcome(settings: Settings, *, has_demo: bool) -> None:
-    where = "" if settings.is_local else f", from {settings.bind}, port {settings.port}"
+    is_there = settings.is_local and settings.bind in ("127.0.0.1", "0.0.0.0", "::")  # noqa: S104
+    where = "" if is_there else f", from {settings.bind}, port {settings.port}"
     click.echo(f"Latchkey serves on {settings.base_url}{where}  (stop with Ctrl+C)")
     if settings.lets_others_in:
         click.echo("Warning: PORTAL_BIND lets others in, and all know the demo's password. Set PORTAL_BASE_URL first.")

@@ -150,7 +150,7 @@ def _peppers(environ: Mapping[str, str], instance: Path | None) -> tuple[Pepper,
     if text is None and instance:
         text = f"local:{_kept_secret(instance / 'key_pepper')}"
     pairs = [part.strip().partition(":") for part in (text or "").split(",") if part.strip()]
-    if not pairs or not all(name.isalnum() and len(name) <= 20 for name, _, _ in pairs):
+    if not pairs or not all(name.isalnum() and len(name) <= 20 and colon for name, colon, _ in pairs):
         raise BadSetting("PORTAL_KEY_PEPPERS must look like id:secret, newest first, parted by commas.")
     if len({name for name, _, _ in pairs}) != len(pairs):
         raise BadSetting("PORTAL_KEY_PEPPERS names an id twice.")

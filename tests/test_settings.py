@@ -224,6 +224,11 @@ def test_a_bad_value_stops_the_start_with_one_line_that_names_the_variable(
     assert "\n" not in told
 
 
+def test_a_pepper_without_its_id_is_told_how_one_looks(instance: Path) -> None:
+    with pytest.raises(SystemExit, match="must look like id:secret"):
+        create_app({"PORTAL_INSTANCE": str(instance), "PORTAL_KEY_PEPPERS": "hunter2"})
+
+
 @pytest.mark.parametrize(
     ("variable", "value"),
     [

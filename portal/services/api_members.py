@@ -240,7 +240,7 @@ def deactivate(session: Session, actor: Actor, public_id: str) -> Member:
     """Stop an API member, and with it all its keys, from the next request on."""
     _, member = _hold(session, actor, public_id, Event.MEMBER_DEACTIVATED)
     if member.deactivated_at is not None:
-        raise Conflict(f"“{member.name}” is deactivated already. Nothing was changed.")
+        raise Conflict(f"“{member.name}” is already deactivated. Nothing was changed.")
     member.deactivated_at = actor.at
     members.tell(session, actor, Event.MEMBER_DEACTIVATED, member, {"kind": "api"})
     return member
@@ -250,7 +250,7 @@ def reactivate(session: Session, actor: Actor, public_id: str) -> tuple[Member, 
     """Let an API member act again, and give how many of its keys stay deactivated: each is started by itself (T-30)."""
     _, member = _hold(session, actor, public_id, Event.MEMBER_REACTIVATED)
     if member.deactivated_at is None:
-        raise Conflict(f"“{member.name}” is active already. Nothing was changed.")
+        raise Conflict(f"“{member.name}” is already active. Nothing was changed.")
     member.deactivated_at = None
     members.tell(session, actor, Event.MEMBER_REACTIVATED, member, {"kind": "api"})
     return member, len(members.stop_keys(session, actor, member, "its API member was deactivated and came back"))

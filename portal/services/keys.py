@@ -427,7 +427,7 @@ def hold(session: Session, actor: Actor, key_id: str, event: Event) -> tuple[Sea
 def gone(key: ApiKey | KeyView) -> Conflict:
     """Tell of a key that has stopped for ever: another tab, or somebody else, was quicker."""
     word = "deleted" if key.revoked_at else "retired"
-    return Conflict(f"“{key.name}” (…{key.last_four}) is {word} already. Nothing was changed.")
+    return Conflict(f"“{key.name}” (…{key.last_four}) is already {word}. Nothing was changed.")
 
 
 def _changed_meanwhile(session: Session, key: ApiKey, now: datetime) -> Conflict:
@@ -436,7 +436,7 @@ def _changed_meanwhile(session: Session, key: ApiKey, now: datetime) -> Conflict
         return gone(key)
     by = session.get(Member, key.deactivated_by_id) if key.deactivated_by_id else None
     who = f" ({by.name}, {key.deactivated_at:%H:%M} UTC)" if by and state is KeyState.DEACTIVATED else ""
-    return Conflict(f"“{key.name}” is {state} already{who}. Nothing was changed.")
+    return Conflict(f"“{key.name}” is already {state}{who}. Nothing was changed.")
 
 
 def changed(

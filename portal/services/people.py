@@ -258,7 +258,7 @@ def leave(session: Session, actor: Actor, public_id: str, then: str) -> Member:
         return member
     if member.removed_at is not None or (then == "deactivate" and member.deactivated_at is not None):
         state = "removed" if member.removed_at else "deactivated"
-        raise Conflict(f"“{member.name}” is {state} already. Nothing was changed.")
+        raise Conflict(f"“{member.name}” is already {state}. Nothing was changed.")
     _check_not_last(session, seat, member, event)
     if member.role == Role.ADMIN:
         invitations.withdraw_those_of(session, actor, member)
@@ -278,7 +278,7 @@ def reactivate(session: Session, actor: Actor, public_id: str) -> tuple[Member, 
     """
     seat, member = _hold(session, actor, public_id, Event.MEMBER_REACTIVATED)
     if member.is_active:
-        raise Conflict(f"“{member.name}” is active already. Nothing was changed.")
+        raise Conflict(f"“{member.name}” is already active. Nothing was changed.")
     was_removed = member.removed_at is not None
     invitations.withdraw_those_to(session, actor, member)
     member.deactivated_at = member.removed_at = None

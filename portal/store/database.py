@@ -358,12 +358,15 @@ def checked_url(text: str) -> URL:
         url = make_url(text)
         backend = url.get_backend_name()
     except Exception as error:
-        raise ValueError("it cannot be read") from error
+        raise ValueError(_WHICH) from error
     if backend == "postgresql":
         return url.set(drivername="postgresql+psycopg")
     if backend == "sqlite" and url.database and url.database != ":memory:":
         return url.set(drivername="sqlite+pysqlite")
-    raise ValueError("it must begin with sqlite:/// and a file, or with postgresql://")
+    raise ValueError(_WHICH)
+
+
+_WHICH = "it must begin with sqlite:/// and a file, or with postgresql://"
 
 
 def _prepare_sqlite(engine: Engine, writing: Engine, url: URL) -> None:

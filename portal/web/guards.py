@@ -406,8 +406,6 @@ def _declare(view: View, audience: Audience) -> View:
 
 def audience_of(app: Flask, endpoint: str) -> Audience | None:
     """Say whom an endpoint is for; None when nobody said."""
-    if endpoint == "static":
-        return Audience.ANYBODY
     return getattr(app.view_functions[endpoint], "audience", None)
 
 

@@ -294,6 +294,8 @@ def go_to(url: str) -> Response:
 
 
 def _finish(response: Response) -> Response:
+    if response.status_code == 204:
+        del response.headers["Content-Type"]  # of nothing
     if PASSAGE in request.environ:
         return response  # the door adds what its answers have
     headers = response.headers

@@ -528,7 +528,7 @@ def test_what_changed_meanwhile_is_told_beside_the_row_which_is_shown_as_it_is(
     page.get_by_role("link", name="Deactivate Two tabs").click()
     backstage.act("rio", keys.deactivate, key_id, at=datetime.now(UTC))
     page.get_by_role("button", name="Deactivate Two tabs").click()
-    expect(page.locator("#alert")).to_contain_text("“Two tabs” is deactivated already")
+    expect(page.locator("#alert")).to_contain_text("“Two tabs” is already deactivated")
     expect(row).to_contain_text("Deactivated")
     expect(row.locator(".strip")).to_have_count(0)
     expect(page.locator(f"#key-{key_id}-reactivate")).to_be_focused()

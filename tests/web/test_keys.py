@@ -274,7 +274,7 @@ def test_a_change_that_came_too_late_is_told_and_changes_nothing(cast: Cast, dat
         assert "Deactivated" in late.text or not headers
     assert kept(database) == before
     assert cast.rio.post(f"keys/{key.id}/delete").status_code == 303
-    told = f"“Nightly export” (…{key.text[47:51]}) is deleted already. Nothing was changed."
+    told = f"“Nightly export” (…{key.text[47:51]}) is already deleted. Nothing was changed."
     for action in ("delete", "deactivate", "reactivate", "edit", "rotate", "replace"):
         for ask in (cast.rio.get, cast.rio.post):
             page, row = ask(f"keys/{key.id}/{action}"), ask(f"keys/{key.id}/{action}", headers=HTMX)

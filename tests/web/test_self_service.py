@@ -262,7 +262,7 @@ def test_rotating_and_replacing_by_hand_keep_it(cast: Cast, key: MadeKey, databa
 def test_any_key_ends_itself_for_ever(cast: Cast, database: Database) -> None:
     key = cast.rio.generate(environment="test")
     reply = cast.call("DELETE", "/me", key)
-    assert (reply.status_code, reply.data) == (204, b"")
+    assert (reply.status_code, reply.data, "Content-Type" in reply.headers) == (204, b"", False)
     assert error(cast.call("GET", "/me", key), 401)["code"] == "invalid_key"
     assert error(cast.call("DELETE", "/me", key), 401)["code"] == "invalid_key"
     event = told(database, key.id, "key_deleted")

@@ -234,7 +234,7 @@ def test_a_record_is_made_read_changed_and_deleted(cast: Cast, key: MadeKey) -> 
     assert data(cast.call("GET", path, key)) == data(changed)
 
     gone = cast.call("DELETE", path, key)
-    assert (gone.status_code, gone.data) == (204, b"")
+    assert (gone.status_code, gone.data, "Content-Type" in gone.headers) == (204, b"", False)
     for method in ("GET", "PATCH", "DELETE"):
         assert error(cast.call(method, path, key, json={"fields": {}}), 404)["code"] == "not_found"
 
