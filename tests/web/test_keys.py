@@ -149,14 +149,20 @@ def test_the_check_page_carries_every_answer_to_the_button_that_generates(cast: 
     assert page.status_code == 200
     assert "never expires" in page.text
     assert kept(database) == before
-    form = page.text[page.text.index('action="/w/acme/api/keys/new"') :]
+    form = page.text[page.text.index('action="/w/acme/api/keys"') :]
     fields: dict[str, list[str]] = {}
     for name, value in re.findall(r'type="hidden"\s+name="(\w+)"\s+value="([^"]*)"', form):
         fields.setdefault(name, []).append(unescape(value))
     assert {name: fields[name] for name in answers} == {
         name: value if isinstance(value, list) else [value] for name, value in answers.items()
     }
-    assert cast.max.browser.post("/w/acme/api/keys/new", data=fields).status_code == 200
+    assert cast.max.browser.post("/w/acme/api/keys", data=fields).status_code == 200
+
+
+def test_the_forms_own_page_takes_it_too(cast: Cast) -> None:
+    answers = cast.rio.form(name="Sent to its page")
+    assert cast.rio.post("keys/new", answers | {"name": ""}).status_code == 422
+    assert 'id="secret"' in cast.rio.post("keys/new", answers).text
 
 
 def test_the_same_form_twice_makes_one_key_and_shows_it_once(cast: Cast, database: Database) -> None:
