@@ -32,9 +32,12 @@ const portal = {};
       if (document.activeElement === node) return;
     }
   };
-  // Where reading begins in what has just arrived: at what is wrong, at the first field, or at the title.
-  portal.start = (root) =>
-    root.querySelector(".error-summary, .result") ?? root.querySelector(":is(input, textarea)[data-focus]") ?? root.querySelector("[data-focus]") ?? root;
+  // Where reading begins in what has just arrived: at what is wrong, at the first field, or at the title. The question
+  // for the password is no first field where something else stood before.
+  portal.start = (root, isOpening) =>
+    root.querySelector(".error-summary, .result") ??
+    root.querySelector(`:is(input, textarea)[data-focus]${isOpening ? "" : ":not([type=password])"}`) ??
+    root.querySelector("[data-focus]") ?? root;
   // Runs now for the page and again for whatever htmx brings in: captured, so before the focus goes there, for a field
   // that has the focus loses it for a moment when it is wrapped.
   portal.enhance = (work) => {
@@ -232,8 +235,10 @@ const portal = {};
     for (const other of document.querySelectorAll(".strip")) if (other !== target) closeStrip(other);
     const opener = ctx.sourceElement.closest("a[id]");
     if (opener) openers.set(target, opener.id);
-    target.closest("tr").hidden = false;
-    portal.start(target).focus();
+    const row = target.closest("tr");
+    const isOpening = row.hidden;
+    row.hidden = false;
+    portal.start(target, isOpening).focus();
     target.scrollIntoView({ block: "nearest" }); // its buttons too: the focus is at its top
   });
   on("click", (event) => {

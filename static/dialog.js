@@ -58,7 +58,8 @@
   document.addEventListener("htmx:after:swap", ({ detail: { ctx } }) => {
     const target = typeof ctx.target === "string" ? document.querySelector(ctx.target) : ctx.target;
     if (target !== body || ctx.swap === "none" || !body.childElementCount) return;
-    if (!dlg.open) {
+    const isOpening = !dlg.open;
+    if (isOpening) {
       opener = ctx.sourceElement.closest("[id]")?.id ?? "";
       dlg.showModal();
     }
@@ -66,7 +67,7 @@
     const wrong = body.querySelector(".error-summary, [aria-invalid=true]");
     document.title = wrong ? `Error: ${title}` : title;
     dlg.scrollTop = 0;
-    portal.start(body).focus();
+    portal.start(body, isOpening).focus();
   });
 
   document.getElementById("dlg-x").addEventListener("click", () => portal.dialog.ask("button"));

@@ -136,7 +136,7 @@ def guest(page: Page, scene: Scene) -> Iterator[str]:
     page.get_by_role("textbox", name="Password").fill("wrong")
     yield "password again in the dialog"
     page.get_by_role("button", name="Confirm").click()
-    expect(page.get_by_text("That password is not right.")).to_be_visible()
+    expect(page.get_by_role("link", name="That password is not right.")).to_be_visible()
     yield "password again in the dialog, wrong"
 
 

@@ -322,6 +322,7 @@ def test_a_lapsed_proof_costs_no_answer(scripts: bool, new_page: NewPage, backst
     backstage.lapse("lea")
     page.goto(KEYS)
     page.get_by_role("link", name="Generate new API key").click()
+    expect(page.get_by_role("textbox", name="Password")).to_be_focused()
     prove(page)
     name = f"Proved twice, {scripts}"
     page.get_by_label("Used in").fill("Loading dock")
@@ -331,8 +332,14 @@ def test_a_lapsed_proof_costs_no_answer(scripts: bool, new_page: NewPage, backst
         page.get_by_role("button", name="Continue").click()
     backstage.lapse("lea")
     page.get_by_role("button", name="Generate live key").click()
+    if scripts:
+        expect(page.get_by_role("heading", name="Confirm it’s you")).to_be_focused()
+    else:
+        expect(page.get_by_role("textbox", name="Password")).to_be_focused()
     prove(page, "not the password")
-    expect(page.get_by_text("That password is not right. 4 tries left.")).to_be_visible()
+    expect(page.get_by_role("group", name=SUMMARY)).to_be_focused()
+    page.get_by_role("link", name="That password is not right. 4 tries left.").click()
+    expect(page.get_by_role("textbox", name="Password")).to_be_focused()
     prove(page)
     expect(page.get_by_label("API key, full text")).to_be_visible()
     made = backstage.find(name)
@@ -391,7 +398,7 @@ def test_a_wrong_password_in_a_row_is_told_in_the_row(
     page.keyboard.press("Enter")
     expect(strip).to_contain_text("That password is not right. 4 tries left.")
     expect(strip).to_contain_text(f"Enter your password {why}.")
-    expect(strip.get_by_role("textbox", name="Password")).to_be_focused()
+    expect(strip.get_by_role("group", name=SUMMARY)).to_be_focused()
     expect(page.get_by_role("dialog")).to_have_count(0)
     # Another question opens over it: each field has a name, and each id is there once.
     page.get_by_role("link", name="Generate new API key").click()
@@ -400,7 +407,7 @@ def test_a_wrong_password_in_a_row_is_told_in_the_row(
     prove(dialog, "not the password")
     expect(dialog).to_contain_text("That password is not right. 3 tries left.")
     expect(dialog).to_contain_text("Enter your password to generate an API key.")
-    expect(dialog.get_by_role("textbox", name="Password")).to_be_focused()
+    expect(dialog.get_by_role("group", name=SUMMARY)).to_be_focused()
     ids = page.evaluate("[...document.querySelectorAll('[id]')].map((node) => node.id)")
     assert len(ids) == len(set(ids))
     page.keyboard.press("Escape")
