@@ -353,19 +353,20 @@ const portal = {};
   });
 
   // --- what is meant to be copied; where a browser forbids it, the text is selected ---
+  portal.blocked = (what) => `Your browser blocked copying. The ${what} is selected: press Ctrl+C, or ⌘C on a Mac.`;
   portal.enhance((scope) => {
     for (const shown of scope.querySelectorAll("[data-copy]:not([data-ready])")) {
       shown.dataset.ready = "1";
-      const label = shown.dataset.copy;
-      const act = button(label, async () => {
+      const act = button(shown.dataset.copy, async () => {
+        let isDone = true;
         try {
           await navigator.clipboard.writeText(shown.value ?? shown.textContent);
-          act.textContent = "Copied";
         } catch {
           shown.select ? shown.select() : getSelection().selectAllChildren(shown);
-          act.textContent = document.execCommand("copy") ? "Copied" : "Selected: press Ctrl+C";
+          isDone = document.execCommand("copy");
         }
-        setTimeout(() => { act.textContent = label; }, 4000);
+        if (isDone) portal.say("status", `Copied: ${shown.ariaLabel ?? shown.labels[0].textContent}`);
+        else portal.say("alert", portal.blocked("text"));
       });
       if (shown.ariaLabel) act.setAttribute("aria-description", shown.ariaLabel);
       shown.after(act);

@@ -63,7 +63,7 @@
     try { done = ready && document.execCommand("copy"); } catch { /* stays false */ }
     if (done) return copied(root);
     hide(root, false);
-    say(root, `Your browser blocked copying. The ${noun(root)} is selected: press Ctrl+C, or ⌘C on a Mac.`, false);
+    say(root, portal.blocked(noun(root)), false);
   };
 
   const download = (root) => {

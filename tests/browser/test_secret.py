@@ -202,12 +202,22 @@ def test_examples_take_the_key_from_the_environment(new_page: NewPage, clipboard
     for language in ("curl", "Python", "JavaScript"):
         page.get_by_role("radio", name=language, exact=True).check()
         page.get_by_role("button", name="Copy example").locator("visible=true").click()
-        expect(page.get_by_role("button", name="Copied").locator("visible=true")).to_have_count(1)
+        expect(page.locator("#dlg-status")).to_have_text(f"Copied: {language} example")
         copied = clipboard()
         assert copied == page.get_by_role("region", name=f"{language} example").text_content()
         assert "API_KEY" in copied
         assert "/api/v1/apps/tasks/records" in copied
         assert key not in copied
+    expect(page.locator("#reveal-msg")).to_have_text("Not saved yet")  # which an example that was copied is no part of
+    page.evaluate("""navigator.clipboard.writeText = () => new Promise((_, no) => (window.refuse = no));
+        document.execCommand = () => false""")
+    page.get_by_role("button", name="Dismiss message").click()
+    page.get_by_role("button", name="Copy example").locator("visible=true").click()
+    expect(page.locator("#dlg-status")).to_have_text("")  # nothing is told before the browser has answered
+    page.evaluate("refuse()")
+    told = "Your browser blocked copying. The text is selected: press Ctrl+C, or ⌘C on a Mac."
+    expect(page.locator("#dlg-alert")).to_have_text(told)
+    assert page.evaluate("String(getSelection())").startswith("const reply")
 
 
 def test_examples_call_what_the_key_may_call(new_page: NewPage) -> None:
