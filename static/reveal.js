@@ -155,8 +155,17 @@
     }
   };
 
+  // How long it has been shown, by the page's own clock, goes with each question for the first request: after a quarter
+  // of an hour the answer asks for no other, whatever time it is there.
+  let shown = 0;
+  document.addEventListener("htmx:config:request", ({ detail: { ctx } }) => {
+    if (!ctx.sourceElement.closest("#first-box")) return;
+    ctx.request.body.set("waited", Math.round((performance.now() - shown) / 1000));
+  });
+
   const setUp = (root) => {
     root.dataset.ready = "1";
+    shown = performance.now();
     part(root, ".no-script")?.remove();
     const field = part(root, "#secret");
     const withIcon = (name, label, act, look) => {

@@ -303,11 +303,28 @@ def test_after_a_quarter_of_an_hour_nobody_asks_any_more_but_by_hand(page: Page,
     told = len(asked)
     page.clock.run_for(LONG_MS)
     assert len(asked) == told
-    with page.expect_response("**/first-request"):
+    with page.expect_response("**/first-request?*"):
         page.get_by_role("link", name="Check now").click()
     expect(page.locator("#first")).to_have_text("No request in 15 minutes. That is fine; the key is ready.")
     expect(page.get_by_role("dialog")).to_be_visible()
     assert len(asked) == told + 1
+
+
+def test_the_page_asks_ever_slower_and_stops_by_its_own_clock_too(page: Page) -> None:
+    page.clock.install()
+    reveal(page, "By its own clock")
+    asked = listen(page)
+    for minutes, pause in ((2, "10s"), (4, "30s")):
+        page.clock.fast_forward(minutes * 60_000)
+        expect(page.locator("#first-box")).to_have_attribute("hx-trigger", f"every {pause}")
+    assert page.evaluate("heard") == []
+    page.clock.fast_forward(11 * 60_000)
+    expect(page.locator("#first")).to_have_text("No request in 15 minutes. That is fine; the key is ready.")
+    page.get_by_role("link", name="Check now").click()
+    expect(page.locator("#first-box[aria-busy]")).to_have_count(0)
+    told = len(asked)
+    page.clock.run_for(LONG_MS)
+    assert len(asked) == told == 4
 
 
 def guard(page: Page) -> Locator:

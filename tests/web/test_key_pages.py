@@ -389,9 +389,9 @@ def test_what_one_may_not_see_has_no_pages(shared_cast: Cast, part: str) -> None
 # --- The first request ----------------------------------------------------------------------------------------------
 
 
-def first_of(person: Person, key: MadeKey) -> tuple[str, int | None]:
+def first_of(person: Person, key: MadeKey, waited: str = "0") -> tuple[str, int | None]:
     """Ask as the page does; give what is told, and when it asks again."""
-    answer = person.get(f"keys/{key.id}/first-request", headers=HTMX)
+    answer = person.get(f"keys/{key.id}/first-request?waited={waited}", headers=HTMX)
     assert re.match(r'\s*<div\s+id="first-box"', answer.text)
     state = re.findall(r'data-state="(\w+)"', answer.text)[0]
     again = re.search(r'hx-trigger="every (\d+)s"', answer.text)
@@ -412,6 +412,15 @@ def test_the_page_waits_for_the_first_request_ever_slower_for_a_quarter_of_an_ho
         360: ("waiting", 30),
         840: ("waiting", 30),
         960: ("stopped", None),
+    }
+    by_the_page = {waited: first_of(cast.rio, key, waited) for waited in ("61", "301", "901", "9" * 30, "-1", "long")}
+    assert by_the_page == {
+        "61": ("waiting", 10),
+        "301": ("waiting", 30),
+        "901": ("stopped", None),
+        "9" * 30: ("stopped", None),
+        "-1": ("waiting", 3),
+        "long": ("waiting", 3),
     }
 
 
