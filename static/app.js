@@ -25,9 +25,9 @@ const portal = {};
   };
   portal.button = (label, onclick, className = "btn btn-small") =>
     portal.el("button", { type: "button", className, onclick }, label);
-  portal.visible = (node) => Boolean(node && node.getClientRects().length);
   portal.focusFirst = (ids) => {
-    for (const node of ids.map(byId).filter(portal.visible)) {
+    for (const node of ids.map(byId)) {
+      if (!node?.getClientRects().length) continue; // gone, or out of sight
       node.focus();
       if (document.activeElement === node) return;
     }
@@ -38,11 +38,17 @@ const portal = {};
     root.querySelector(".error-summary, .result") ??
     root.querySelector(`:is(input, textarea)[data-focus]${isOpening ? "" : ":not([type=password])"}`) ??
     root.querySelector("[data-focus]") ?? root;
-  // Runs now for the page and again for whatever htmx brings in: captured, so before the focus goes there, for a field
-  // that has the focus loses it for a moment when it is wrapped.
-  portal.enhance = (work) => {
-    on("DOMContentLoaded", () => work(document));
-    document.addEventListener("htmx:after:swap", () => work(document), true);
+  // Each of the page's, and later of whatever htmx brings in, is worked on once: captured, so before the focus goes
+  // there, for a field that has the focus loses it for a moment when it is wrapped.
+  portal.enhance = (selector, work) => {
+    const all = () => {
+      for (const node of document.querySelectorAll(`${selector}:not([data-ready])`)) {
+        node.dataset.ready = "1";
+        work(node);
+      }
+    };
+    on("DOMContentLoaded", all);
+    document.addEventListener("htmx:after:swap", all, true);
   };
 
   // --- message regions: the nodes stay, only their text changes (a region that is replaced is not announced) ---
@@ -52,7 +58,7 @@ const portal = {};
   for (const region of document.querySelectorAll(".notice-text")) {
     const more = el("div", { className: "notice-more" });
     const dismiss = button("Dismiss", () => (region.textContent = ""));
-    dismiss.setAttribute("aria-label", "Dismiss message");
+    dismiss.ariaLabel = "Dismiss message";
     more.append(dismiss);
     region.after(more);
     new MutationObserver(() => {
@@ -211,9 +217,8 @@ const portal = {};
   const closeStrip = (strip) => strip.closest("tr").remove();
   const stripBelow = (row) => {
     const strip = el("div", { id: `${row.parentElement.id}-strip`, className: "strip swap" });
-    const tr = el("tr", { className: "strip-row", hidden: true }, el("td", { colSpan: row.cells.length }, strip));
-    tr.setAttribute("role", "row");
-    tr.firstChild.setAttribute("role", "cell");
+    const tr = el("tr", { className: "strip-row", role: "row", hidden: true },
+      el("td", { role: "cell", colSpan: row.cells.length }, strip));
     row.after(tr);
     return strip;
   };
@@ -334,43 +339,37 @@ const portal = {};
     event.preventDefault();
     event.key === "/" ? wanted.focus() : wanted.click();
   });
-  portal.enhance((scope) => {
-    for (const field of scope.querySelectorAll("input[type=password]:not([data-shown])")) {
-      field.dataset.shown = "no";
-      const hasFocus = field === document.activeElement; // which moving it takes away, from whoever types already
-      const box = el("div", { className: "with-btn" });
-      const show = button("Show", () => {
-        const hide = field.type === "text";
-        field.type = hide ? "password" : "text";
-        show.textContent = hide ? "Show" : "Hide";
-        show.setAttribute("aria-label", hide ? "Show password" : "Hide password");
-      }, "btn");
-      show.setAttribute("aria-label", "Show password");
-      field.before(box);
-      box.append(field, show);
-      if (hasFocus) field.focus();
-    }
+  portal.enhance("input[type=password]", (field) => {
+    const hasFocus = field === document.activeElement; // which moving it takes away, from whoever types already
+    const box = el("div", { className: "with-btn" });
+    const show = button("Show", () => {
+      const hide = field.type === "text";
+      field.type = hide ? "password" : "text";
+      show.textContent = hide ? "Show" : "Hide";
+      show.ariaLabel = `${show.textContent} password`;
+    }, "btn");
+    show.ariaLabel = "Show password";
+    field.before(box);
+    box.append(field, show);
+    if (hasFocus) field.focus();
   });
 
   // --- what is meant to be copied; where a browser forbids it, the text is selected ---
   portal.blocked = (what) => `Your browser blocked copying. The ${what} is selected: press Ctrl+C, or ⌘C on a Mac.`;
-  portal.enhance((scope) => {
-    for (const shown of scope.querySelectorAll("[data-copy]:not([data-ready])")) {
-      shown.dataset.ready = "1";
-      const act = button(shown.dataset.copy, async () => {
-        let isDone = true;
-        try {
-          await navigator.clipboard.writeText(shown.value ?? shown.textContent);
-        } catch {
-          shown.select ? shown.select() : getSelection().selectAllChildren(shown);
-          isDone = document.execCommand("copy");
-        }
-        if (isDone) portal.say("status", `Copied: ${shown.ariaLabel ?? shown.labels[0].textContent}`);
-        else portal.say("alert", portal.blocked("text"));
-      });
-      if (shown.ariaLabel) act.setAttribute("aria-description", shown.ariaLabel);
-      shown.after(act);
-    }
+  portal.enhance("[data-copy]", (shown) => {
+    const act = button(shown.dataset.copy, async () => {
+      let isDone = true;
+      try {
+        await navigator.clipboard.writeText(shown.value ?? shown.textContent);
+      } catch {
+        shown.select ? shown.select() : getSelection().selectAllChildren(shown);
+        isDone = document.execCommand("copy");
+      }
+      if (isDone) portal.say("status", `Copied: ${shown.ariaLabel ?? shown.labels[0].textContent}`);
+      else portal.say("alert", portal.blocked("text"));
+    });
+    if (shown.ariaLabel) act.setAttribute("aria-description", shown.ariaLabel);
+    shown.after(act);
   });
 
   // --- the search of the list and of the log: a pasted key is cut to its last four characters before any request ---

@@ -37,7 +37,7 @@
   // A field that hides what does not match it, and keeps the boxes; its own typing is no answer of the form.
   const filterOf = (one, many, nodes, after) => {
     const filter = el("input", { type: "search", placeholder: `Filter ${many}`, autocomplete: "off", className: "narrow" });
-    filter.setAttribute("aria-label", `Filter ${many}`);
+    filter.ariaLabel = filter.placeholder;
     filter.addEventListener("keydown", (event) => event.key === "Enter" && event.preventDefault());
     filter.addEventListener("input", (event) => {
       event.stopPropagation();
@@ -53,10 +53,10 @@
     return filter;
   };
 
-  const tools = (form, scopes) => {
+  const tools = (scopes) => {
+    const { form } = scopes;
     const bar = scopes.querySelector(".scope-bar");
-    if (!bar || scopes.dataset.ready) return;
-    scopes.dataset.ready = "1";
+    if (!form || !bar) return;
     bar.hidden = false; // its count is kept by this script alone
     const apps = [...scopes.querySelectorAll(".app")];
     if (apps.length > MANY) {
@@ -87,7 +87,6 @@
   };
 
   const setUp = (form) => {
-    form.dataset.ready = "1";
     form.addEventListener("input", () => (form.dataset.dirty = "1"));
     form.addEventListener("change", ({ target, isTrusted }) => {
       if (isTrusted) portal.unsay(); // it told of the choice before
@@ -103,15 +102,9 @@
     if (all.length > MANY) choices.before(filterOf("owner", "owners", all));
   };
 
-  portal.enhance(() => {
-    const form = document.getElementById("new-key-form");
-    if (!form) return;
-    if (!form.dataset.ready) setUp(form);
-    const scopes = form.querySelector("#scopes");
-    if (scopes) tools(form, scopes);
-    const apply = form.querySelector("#preset-apply");
-    if (apply && window.htmx) apply.hidden = true;
-  });
+  portal.enhance("#new-key-form", setUp);
+  portal.enhance("#scopes", tools);
+  portal.enhance("#preset-apply", (apply) => (apply.hidden = Boolean(window.htmx)));
 
   // A choice in a preset's list chooses the preset. Captured: before htmx sends the answers.
   document.addEventListener("change", ({ target }) => {
@@ -149,10 +142,9 @@
         form.querySelector("#new-name").focus();
       });
       const discard = button("Discard", () => portal.dialog.close({ refocus: true }), "btn btn-small btn-danger");
-      question = el("div", { className: "discard" },
+      question = el("div", { className: "discard", role: "group" },
         el("p", { id: "discard-q", tabIndex: -1 }, el("strong", {}, "Discard this new key?")),
         el("div", { className: "actions" }, keep, discard));
-      question.setAttribute("role", "group");
       question.setAttribute("aria-labelledby", "discard-q");
       form.querySelector(".panel-foot").prepend(question);
     }

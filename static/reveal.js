@@ -5,7 +5,6 @@
   const { button, el, icon } = portal;
   const dlg = document.getElementById("dlg");
   const part = (root, name) => root.querySelector(name);
-  const unsaved = () => [...document.querySelectorAll("#reveal")].find((root) => !root.dataset.saved);
   const warn = (event) => event.preventDefault();
   const noun = (root) => root.dataset.noun ?? "key"; // what is revealed
 
@@ -116,13 +115,12 @@
   const guard = (root, link) => {
     let box = part(root, ".guard");
     if (!box) {
-      box = el("div", { className: "guard" },
+      box = el("div", { className: "guard", role: "group" },
         el("h3", { id: "guard-h", tabIndex: -1 }, `You have not saved this ${noun(root)}`),
         el("p", {}, "After closing it cannot be shown again."),
         el("div", { className: "actions" },
           button(`Copy ${noun(root)}`, () => copy(root), "btn btn-primary"),
           button("Close without saving", () => leave(root, box.link), "btn")));
-      box.setAttribute("role", "group");
       box.setAttribute("aria-labelledby", "guard-h");
       part(root, ".panel-foot").before(box);
     }
@@ -132,9 +130,7 @@
 
   // The same node moves to the top of the page: the person is never trapped and the key is never lost.
   const dock = (root) => {
-    const section = el("section", { id: "reveal-dock" });
-    section.setAttribute("aria-label", "Unsaved key");
-    section.append(root);
+    const section = el("section", { id: "reveal-dock", ariaLabel: "Unsaved key" }, root);
     document.getElementById("main").prepend(section);
     part(root, ".guard")?.remove();
     const heading = part(root, ".title");
@@ -164,7 +160,6 @@
   });
 
   const setUp = (root) => {
-    root.dataset.ready = "1";
     shown = performance.now();
     part(root, ".no-script")?.remove();
     const field = part(root, "#secret");
@@ -206,9 +201,7 @@
     unsave(root);
   };
 
-  portal.enhance(() => {
-    for (const root of document.querySelectorAll("#reveal:not([data-ready])")) setUp(root);
-  });
+  portal.enhance("#reveal", setUp);
   dlg.addEventListener("portal:closing", (event) => {
     const root = part(dlg, "#reveal");
     if (!root) return;
@@ -219,7 +212,7 @@
   });
   dlg.addEventListener("portal:forced", () => {
     const root = part(dlg, "#reveal");
-    if (root && unsaved()) dock(root);
+    if (root && !root.dataset.saved) dock(root);
   });
   window.addEventListener("pagehide", wipe);
 }
