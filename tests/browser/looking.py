@@ -245,6 +245,11 @@ def targets(page: Page, least: int) -> list[str]:
     return _listed(page, _TARGETS, argument=least)
 
 
+def overflow(page: Page) -> list[str]:
+    """List what scrolls sideways: the page, the dialog, or anything in them but code (LAY-01)."""
+    return _listed(page, _OVERFLOW)
+
+
 def plain_twins(page: Page) -> list[str]:
     """List what htmx does that no link, form or submit button does without it (NOJS-02)."""
     return _listed(page, _PLAIN_TWINS)

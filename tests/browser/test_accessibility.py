@@ -432,13 +432,20 @@ def test_on_a_phone_the_reference_begins_with_its_title(new_page: NewPage) -> No
     expect(limits).to_be_visible()
 
 
-def test_with_text_of_twice_the_size_the_bars_letters_and_icons_stay_in_their_boxes(new_page: NewPage) -> None:
+def test_with_text_of_twice_the_size_nothing_leaves_its_box_or_the_screen(new_page: NewPage, scene: Scene) -> None:
     page = new_page("ana", width=768)
-    page.goto("/w/acme")
+    page.goto(KEYS)
     page.evaluate("document.documentElement.style.fontSize = '200%'")
     boxes = page.locator(".topbar :is(.tile, .icon-btn, .mark)").filter(visible=True)
     fit = "nodes => nodes.map((it) => it.scrollHeight <= it.clientHeight && it.clientWidth > 40)"
     assert boxes.evaluate_all(fit) == [True] * 4
+    for width in (1280, 320):
+        page.set_viewport_size({"width": width, "height": 900})
+        assert looking.overflow(page) == []
+    page.get_by_role("button", name="Menu").click()
+    menu = page.get_by_role("navigation", name="Main").bounding_box()
+    assert menu
+    assert menu["x"] >= 0
 
 
 def test_a_finger_hits_every_target(new_page: NewPage, scene: Scene) -> None:
