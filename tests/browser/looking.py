@@ -96,6 +96,10 @@ _OVERFLOW = """() => [document.documentElement, ...document.querySelectorAll("bo
         [...node.querySelectorAll("*")].filter((it) => it.getBoundingClientRect().right > innerWidth + 1)
             .slice(0, 3).map(call))"""
 
+# Say whether the page is wider than the screen (LAY-02).
+_WIDE = """() => [document.documentElement].filter((it) => it.scrollWidth > it.clientWidth)
+    .map((it) => `${it.scrollWidth} wide`)"""
+
 # Space the text out as WCAG 1.4.12 says; list what is then cut off, or lies over another control.
 _SPACING = """() => {
     const sheet = new CSSStyleSheet();
@@ -187,7 +191,7 @@ _LANDMARKS = """() => {
 
 
 def all_round(page: Page, *, thoroughly: bool = False) -> list[str]:
-    """Look at a page in both themes, on a screen, on a phone and magnified.
+    """Look at a page in both themes, on a screen, on a phone, magnified, with large text, and with a finger.
 
     axe takes its time, most of it for three rules that have twins here, which see all that opens over a page too:
     contrast, measured in each look, targets, and landmarks. Its other rules are about the markup, which no look
@@ -210,7 +214,20 @@ def all_round(page: Page, *, thoroughly: bool = False) -> list[str]:
         else:
             found = _listed(page, _CONTRAST, _OVERFLOW)
         faults += [f"{theme}, {width}: {fault}" for fault in found]
-    page.set_viewport_size({"width": 1280, "height": 900})
+    faults += [f"with a finger: {fault}" for fault in _touched(page)]
+    for width in (320, 1280):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.evaluate("document.documentElement.style.fontSize = '200%'")
+        faults += [f"large text, {width}: {fault}" for fault in page.evaluate(_WIDE)]
+        page.evaluate("document.documentElement.style.fontSize = ''")
+    return faults
+
+
+def _touched(page: Page) -> list[str]:
+    touch = page.context.new_cdp_session(page)
+    touch.send("Emulation.setTouchEmulationEnabled", {"enabled": True})
+    faults = targets(page, 44)
+    touch.detach()  # and the pointer is a mouse again
     return faults
 
 

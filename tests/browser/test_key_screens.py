@@ -6,7 +6,7 @@ Two zones, both clocks and the stronger theme are tried on the way, so that none
 import base64
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -40,6 +40,7 @@ class Scene:
     """Keys in every state of a rotation, used and refused; and three people who prefer other things."""
 
     backstage: Backstage
+    titles: dict[str, str] = field(default_factory=dict)  # of the pages of keys, with their paths
 
     def __post_init__(self) -> None:
         make, now = self.backstage.key, datetime.now(UTC)
@@ -59,6 +60,7 @@ class Scene:
         self.backstage.act("ana", keys.deactivate, self.stopped, at=now)
         self.deleted = make("ana", "Deleted")
         self.backstage.act("ana", keys.delete, self.deleted, at=now, typed="")
+        self.backstage.rotate(make("ana", "Replaced", age=5 * DAY), "ana", age=3 * DAY)
         self.refused = make("ana", "Refused often", scopes=["leads:read"], age=2 * DAY)
         self.be_refused(self.refused, now)
         self.of_max = make("max", "Partner portal", scopes=["leads:read", "tasks:read"], age=3 * DAY)
@@ -228,6 +230,7 @@ def finding(page: Page, scene: Scene) -> Iterator[str]:
     yield "list by owner, filters open"
     page.goto(f"{KEYS}?state=revoked")
     expect(page.get_by_role("rowheader", name="Deleted")).to_be_visible()
+    expect(page.get_by_text("Replaced by")).to_be_visible()
     yield "list of deleted keys"
     page.goto(f"{KEYS}?env=live&q=nothing+like+it")
     expect(page.get_by_role("heading", name="No keys match")).to_be_visible()
@@ -287,6 +290,9 @@ def test_everybody_can_use_every_screen_of_a_key(way: str, new_page: NewPage, sc
         faults += [f"{stop}: {fault}" for fault in looking.all_round(page)]
         if ("wrong" in stop) != page.title().startswith("Error: "):
             faults.append(f"{stop}: has the title {page.title()}")
+        path = page.evaluate("location.pathname")
+        if way == "pages of a key" and scene.titles.setdefault(page.title(), path) != path:
+            faults.append(f"{stop}: has the title of {scene.titles[page.title()]}")
     assert faults == []
 
 
@@ -317,18 +323,6 @@ def test_each_control_of_a_list_with_pairs_has_a_name_of_its_own(new_page: NewPa
     # The two keys of a pair share their name; what is done to them does not.
     twice = {name for name in names if names.count(name) > 1}
     assert twice == set()
-
-
-def test_a_finger_hits_every_target_of_a_keys_screens(new_page: NewPage, scene: Scene) -> None:
-    page = new_page("ana", width=320, height=568, has_touch=True, is_mobile=True)
-    faults = []
-    for path in ("", "/requests", "/history", "/rotate", "/edit"):
-        page.goto(f"{KEYS}/{scene.refused}{path}")
-        faults += [f"{path}: {fault}" for fault in looking.targets(page, 44)]
-    for path in (f"{KEYS}/identify", f"{KEYS}?owner=all", f"{NEW}?from={scene.refused}", "/preferences"):
-        page.goto(path)
-        faults += [f"{path}: {fault}" for fault in looking.targets(page, 44)]
-    assert faults == []
 
 
 def test_forced_colours_leave_tags_focus_and_both_lanes_of_the_chart(new_page: NewPage, scene: Scene) -> None:

@@ -54,7 +54,9 @@ def test_what_an_integration_did_is_there_to_be_seen(cast: Cast) -> None:
         assert "Water the plants" in page.text
         assert made["id"] in page.text
         assert "19 records" in page.text
+    assert "<title>Tasks, live – " in cast.rio.get("/w/acme?app=tasks").text
     sandbox = cast.rio.get("/w/acme?app=tasks&env=test").text
+    assert "<title>Tasks, sandbox – " in sandbox
     assert "Water the plants" not in sandbox
     assert made["id"] not in sandbox
     cast.call("DELETE", f"/apps/tasks/records/{made['id']}", live)

@@ -148,6 +148,7 @@ def test_the_check_page_carries_every_answer_to_the_button_that_generates(cast: 
     page = cast.max.post("keys/new/review", answers)
     assert page.status_code == 200
     assert "never expires" in page.text
+    assert 'Read <bdi hx-ignore>Leads</bdi> (<code translate="no">leads:read</code>)' in page.text
     assert kept(database) == before
     form = page.text[page.text.index('action="/w/acme/api/keys"') :]
     fields: dict[str, list[str]] = {}
