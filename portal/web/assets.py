@@ -7,46 +7,54 @@ import gzip
 import hashlib
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
-from flask import Flask, Response, request, url_for
+from flask import Flask, Response, abort, request, url_for
 
 from portal.web.guards import anybody
 
 _YEAR = 31_536_000  # seconds
-_TEXTS = ("text/css", "text/javascript", "image/svg+xml")
+_TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}  # else plain text
+
+
+class _File(NamedTuple):
+    mimetype: str
+    plain: bytes
+    packed: bytes
+    stamp: str  # of its content
 
 
 def register(app: Flask, folder: Path) -> None:
-    """Serve the files of a folder below /static/, and let templates ask for their addresses by `asset`."""
-    stamps = {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()[:10]
+    """Serve the files of a folder below /static/ as they are now; templates ask for their addresses by `asset`."""
+    files = {
+        path.relative_to(folder).as_posix(): _read(path)
         for path in folder.rglob("*")
-        if path.is_file()
+        if path.is_file() and not path.name.startswith(".")
     }
-
-    @cache
-    def packed(name: str) -> bytes:
-        return gzip.compress((folder / name).read_bytes(), mtime=0)
 
     @anybody
     def static(filename: str) -> Response:
-        response = app.send_static_file(filename)
-        if response.mimetype in _TEXTS:
-            response.vary.add("Accept-Encoding")
-            if response.status_code == 200 and request.accept_encodings["gzip"]:
-                response.close()
-                response.direct_passthrough = False
-                response.set_data(packed(filename))
-                response.content_encoding = "gzip"
-                response.headers.remove("Accept-Ranges")
-                response.set_etag(response.get_etag()[0] or "", weak=True)  # the same file, in other bytes
+        file = files.get(filename) or abort(404)
+        is_packed = bool(request.accept_encodings["gzip"])
+        response = Response(file.packed if is_packed else file.plain, mimetype=file.mimetype)
+        if is_packed:
+            response.content_encoding = "gzip"
+        response.set_etag(f"{file.stamp}-gzip" if is_packed else file.stamp)
+        response.vary.add("Accept-Encoding")
+        response.cache_control.public = True
+        response.cache_control.max_age = _YEAR
+        response.make_conditional(request)
         return response
 
     @cache
     def asset(name: str) -> str:
-        return url_for("static", filename=name, h=stamps.get(name))
+        return url_for("static", filename=name, h=files[name].stamp)
 
-    app.static_folder = str(folder)
     app.add_url_rule("/static/<path:filename>", "static", static)
-    app.config["SEND_FILE_MAX_AGE_DEFAULT"] = _YEAR
     app.jinja_env.globals["asset"] = asset
+
+
+def _read(path: Path) -> _File:
+    content = path.read_bytes()
+    stamp = hashlib.sha256(content).hexdigest()[:10]
+    return _File(_TYPES.get(path.suffix, "text/plain"), content, gzip.compress(content, mtime=0), stamp)

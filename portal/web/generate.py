@@ -78,10 +78,11 @@ def _draft() -> Draft:
 def new() -> Response:
     """Show the form; `?from=<key>&add=<scope>` fills it from a key that lacked a scope, and offers to replace it.
 
-    With POST, generate the key; or go on with the answers that were given before its API member (`?owner=`) was made.
+    With POST, generate the key, as POST /keys does; or go on with the answers that were given before its API member
+    (`?owner=`) was made.
     """
     if request.method == "POST":
-        is_carried = any(field.startswith(CARRIED_AS) for field in request.form)
+        is_carried = f"{CARRIED_AS}environment" in request.form
         return _resume(public_id(request.args.get("owner", ""))) if is_carried else _generate()
     similar_to, add = public_id(request.args.get("from", "")), request.args.get("add", "")
     owner = public_id(request.args.get("owner", ""))
@@ -157,7 +158,7 @@ def review() -> Response:
 @in_workspace
 @recently_proved("to generate an API key")
 def generate() -> Response:
-    """Generate a key, as the form at /keys/new does."""
+    """Generate the key of the form at /keys/new."""
     return _generate()
 
 

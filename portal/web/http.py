@@ -302,7 +302,7 @@ def _finish(response: Response) -> Response:
     headers["X-Request-Id"] = g.get("request_id", "")
     if is_api(request):
         headers.setdefault("Cache-Control", "no-store")
-    elif request.endpoint != "static" or response.status_code != 200:
+    elif request.endpoint != "static" or response.status_code not in (200, 304):
         headers["Cache-Control"] = "no-store"
         response.vary.update(("Cookie", "HX-Request"))
     return response

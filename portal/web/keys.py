@@ -305,9 +305,9 @@ def row_changed(
 def delete(key_id: str) -> Response:
     """Stop a key for ever. The form's `name` is asked for when the key is in use."""
     if request.method != "POST":  # HEAD is a GET
-        context = with_impact(key_id) | {"error": None, "typed": "", "shown_at": _signed(actor().at)}
+        context = with_impact(key_id) | {"error": None, "typed": "", "shown_at": _signed(actor().at, _idle(key_id))}
         return page_or_fragment("keys/delete.html", "keys/_delete.html", **context)
-    typed, seen_idle_at = answer("name"), _moment(answer("idle"))
+    typed, seen_idle_at = answer("name"), _moment(answer("idle"), _idle(key_id))
     try:
         with transaction() as session:
             key = keys.delete(session, actor(), keyring(), key_id, typed=typed, seen_idle_at=seen_idle_at)
@@ -328,7 +328,7 @@ def stopped(key: KeyView, told: str, *, focus: str = "") -> Response:
     at = datetime.now(UTC)
     if not is_fragment():
         flash(told)
-        url = url_for("keys.receipt", ws=seat().workspace.slug, key_id=key.id, at=_signed(at))
+        url = url_for("keys.receipt", ws=seat().workspace.slug, key_id=key.id, at=_signed(at, f"receipt {key.id}"))
         return make_response(redirect(url, 303))
     # Whatever cannot be read now: the key is stopped, and that is what must be told.
     reply = fragment_or_redirect(None, list_url(owner=key.owner.listed_under), message=told, close=True)
@@ -349,7 +349,7 @@ def receipt(key_id: str) -> Response:
         key = key_views.get(session, actor(), seat(), keyring(), key_id)
     if key.state not in (KeyState.DEACTIVATED, KeyState.REVOKED):
         raise NotFound()
-    context = _receipt_of(key, _moment(request.args.get("at", "")))
+    context = _receipt_of(key, _moment(request.args.get("at", ""), f"receipt {key_id}"))
     return page_or_fragment("keys/receipt.html", "keys/_receipt.html", **context, in_dialog="dialog" in request.args)
 
 
@@ -372,23 +372,27 @@ def _receipt_of(key: KeyView, at: datetime | None) -> dict[str, Any]:
         "accepted_is_least": is_least,
         "refused": refused and refusals.view_of(refused),
         "poll": _RECEIPT_POLL if is_fresh else None,
-        "at": _signed(since),
+        "at": _signed(since, f"receipt {key.id}"),
         "told": "",
         "against": policy.against(seat().workspace, row),
     }
 
 
-def _signer() -> Signer:
-    return Signer(portal().settings.secret_key, salt="receipt")
+def _idle(key_id: str) -> str:
+    return f"idle {key_id} {seat().member.public_id}"
 
 
-def _signed(moment: datetime) -> str:
-    return _signer().sign(moment.isoformat()).decode()
+def _signer(of: str) -> Signer:
+    return Signer(portal().settings.secret_key, salt=of)
 
 
-def _moment(written: str) -> datetime | None:
-    """Read a moment that we wrote; None for any other, for a later one would hide requests."""
+def _signed(moment: datetime, of: str) -> str:
+    return _signer(of).sign(moment.isoformat()).decode()
+
+
+def _moment(written: str, of: str) -> datetime | None:
+    """Read a moment that we wrote of the same thing; None for any other, for a later one would hide requests."""
     try:
-        return datetime.fromisoformat(_signer().unsign(written).decode())
+        return datetime.fromisoformat(_signer(of).unsign(written).decode())
     except (BadSignature, ValueError):
         return None

@@ -70,6 +70,7 @@ def audit() -> Response:
         "audit/index.html",
         events=[sentences.tell(event, names) for event in page.events],
         people=[(member.public_id, member.name, member.is_api) for member in people],
+        has_more_people=len(people) == audit_views.PEOPLE_OFFERED,
         groups=[(name, label) for name, (label, _) in GROUPS.items()],
         chosen={name: request.args.get(name, "")[:60] for name in _NAMES},
         odd=odd,

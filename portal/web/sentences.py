@@ -137,7 +137,7 @@ def tell(event: AuditEvent, names: Names) -> Telling:
     """Put an event into words; one whose details are not as anybody writes them is unreadable."""
     try:
         return _told(event, names)
-    except (ValueError, TypeError, AttributeError, KeyError):
+    except (ValueError, TypeError, AttributeError, KeyError, OverflowError):
         _log.exception("an event of the audit log cannot be told: %s", event.public_id)
         instead = audit_reading.unreadable(event.seq, event.public_id)
         instead.at = event.at
@@ -294,5 +294,5 @@ def _moment(written: Any) -> Part:
     try:
         at = datetime.fromisoformat(written)
         return Part(absolute(at), at=at)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return Part("?" if written is None else str(written), "name")

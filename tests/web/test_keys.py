@@ -311,11 +311,16 @@ def test_a_form_that_did_not_ask_for_the_name_is_taken_though_the_key_was_used_s
     key = cast.rio.generate()
     form = cast.rio.get(f"keys/{key.id}/delete").text
     assert "to delete it" not in form
-    [seen_idle] = re.findall(r'name="idle"\s+value="([^"]+)"', form)
+    other = cast.rio.generate(name="Another")
+    [seen_idle, of_another] = [
+        re.findall(r'name="idle"\s+value="([^"]+)"', page)[0]
+        for page in (form, cast.rio.get(f"keys/{other.id}/delete").text)
+    ]
     with time_machine.travel(datetime.now(UTC) + timedelta(minutes=minutes)):
         assert cast.call("GET", "/me", key).status_code == 200
         cast.app.extensions["portal"].usage.flush()
-        assert cast.rio.post(f"keys/{key.id}/delete", {"idle": "2999-01-01T00:00:00+00:00"}).status_code == 422
+        for odd in ("2999-01-01T00:00:00+00:00", of_another):
+            assert cast.rio.post(f"keys/{key.id}/delete", {"idle": odd}).status_code == 422
         assert cast.rio.post(f"keys/{key.id}/delete", {"idle": seen_idle}).status_code == status
 
 

@@ -121,6 +121,12 @@ def test_an_event_with_details_that_nobody_wrote_is_unreadable(app: Flask, event
         assert sentences.tell(event, NOBODY).text == "unreadable event: its row holds what nobody wrote there"
 
 
+@pytest.mark.parametrize("ends", ["9999-12-31T23:59:59-05:00", "0001-01-01T00:00:00+05:00", "soon", "7"])
+def test_a_moment_in_an_event_that_is_none_is_told_as_it_is(app: Flask, ends: str) -> None:
+    with app.test_request_context():
+        assert f"; expires {ends}" in sentences.tell(made("key_generated", expires_at=ends), NOBODY).text
+
+
 def test_the_log_says_who_did_what_with_names_and_from_what_to_what(cast: Cast) -> None:
     key = cast.lea.generate(["tasks:read", "tasks:write"], name="CRM sync")
     cast.lea.post(f"keys/{key.id}/edit", {"name": "CRM sync 2", "note": "vault"})
@@ -279,6 +285,8 @@ def test_of_very_many_people_some_are_offered_and_the_chosen_one_always(
     everybody = offered(AUDIT)
     monkeypatch.setattr(audit_views, "PEOPLE_OFFERED", 2)
     assert offered(AUDIT) == everybody[:2]
+    assert "Others: by the link on their page." in cast.ana.get(AUDIT).text
+    assert f"{AUDIT}?person={everybody[-1]}" in cast.ana.get(f"/w/acme/api-members/{everybody[-1]}").text
     assert offered(f"{AUDIT}?person={everybody[-1]}") == [everybody[-1], everybody[0]]
 
 

@@ -648,6 +648,7 @@ def test_the_question_for_the_password_keeps_whom_a_new_key_is_for(cast: Cast) -
         assert f'action="/w/acme/api/keys/new?owner={bot}"' in asked.text
     expired = lea.browser.post(f"/w/acme/api/keys/new?owner={bot}", data={"key-environment": "test"})
     assert (expired.status_code, f'action="/w/acme/api/keys/new?owner={bot}"' in expired.text) == (400, True)
+    assert "“Go on”" in expired.text
 
 
 def test_answers_that_are_shown_again_overwrite_nothing_that_came_in_between(cast: Cast, database: Database) -> None:
