@@ -2,7 +2,8 @@
 
 A sign-in is three steps, because the password's hash takes longer than a writer may hold the database:
 `begin_attempt` counts it as a failure beforehand (so that parallel guesses cannot outrun the limit), the caller
-verifies the password (`Attempt.verify`), then `sign_in` or `prove` takes the failure back, or `fail` tells of it.
+verifies the password (`PasswordAttempt.verify`), then `sign_in` or `prove` takes the failure back, or `fail` tells
+of it.
 """
 
 import hashlib
@@ -65,7 +66,7 @@ class LiveSession(NamedTuple):
 
 
 @dataclass(slots=True)
-class Attempt:
+class PasswordAttempt:
     """A counted try at a password: whose it may be, and the hash to verify against (None: nobody's)."""
 
     failure_id: int
@@ -84,7 +85,7 @@ class Attempt:
         return is_right
 
 
-def begin_attempt(session: Session, actor: Actor, email: str) -> Attempt:
+def begin_attempt(session: Session, actor: Actor, email: str) -> PasswordAttempt:
     """Count a try at an account's password; TooManyAttempts while a limit holds, whether or not the account exists."""
     address = clean_email(email)
     email_hash = hashlib.sha256((address or email[:254]).encode("utf-8", "surrogatepass")).digest()
@@ -97,7 +98,7 @@ def begin_attempt(session: Session, actor: Actor, email: str) -> Attempt:
     failure = SignInFailure(email_hash=email_hash, prefix=prefix, at=actor.at)
     session.add(failure)
     session.flush()
-    return Attempt(failure.id, email_hash, prefix, account, tries_left)
+    return PasswordAttempt(failure.id, email_hash, prefix, account, tries_left)
 
 
 def count_request(session: Session, actor: Actor, email: str) -> None:
@@ -116,7 +117,7 @@ def _take_turns(session: Session) -> None:
         session.execute(text("LOCK TABLE sign_in_failure IN SHARE ROW EXCLUSIVE MODE"))
 
 
-def fail(session: Session, actor: Actor, attempt: Attempt) -> None:
+def fail(session: Session, actor: Actor, attempt: PasswordAttempt) -> None:
     """Tell of a password that did not match; of nobody's account too, for the two must take the same work."""
     target_id, name = _named(attempt.account)
     audit.refuse(session, actor, Event.SIGN_IN_FAILED, target_id=target_id, target_name=name)
@@ -161,7 +162,7 @@ def _check_limits(session: Session, email_hash: bytes, prefix: str, now: datetim
     return PAIR_LIMIT - 1 - int(counts[0])
 
 
-def take_back(session: Session, attempt: Attempt, now: datetime) -> None:
+def take_back(session: Session, attempt: PasswordAttempt, now: datetime) -> None:
     """Take back the try that was right, and the earlier ones of the same account and prefix for the short limit."""
     _take_turns(session)
     session.execute(delete(SignInFailure).where(SignInFailure.id == attempt.failure_id))
@@ -178,7 +179,7 @@ def verify_account(account: Account, password: str) -> bool:
 
 
 def sign_in(
-    session: Session, actor: Actor, attempt: Attempt, client: str, before: LiveSession | None = None
+    session: Session, actor: Actor, attempt: PasswordAttempt, client: str, before: LiveSession | None = None
 ) -> tuple[LiveSession, str]:
     """Start a session after a verified attempt; give it with its token, which is kept nowhere.
 
@@ -206,7 +207,7 @@ def sign_in(
     return LiveSession(viewer, *(getattr(started, name) for name in LiveSession._fields[1:])), token
 
 
-def confirm(session: Session, attempt: Attempt, now: datetime) -> Account:
+def confirm(session: Session, attempt: PasswordAttempt, now: datetime) -> Account:
     """Take a verified attempt back and give its account, held; Conflict when it is deactivated or has a new password.
 
     Else whoever knew the old password could begin a session just after all others had ended. The two are told alike.
@@ -221,12 +222,12 @@ def confirm(session: Session, attempt: Attempt, now: datetime) -> Account:
     return account
 
 
-def _rehash(session: Session, account: Account, attempt: Attempt) -> None:
+def _rehash(session: Session, account: Account, attempt: PasswordAttempt) -> None:
     if attempt.new_hash:
         session.execute(update(Account).where(Account.id == account.id).values(password_hash=attempt.new_hash))
 
 
-def prove(session: Session, actor: Actor, attempt: Attempt, user_session: LiveSession) -> str:
+def prove(session: Session, actor: Actor, attempt: PasswordAttempt, user_session: LiveSession) -> str:
     """Note that the person behind a session gave the password again; give the session's new token."""
     account = confirm(session, attempt, actor.at)
     _rehash(session, account, attempt)

@@ -109,7 +109,7 @@ def done_with_key(session: Session, target_id: str) -> set[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ChainVerdict:
     """What checking a chain came to: how many rows hold, and what is wrong first, if anything is."""
 
     count: int
@@ -122,7 +122,7 @@ class Verdict:
         return not self.reason
 
 
-def verify(session: Session, chain: int) -> Verdict:
+def verify(session: Session, chain: int) -> ChainVerdict:
     """Walk a workspace's chain (0: what belongs to no workspace) from its beginning and name the first broken row.
 
     Others may write meanwhile: the chain must reach at least the end that it had before, and at most the one after.
@@ -135,27 +135,27 @@ def verify(session: Session, chain: int) -> Verdict:
     previous, seq, last = BEGINNING, 0, ""
     for read in _rows(session, rows):
         if read is None:
-            return Verdict(seq, _id_after(session, chain, seq), "the next row holds what nobody wrote there")
+            return ChainVerdict(seq, _id_after(session, chain, seq), "the next row holds what nobody wrote there")
         *values, written = read
         content = dict(zip(names, values, strict=True))
         number, public_id = content["seq"], content["public_id"]
         if number != seq + 1:
             missing = f"the rows after number {seq} and before {number} are missing"
-            return Verdict(seq, last or public_id, missing)
+            return ChainVerdict(seq, last or public_id, missing)
         if not _follows(previous, content, written):
-            return Verdict(seq, public_id, f"row {number} is not as it was written")
+            return ChainVerdict(seq, public_id, f"row {number} is not as it was written")
         previous, seq, last = written, number, public_id
         if before and seq == before.seq and previous != before.hash:
-            return Verdict(seq, last, "the end of the log is not as it was written")
+            return ChainVerdict(seq, last, "the end of the log is not as it was written")
     after = session.execute(end).one_or_none()
     if seq < (before.seq if before else 0):
-        return Verdict(seq, last, f"the rows after number {seq} are missing")
+        return ChainVerdict(seq, last, f"the rows after number {seq} are missing")
     if seq > (after.seq if after else 0):
-        return Verdict(seq, last, f"the log goes on after its end, number {after.seq if after else 0}")
+        return ChainVerdict(seq, last, f"the log goes on after its end, number {after.seq if after else 0}")
     if seq == 0 and chain:  # that the workspace was made is told first of all
-        return Verdict(seq, last, "every row is missing")
+        return ChainVerdict(seq, last, "every row is missing")
     beside = _beside(session, chain)
-    return Verdict(seq, reason=f"the row {beside} stands outside the chain" if beside else "")
+    return ChainVerdict(seq, reason=f"the row {beside} stands outside the chain" if beside else "")
 
 
 def _rows(session: Session, rows: Select[Any]) -> Iterator[Any]:

@@ -10,7 +10,7 @@ from portal.rules.errors import Forbidden, NotFound
 from portal.services import audit, audit_reading, key_views
 from portal.services.actor import Actor
 from portal.services.audit import Event
-from portal.services.audit_reading import Verdict
+from portal.services.audit_reading import ChainVerdict
 from portal.services.members import Seat
 from portal.store.database import Database, Session
 from portal.store.models import Account, ApiKey, AuditEvent, AuditHead, Member, Solution
@@ -259,7 +259,7 @@ def export(database: Database, seat: Seat, filters: Filters, last: int) -> Itera
         after = events[-1].seq
 
 
-def check(session: Session, seat: Seat) -> Verdict:
+def check(session: Session, seat: Seat) -> ChainVerdict:
     """Check the workspace's chain from its beginning."""
     _admins_only(seat)
     return audit_reading.verify(session, seat.workspace.id)

@@ -9,7 +9,7 @@ from sqlalchemy.orm import contains_eager
 from portal.rules import credentials
 from portal.rules.errors import Invalid, NotFound
 from portal.services import accounts, audit, members, outbox
-from portal.services.accounts import Attempt, LiveSession
+from portal.services.accounts import LiveSession, PasswordAttempt
 from portal.services.actor import Actor
 from portal.services.audit import Event
 from portal.store.database import Session
@@ -49,7 +49,7 @@ class NewPassword:
 
 
 def change(
-    session: Session, actor: Actor, attempt: Attempt, new: NewPassword, user_session: LiveSession
+    session: Session, actor: Actor, attempt: PasswordAttempt, new: NewPassword, user_session: LiveSession
 ) -> tuple[str, int]:
     """Change the password of whoever sits there, after a verified attempt; end all other sessions.
 

@@ -40,7 +40,7 @@ _BAD_KEYS = 300  # a minute from one network; the sender of more is told to wait
 _NETWORKS = 20_000  # that a process counts apart
 
 
-class Verdict(NamedTuple):
+class Admission(NamedTuple):
     """What the limits say of one request."""
 
     limit: int  # requests in any 60 s
@@ -70,24 +70,26 @@ class RateLimit:
         if self._shared:
             metrics.redis_is_up(True)
 
-    def admit(self, key_pk: int, key_id: str, per_minute: int | None = None, per_second: int | None = None) -> Verdict:
+    def admit(
+        self, key_pk: int, key_id: str, per_minute: int | None = None, per_second: int | None = None
+    ) -> Admission:
         """Count a request of a good key, or say how long it has to wait: by its own limits, or else the usual ones."""
         per_minute, per_second = per_minute or PER_MINUTE, per_second or PER_SECOND
         if self._shared is None or self._is_away:
             return self._host.admit(key_pk, per_minute, per_second)
         # Redis does not know what this host let pass while Redis was away. So the host's own count is asked first:
         # without it, a key could use its whole limit a second time when Redis comes back.
-        verdict = self._host.admit(key_pk, per_minute, per_second, noted=False)
-        if verdict.wait:
-            return verdict
+        admission = self._host.admit(key_pk, per_minute, per_second, noted=False)
+        if admission.wait:
+            return admission
         try:
-            verdict = self._shared.admit(key_id, per_minute, per_second)
+            admission = self._shared.admit(key_id, per_minute, per_second)
         except (RedisError, OSError) as error:
             self._lose(error)
             return self._host.admit(key_pk, per_minute, per_second)
-        if not verdict.wait:
+        if not admission.wait:
             self._host.admit(key_pk, per_minute, per_second, noted=True)  # should Redis go away, this host knows
-        return verdict
+        return admission
 
     @property
     def shared_state(self) -> str | None:
@@ -223,7 +225,7 @@ class HostWindows:
         self._roomy: set[int] = set()  # groups that have their place on the disk
         self._known: dict[int, int] = {}  # slots by key; looked at again before they are believed
 
-    def admit(self, key: int, per_minute: int, per_second: int, *, noted: bool | None = None) -> Verdict:
+    def admit(self, key: int, per_minute: int, per_second: int, *, noted: bool | None = None) -> Admission:
         """Judge a request and count it if it passes; `noted=True` counts it in any case, `noted=False` never does."""
         group = (key * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF) >> 53
         with self._turn:
@@ -246,7 +248,7 @@ class HostWindows:
             self._file = -1
             self._roomy.clear()
 
-    def _judge(self, key: int, group: int, per_minute: int, per_second: int, noted: bool | None) -> Verdict:
+    def _judge(self, key: int, group: int, per_minute: int, per_second: int, noted: bool | None) -> Admission:
         heads, counts, now = self._heads, self._counts, self._clock()
         tick, short = int(now / _MINUTE.width), int(now / _SECOND.width)
         slot = self._slot(key, group)
@@ -262,7 +264,7 @@ class HostWindows:
             _SECOND.add(heads, counts, slot, short)
             in_minute += 1
         grows_in = _MINUTE.leaves_in(heads, counts, slot, now)
-        return Verdict(per_minute, max(0, per_minute - in_minute), grows_in, wait)
+        return Admission(per_minute, max(0, per_minute - in_minute), grows_in, wait)
 
     def _slot(self, key: int, group: int) -> int:
         """Find a key's slot, or give it the one of its group that nobody used for longest."""
@@ -426,7 +428,7 @@ class RedisWindows:
             driver_info=None,  # else a request waits twice while the client introduces itself
         )
 
-    def admit(self, key_id: str, per_minute: int, per_second: int) -> Verdict:
+    def admit(self, key_id: str, per_minute: int, per_second: int) -> Admission:
         """Count a request unless one of the limits is met. Raises RedisError, also for nonsense, or OSError."""
         asked = (1, f"latchkey:rate:{key_id}:{per_minute}", str(per_minute), str(per_second))
         try:
@@ -435,7 +437,7 @@ class RedisWindows:
             told = self._redis.eval(_ADMIT, *asked)
         try:
             remaining, grows, wait = told
-            return Verdict(per_minute, max(0, remaining), grows / 1e6, wait / 1e6)
+            return Admission(per_minute, max(0, remaining), grows / 1e6, wait / 1e6)
         except (TypeError, ValueError):
             raise RedisError(f"no answer to what was asked: {told!r:.100}") from None
 

@@ -16,7 +16,7 @@ from portal.store.key_log import Change, KeyLog
 _KEPT = 10_000  # records, of about 1.3 kB each
 
 
-class Record(Protocol):
+class Kept(Protocol):
     """What is kept of a key."""
 
     @property
@@ -28,7 +28,7 @@ class Record(Protocol):
         """Whose key it is."""
 
 
-R = TypeVar("R", bound=Record)
+R = TypeVar("R", bound=Kept)
 
 
 class KeyCache(Generic[R]):

@@ -27,7 +27,7 @@ from portal.rules.errors import KeyRefused, Refusal
 from portal.services import rate_limit, usage
 from portal.services.key_check import Caller
 from portal.services.outage import Outage
-from portal.services.rate_limit import BadKeys, Verdict
+from portal.services.rate_limit import Admission, BadKeys
 from portal.services.usage import Usage
 from portal.store.database import MISTAKES, TROUBLE
 from portal.web import answers
@@ -48,14 +48,14 @@ _STATUS_LINES = {status.value: f"{status.value} {status.phrase.upper()}" for sta
 class Passage:
     """One request on its way through the door."""
 
-    __slots__ = ("caller", "in_turn", "now", "refused", "request_id", "scope", "verdict")
+    __slots__ = ("admission", "caller", "in_turn", "now", "refused", "request_id", "scope")
 
     def __init__(self) -> None:
         self.in_turn = False
         self.request_id = new_request_id()
         self.now: datetime  # when it is judged
         self.caller: Caller | None = None
-        self.verdict: Verdict | None = None
+        self.admission: Admission | None = None
         self.scope = ""  # that the view needs
         self.refused = False  # and noted so
 
@@ -138,13 +138,13 @@ class Door:
         passage.caller = None
         try:
             caller = self._check(environ, passage.now)
-            verdict = passage.verdict
-            if verdict is None:
+            admission = passage.admission
+            if admission is None:
                 waits = limit.shared_state == "up"  # for Redis: others have their turn, and the key may end meanwhile
                 if waits and passage.in_turn:
                     passage.in_turn = False
                     self._turn.release()
-                verdict = limit.admit(caller.key_pk, caller.key_id, caller.rate_per_minute, caller.rate_per_second)
+                admission = limit.admit(caller.key_pk, caller.key_id, caller.rate_per_minute, caller.rate_per_second)
                 if waits:
                     caller = self._check(environ, datetime.now(UTC))
         except KeyRefused as refused:
@@ -157,13 +157,13 @@ class Door:
             self._outage.begin(trouble, request_id=passage.request_id)
             return answers.unavailable(passage.request_id)
         self._outage.end()
-        passage.caller, passage.verdict = caller, verdict
-        if not verdict.wait:
+        passage.caller, passage.admission = caller, admission
+        if not admission.wait:
             return None
         metrics.refused(str(Refusal.RATE_LIMITED))
         noted = _use(environ, passage, caller.key_pk, "", 429)
         self._parts().usage.refused(noted, str(Refusal.RATE_LIMITED), " ".join(caller.reach.effective_texts))
-        return answers.too_many(passage.request_id, verdict.retry_after, _met(caller, verdict))
+        return answers.too_many(passage.request_id, admission.retry_after, _met(caller, admission))
 
     def _check(self, environ: dict[str, Any], now: datetime) -> Caller:
         return self._parts().key_check.check(
@@ -240,15 +240,15 @@ def _asks_who(environ: dict[str, Any]) -> bool:
     return is_me and not environ.get("QUERY_STRING")
 
 
-def _met(caller: Caller, verdict: Verdict) -> str:
+def _met(caller: Caller, admission: Admission) -> str:
     """Name the limit that a request met, who set it, and when to try again."""
-    is_minute = not verdict.remaining  # else there is room in the 60 seconds, and it is the second that is full
+    is_minute = not admission.remaining  # else there is room in the 60 seconds, and it is the second that is full
     own = caller.rate_per_minute if is_minute else caller.rate_per_second
-    limit = verdict.limit if is_minute else own or rate_limit.PER_SECOND
+    limit = admission.limit if is_minute else own or rate_limit.PER_SECOND
     window = "60 seconds" if is_minute else "second"
     by = ", set for it by an administrator" if own else ""
     many = f"{limit:,} request{'' if limit == 1 else 's'}"
-    return f"This key’s limit is {many} in any {window}{by}. Try again in {verdict.retry_after} s."
+    return f"This key’s limit is {many} in any {window}{by}. Try again in {admission.retry_after} s."
 
 
 def client_label(environ: dict[str, Any]) -> str:
@@ -299,12 +299,12 @@ def _of_key(caller: Caller) -> Headers:
 
 def _limits(passage: Passage) -> Headers:
     """Tell what is left of a key's limits."""
-    verdict = passage.verdict
-    assert verdict is not None  # noqa: S101 - whoever is known was counted
+    admission = passage.admission
+    assert admission is not None  # noqa: S101 - whoever is known was counted
     return [
-        ("X-RateLimit-Limit", str(verdict.limit)),
-        ("X-RateLimit-Remaining", str(verdict.remaining)),
-        ("X-RateLimit-Reset", str(verdict.reset_at(time.time()))),
+        ("X-RateLimit-Limit", str(admission.limit)),
+        ("X-RateLimit-Remaining", str(admission.remaining)),
+        ("X-RateLimit-Reset", str(admission.reset_at(time.time()))),
     ]
 
 

@@ -54,7 +54,7 @@ StartResponse = Callable[..., Any]
 Wsgi = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
 
 
-class Refusal(NamedTuple):
+class FrontAnswer(NamedTuple):
     """What the front itself answers."""
 
     status: str
@@ -63,16 +63,16 @@ class Refusal(NamedTuple):
     message: str
 
 
-_OTHER_HOST = Refusal("400 Bad Request", "validation_error", "unknown_host", "This address is not served here.")
-_NO_SUCH_PAGE = Refusal("404 Not Found", "not_found_error", "not_found", "There is no such page.")
-_NO_LENGTH = Refusal("411 Length Required", "validation_error", "length_required", "Send the form with its length.")
-_TOO_MANY = Refusal(
+_OTHER_HOST = FrontAnswer("400 Bad Request", "validation_error", "unknown_host", "This address is not served here.")
+_NO_SUCH_PAGE = FrontAnswer("404 Not Found", "not_found_error", "not_found", "There is no such page.")
+_NO_LENGTH = FrontAnswer("411 Length Required", "validation_error", "length_required", "Send the form with its length.")
+_TOO_MANY = FrontAnswer(
     "503 Service Unavailable", "api_error", "unavailable", "Too many requests are still on their way. Try again."
 )
-_CUT_OFF = Refusal(
+_CUT_OFF = FrontAnswer(
     "400 Bad Request", "validation_error", "cut_off", "The request was cut off before its end. Nothing was changed."
 )
-_BROKEN = Refusal("500 Internal Server Error", "api_error", "internal_error", "Something broke on our side.")
+_BROKEN = FrontAnswer("500 Internal Server Error", "api_error", "internal_error", "Something broke on our side.")
 
 
 class Front:
@@ -104,7 +104,7 @@ class Front:
             sleep(EVEN_AFTER - took)
         return answer
 
-    def _find_refusal(self, environ: dict[str, Any]) -> "Refusal | None":
+    def _find_refusal(self, environ: dict[str, Any]) -> "FrontAnswer | None":
         """Say why a request goes no further, if so; else know its client, and have all of it."""
         path = environ["PATH_INFO"]
         host = _host_name(environ.get("HTTP_HOST", ""))
@@ -135,7 +135,7 @@ class Front:
             _log.exception("a request failed, and so did telling of it", extra={"request_id": request_id})
             return _refuse(environ, start_safely, _BROKEN, request_id)
 
-    def _take_body(self, environ: dict[str, Any]) -> "Refusal | None":
+    def _take_body(self, environ: dict[str, Any]) -> "FrontAnswer | None":
         """Wait for the whole body, up to one byte over its limit, which then answers 413 however it was sent.
 
         Gives a refusal for a body that was cut off (what came of it must not be carried out) and while too many
@@ -209,7 +209,7 @@ def _plain(text: str) -> str | None:
 
 
 def _refuse(
-    environ: dict[str, Any], start_response: StartResponse, refusal: Refusal, request_id: str = ""
+    environ: dict[str, Any], start_response: StartResponse, refusal: FrontAnswer, request_id: str = ""
 ) -> list[bytes]:
     """Answer without the portal's help: JSON to integrations, a plain line to people."""
     request_id = request_id or answers.new_request_id()

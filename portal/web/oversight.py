@@ -15,7 +15,7 @@ from flask import Blueprint, Response, g, make_response, redirect, request, stre
 from portal.rules.credentials import KEY_SHAPED, is_like_an_end, last_four_of
 from portal.rules.errors import Refusal, Unreadable
 from portal.services import audit_views, explanations
-from portal.services.audit_reading import UNREADABLE, Verdict
+from portal.services.audit_reading import UNREADABLE, ChainVerdict
 from portal.services.audit_views import GROUPS, Filters, Page
 from portal.services.explanations import Explanation
 from portal.services.key_views import KeyView
@@ -168,7 +168,7 @@ def event(eid: str) -> Response:
 def verify() -> Response:
     """Check the chain of the workspace's log from its beginning, while the page goes out: others need not wait."""
 
-    def check() -> Verdict:
+    def check() -> ChainVerdict:
         with reading_much() as session:
             return audit_views.check(session, who)
 

@@ -11,7 +11,7 @@ from portal.demo import PASSWORD
 from portal.rules import credentials
 from portal.rules.errors import Conflict, TooManyAttempts
 from portal.services import accounts, members
-from portal.services.accounts import Attempt, LiveSession
+from portal.services.accounts import LiveSession, PasswordAttempt
 from portal.services.actor import Actor, Means
 from portal.store.database import Database
 from portal.store.models import Account, Member, UserSession, Workspace
@@ -27,7 +27,7 @@ def visitor(at: datetime = NOON, address: str = HOME) -> Actor:
     return Actor(at, Means.SESSION, "visitor", address=address, request_id="req_1")
 
 
-def begin(database: Database, email: str = RIO, at: datetime = NOON, address: str = HOME) -> Attempt:
+def begin(database: Database, email: str = RIO, at: datetime = NOON, address: str = HOME) -> PasswordAttempt:
     """Count a try; left alone it is a failure, so that the limits' tests need not hash."""
     with database.transaction() as session:
         return accounts.begin_attempt(session, visitor(at, address), email)

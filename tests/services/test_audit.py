@@ -99,7 +99,7 @@ def test_event_names_are_stable_words() -> None:
 # --- The check ------------------------------------------------------------------------------------------------------
 
 
-def verdict(office: Office) -> audit_reading.Verdict:
+def verdict(office: Office) -> audit_reading.ChainVerdict:
     with office.database.reading() as session:
         return audit_reading.verify(session, office.member("ana").workspace_id)
 

@@ -37,7 +37,7 @@ def test_ten_thousand_refusals_leave_few_rows_and_each_stays_explained(office: O
     office.begin()
     noted = Usage(office.database)
     requests = flood(office, noted, keys, 9_600)
-    nobodys = accounts.Attempt(0, b"", "", None, 0)
+    nobodys = accounts.PasswordAttempt(0, b"", "", None, 0)
     with office.database.transaction() as session:
         for n, address in enumerate(ADDRESSES):
             accounts.fail(session, Actor(NOON, Means.SESSION, "visitor", address=address), nobodys)

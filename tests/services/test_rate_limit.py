@@ -62,8 +62,8 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_minute_holds_a_thousand_and_then_grows_again(windows: HostWindows, clock: Clock) -> None:
     for n in range(PER_MINUTE):
-        verdict = windows.admit(1, PER_MINUTE, MANY)
-        assert (verdict.wait, verdict.remaining, verdict.limit) == (0, PER_MINUTE - n - 1, PER_MINUTE)
+        admission = windows.admit(1, PER_MINUTE, MANY)
+        assert (admission.wait, admission.remaining, admission.limit) == (0, PER_MINUTE - n - 1, PER_MINUTE)
         clock.now += 0.03
     refused = windows.admit(1, PER_MINUTE, MANY)
     assert refused.remaining == 0
@@ -112,9 +112,9 @@ def test_no_window_ever_holds_more_and_none_is_refused_much_too_long(
     passed: list[float] = []
     for gap in gaps:
         clock.now += gap
-        verdict = windows.admit(key, per_minute, per_second)
+        admission = windows.admit(key, per_minute, per_second)
         minute = [at for at in passed if at > clock.now - 60]
-        if not verdict.wait:
+        if not admission.wait:
             passed.append(clock.now)
             assert len(minute) < per_minute
             assert sum(at > clock.now - 1 for at in passed) <= per_second
@@ -252,7 +252,7 @@ def test_requests_that_wait_side_by_side_for_a_redis_that_hangs_tell_of_it_once(
         redis.begin()
         with ThreadPoolExecutor(8) as threads:
             verdicts = list(threads.map(lambda _: limit.admit(1, "key_a", 5), range(8)))
-        assert sum(verdict.wait == 0 for verdict in verdicts) == 5, "the host limits"
+        assert sum(admission.wait == 0 for admission in verdicts) == 5, "the host limits"
     assert [each.getMessage().partition(":")[0] for each in caplog.records] == ["Redis is away"]
 
 

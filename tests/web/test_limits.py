@@ -12,7 +12,7 @@ from threading import Barrier
 import pytest
 
 from bench.stage import WORKERS, Line, Stage, hosts, lines_to_all
-from portal.services.rate_limit import Verdict
+from portal.services.rate_limit import Admission
 from portal.settings import Settings
 from portal.store.database import Database
 from tests.cast import Cast
@@ -78,9 +78,9 @@ def test_requests_wait_for_redis_side_by_side(shared_cast: Cast, monkeypatch: py
     key, both = shared_cast.rio.generate(), Barrier(2, timeout=30)
 
     class Redis:
-        def admit(self, *_: object) -> Verdict:
+        def admit(self, *_: object) -> Admission:
             both.wait()  # until the other one asks as well
-            return Verdict(1000, 999, 0.0, 0.0)
+            return Admission(1000, 999, 0.0, 0.0)
 
     monkeypatch.setattr(shared_cast.app.extensions["portal"].rate_limit, "_shared", Redis())
     with ThreadPoolExecutor(2) as pool:
@@ -94,9 +94,9 @@ def test_a_key_that_ends_while_its_request_waits_for_redis_is_refused(
     key = shared_cast.rio.generate(name="Ends meanwhile")
 
     class Redis:
-        def admit(self, *_: object) -> Verdict:
+        def admit(self, *_: object) -> Admission:
             shared_cast.rio.post(f"keys/{key.id}/deactivate")
-            return Verdict(1000, 999, 0.0, 0.0)
+            return Admission(1000, 999, 0.0, 0.0)
 
     monkeypatch.setattr(shared_cast.app.extensions["portal"].rate_limit, "_shared", Redis())
     assert shared_cast.call("GET", "/me", key).status_code == 401
