@@ -183,6 +183,21 @@ const portal = {};
     if (!SWAPPED.includes(ctx.response.status) && !ctx.hx.redirect && !ctx.hx.refresh) fail(ctx);
   });
 
+  // The session has ended: what is not saved stays on the page, to be copied, with the way to sign in beside it.
+  portal.ended = (href) => {
+    const link = el("a", { href, className: "btn btn-small" }, "Sign in");
+    portal.say("alert", "Your session has ended. Copy what you need, then sign in again.", link);
+  };
+  let isTold = false;
+  on("htmx:before:response", (event) => {
+    const { ctx } = event.detail;
+    if (ctx.response.status !== 401 || !ctx.hx.redirect) return;
+    if (!document.querySelector("#reveal:not([data-saved]), form[data-dirty]")) return;
+    event.preventDefault();
+    if (!isTold || !quiet(ctx)) portal.ended(ctx.hx.redirect);
+    isTold = true;
+  });
+
   // --- htmx: swaps ---
   on("htmx:before:swap", (event) => {
     const { ctx, tasks } = event.detail;

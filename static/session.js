@@ -1,15 +1,19 @@
-// Two minutes before a session ends for want of use, offer to stay; answers on the page are not touched.
+// Two minutes before a session ends for want of use, offer to stay, and tell of its end; answers are not touched.
 "use strict";
 {
   const [idle, left, whole] = document.documentElement.dataset.session.split(" ").map((each) => Number(each) * 1000);
   const WARNING = 120000;
   const over = performance.now() + left;
   let ends = performance.now() + idle;
-  let warned = false;
+  let told = 0; // of the end that comes: 1, of the end: 2
+  const SOON = ["You will be signed out in two minutes.", "Your session ends in two minutes. Sign in again to go on."];
 
   const seen = () => {
     ends = Math.min(performance.now() + whole, over);
-    warned = false;
+    for (const region of document.querySelectorAll(".notice-text")) {
+      if (SOON.includes(region.textContent)) region.textContent = "";
+    }
+    told = 0;
   };
   const stay = async () => {
     const token = document.querySelector("[name=csrf_token]").value;
@@ -22,12 +26,14 @@
       portal.say("alert", "You could not stay signed in. Copy what you have typed, then sign in again.");
     }
   };
-  document.addEventListener("htmx:after:request", seen);
+  document.addEventListener("htmx:after:request", ({ detail: { ctx } }) => ctx.response.status !== 401 && seen());
   setInterval(() => {
     const now = performance.now();
-    if (warned || ends - now > WARNING) return;
-    warned = true;
-    if (ends === over) portal.say("alert", "Your session ends in two minutes. Sign in again to go on.");
-    else portal.say("alert", "You will be signed out in two minutes.", portal.button("Stay signed in", stay));
+    const stage = now >= ends ? 2 : ends - now > WARNING ? 0 : 1;
+    if (stage <= told) return;
+    told = stage;
+    if (stage === 2) portal.ended(`/login?next=${encodeURIComponent(location.pathname + location.search)}`);
+    else if (ends === over) portal.say("alert", SOON[1]);
+    else portal.say("alert", SOON[0], portal.button("Stay signed in", stay));
   }, 5000);
 }

@@ -33,7 +33,7 @@ from portal.services.audit import Event
 from portal.services.drafts import Draft, Owner, Plan
 from portal.services.key_views import KeyView
 from portal.services.members import Seat
-from portal.store.database import IntegrityError, broken_rule, read
+from portal.store.database import TROUBLE, IntegrityError, broken_rule, read
 from portal.store.models import ApiKey, KeyScope, KeyState, Member
 
 KEYS_PER_MEMBER = 20
@@ -280,11 +280,18 @@ def delete(
     seat, key = hold(session, actor, key_id, Event.KEY_DELETED)
     is_named = text.fold(text.clean_line(typed) or "") == key.name_folded
     was_idle = seen_idle_at is not None and actor.at - seen_idle_at < _ASKED_FOR
-    if not (is_named or was_idle) and activity.is_busy(session, key, actor.at):  # these end also when usage is away
+    if not (is_named or was_idle) and _may_be_busy(session, key, actor.at):  # these end also when usage is away
         raise Invalid({"name": f"Type {key.name} exactly to delete it."})
     key.revoked_at = actor.at
     key.revoked_by_id = seat.member.id
     return changed(session, actor, seat, keyring, key, Event.KEY_DELETED)
+
+
+def _may_be_busy(session: Session, key: ApiKey, now: datetime) -> bool:
+    try:
+        return activity.is_busy(session, key, now)
+    except TROUBLE:  # its use cannot be read
+        return True
 
 
 def edit(

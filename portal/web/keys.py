@@ -360,8 +360,10 @@ def _receipt_of(key: KeyView, at: datetime | None) -> dict[str, Any]:
     since = at if at and begun <= at <= begun + _RECEIPT_LIFE else begun
     with reading() as session:
         row = key_views.row_of(session, seat(), key.id)
-        accepted, is_least = activity.accepted_after(session, row, since)
+    accepted, is_least, refused = None, False, None  # where use cannot be read, the key is stopped all the same
+    with sparing_use(), reading() as session:
         refused = activity.first_refusal_after(session, row, since)
+        accepted, is_least = activity.accepted_after(session, row, since)
     verb = "deactivated" if key.state is KeyState.DEACTIVATED else "deleted" if key.revoked_at else "retired"
     is_fresh = datetime.now(UTC) - since < _RECEIPT_LIFE
     return {

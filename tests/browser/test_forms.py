@@ -631,6 +631,42 @@ def test_whoever_stays_signed_in_goes_on_at_the_head_of_what_is_there(page: Page
         expect(page.locator(head)).to_be_focused()
 
 
+@pytest.mark.parametrize("is_made", [False, True])
+def test_a_session_that_ended_takes_nothing_away_that_is_not_saved(
+    is_made: bool, new_page: NewPage, backstage: Backstage
+) -> None:
+    page = new_page()
+    sign_in_unseen(page.context, "max")
+    page.goto(KEYS)
+    open_form(Mouse(page))
+    page.locator("#new-name").fill(f"Kept {is_made}")
+    page.get_by_label("Read Leads").check()
+    if is_made:
+        page.get_by_role("button", name="Generate").last.click()
+        expect(page.locator("#secret")).to_be_visible()
+    backstage.end_session("max")
+    if not is_made:
+        page.get_by_label("Read Accounts").check()  # asks for the sentence
+    expect(page.locator("#dlg-alert")).to_have_text("Your session has ended. Copy what you need, then sign in again.")
+    expect(page.locator("#secret" if is_made else "#new-key-form")).to_be_visible()
+    expect(page.get_by_role("link", name="Sign in")).to_have_attribute("href", re.compile("^/login"))
+
+
+def test_the_end_of_a_session_is_told_and_its_warning_goes_when_it_is_put_off(page: Page) -> None:
+    page.clock.install()
+    page.goto(KEYS)
+    open_form(Mouse(page))
+    warning = "You will be signed out in two minutes."
+    page.clock.fast_forward("01:59:00")
+    expect(page.locator("#dlg-alert")).to_have_text(warning)
+    with page.expect_response("**/review"):
+        page.get_by_label("Read Tasks").check()
+        page.clock.run_for(2000)
+    expect(page.locator("#dlg-alert")).to_have_text("")
+    page.clock.fast_forward("02:01:00")
+    expect(page.locator("#dlg-alert")).to_contain_text("Your session has ended.")
+
+
 @pytest.mark.parametrize("control", ["Generate new API key", "Deactivate Left open"])
 def test_a_session_that_ended_leads_through_sign_in_and_back(
     control: str, new_page: NewPage, backstage: Backstage

@@ -506,10 +506,14 @@ def test_a_key_whose_use_cannot_be_read_is_treated_as_in_use_and_can_be_ended(
             assert page.status_code == 200
             assert "Treat this key as in use" in words(page.text)
         assert "Type CRM sync to delete it" in words(cast.rio.get(f"keys/{key.id}/delete").text)
-        cast.rio.post(f"keys/{key.id}/delete")  # unnamed
+        unnamed = cast.rio.post(f"keys/{key.id}/delete")
+        assert (unnamed.status_code, "Type CRM sync exactly" in words(unnamed.text)) == (422, True)
         assert cast.call("GET", "/me", key).status_code == 200
         assert cast.rio.post(f"keys/{key.id}/delete", {"name": "CRM sync"}).status_code == 303
-        assert cast.rio.post(f"keys/{other.id}/deactivate").status_code == 303
+        stopped = cast.rio.post(f"keys/{other.id}/deactivate")
+        receipt = words(cast.rio.get(stopped.location).text)
+        assert "“Other” is deactivated" in receipt
+        assert "Requests accepted since not known: use cannot be read right now" in receipt
         assert [cast.call("GET", "/me", each).status_code for each in (key, other)] == [401, 401]
     said = "what keys did cannot be read; pages go on without"
     (told,) = (each for each in caplog.records if each.message.startswith(said))
