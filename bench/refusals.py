@@ -1,8 +1,9 @@
 """What a refusal costs: `.venv/bin/python bench/refusals.py` prints GET /api/v1/me with bad keys beside the floor.
 
 Floor (a route without a check, with a good key's header), good key and each sort of bad key take turns, with 100,000
-stored keys: no key at all by its form, a mistyped one whose checksum is off, and a whole one that nobody was given.
-From this machine's own address: such keys are not limited as those of a network are. Twice:
+stored keys: no key at all by its form, a mistyped one whose checksum is off, and whole ones that nobody was given (each
+time another, and a few that come again and again, as from integrations that have a key of another instance). From
+this machine's own address: such keys are not limited as those of a network are. Twice:
 - in process: what the portal's own code costs, called in a bare loop by a thread that does nothing else. Without the
   wait of an answer about an unknown key (`front.EVEN_AFTER`), which is no work but leaves a processor cold;
 - served: by one worker with all that belongs to it, over eight kept connections, and over 48, as a flood comes. (Over
@@ -15,8 +16,9 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
+from itertools import cycle, islice
 from pathlib import Path
 
 import click
@@ -39,6 +41,8 @@ from tests.databases import KINDS, migrated_template  # noqa: E402
 IN_USE = 5_000
 CALLS = 500  # of each sort, a round in process
 FLOOD = 48  # connections
+MANY = 60_000  # unknown keys: more than are sent
+FEW = 50
 
 
 def credentials(keys: Sequence[str]) -> dict[str, list[str]]:
@@ -49,8 +53,14 @@ def credentials(keys: Sequence[str]) -> dict[str, list[str]]:
         "good": list(keys),
         "malformed": [key[:20] for key in keys],
         "mistyped": [key[:12] + other.get(key[12], "a") + key[13:] for key in keys],
-        "unknown": [KeyFormat().mint(Environment.LIVE).reveal() for _ in keys],
+        "unknown, each new": unknown(MANY),
+        "unknown, the same again": unknown(FEW),
     }
+
+
+def unknown(count: int) -> list[str]:
+    """Make texts of keys that nobody ever had."""
+    return [KeyFormat().mint(Environment.LIVE).reveal() for _ in range(count)]
 
 
 def path_of(sort: str) -> str:
@@ -71,9 +81,11 @@ def kinds(server: Loaded, texts: Mapping[str, Sequence[str]]) -> dict[str, Kind]
     }
 
 
-def called(app: Flask, sort: str, texts: Sequence[str]) -> float:
-    """Call the portal once with each text; give the milliseconds of CPU time a call. Raises for another status."""
-    environs = [create_environ(path_of(sort), headers={"Authorization": f"Bearer {text}"}) for text in texts]
+def called(app: Flask, sort: str, texts: Iterable[str]) -> float:
+    """Call the portal with the next texts; give the milliseconds of CPU time a call. Raises for another status."""
+    environs = [
+        create_environ(path_of(sort), headers={"Authorization": f"Bearer {text}"}) for text in islice(texts, CALLS)
+    ]
     for environ in environs:
         environ["REMOTE_ADDR"] = "127.0.0.1"
     statuses: set[str] = set()
@@ -88,15 +100,16 @@ def called(app: Flask, sort: str, texts: Sequence[str]) -> float:
     took = time.thread_time() - start
     if statuses != {str(status_of(sort))}:
         raise RuntimeError(f"{sort} keys were answered {statuses}")
-    return 1000 * took / len(texts)
+    return 1000 * took / CALLS
 
 
 def in_process(app: Flask, texts: Mapping[str, Sequence[str]], rounds: int) -> str:
     """Call the portal with each sort in turns; lay out medians of what each round gave."""
+    endless = {sort: cycle(of_sort) for sort, of_sort in texts.items()}
     found: dict[str, list[float]] = {sort: [] for sort in texts}
     for n in range(-1, rounds):  # the first round only warms up
         for sort in list(texts)[:: 1 if n % 2 else -1]:
-            took = called(app, sort, texts[sort][:CALLS])
+            took = called(app, sort, endless[sort])
             if n >= 0:
                 found[sort].append(took)
     lines = [f"{'in process':<34}CPU ms  x floor [lowest..highest]"]
@@ -128,8 +141,9 @@ def main(names: Sequence[str], rounds: int, seconds: float) -> None:
             with closing(app.extensions["portal"]):
                 click.echo(in_process(app, texts, rounds))
             with loaded(template.url, Path(folder)) as server:
-                asked = kinds(server, texts)
                 for connections in (CONNECTIONS, FLOOD):
+                    texts["unknown, each new"] = unknown(MANY)
+                    asked = kinds(server, texts)
                     costs = server.compare(asked, rounds, seconds, connections)
                     click.echo(table(f"{connections} connections", costs))
 

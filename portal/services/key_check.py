@@ -162,12 +162,15 @@ class KeyCheck:
         assert self._cache is not None  # noqa: S101 - opened with the connection
         if kept := self._cache.find(digests):
             return kept
+        if self._cache.is_absent(digests[0]):
+            return None
         metrics.key_read()
         if self._database.is_sqlite:
             rows: list[Sequence[Any]] = self._connection.execute(self._sql, digests).fetchall()
         else:
             rows = self._connection.ask(self._sql, digests)
         if not rows:
+            self._cache.keep_absent(digests[0])
             return None
         digest, *row = rows[0]
         record = self._read(row, digests[0])

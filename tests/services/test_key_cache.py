@@ -16,8 +16,8 @@ from psycopg.types.json import JsonDumper
 from sqlalchemy import Connection, create_engine, select, text
 from sqlalchemy.exc import DataError, IntegrityError, InternalError, ProgrammingError
 
-from portal.rules.access import AccessLevel
-from portal.rules.credentials import PlainKey
+from portal.rules.access import AccessLevel, Environment
+from portal.rules.credentials import KeyFormat, PlainKey
 from portal.rules.errors import KeyRefused, Refusal
 from portal.services import keys
 from portal.services.key_check import Caller, KeyCheck
@@ -125,6 +125,30 @@ def test_a_key_is_read_once_until_something_changes(office: Office, counting: Co
     assert told(warm, plain) is Refusal.DEACTIVATED
     assert told(warm, other_plain).key_id == others.id  # type: ignore[union-attr]
     assert counting.reads == 3  # only the one that changed
+
+
+def test_a_text_that_is_no_key_s_is_looked_up_once_until_something_changes(
+    office: Office, counting: Counting, warm: KeyCheck, by_hand: Connection
+) -> None:
+    unknown = [KeyFormat().mint(Environment.LIVE) for _ in range(3)]
+    for plain in unknown * 3:
+        assert told(warm, plain) is Refusal.UNKNOWN
+    assert counting.reads == 3
+    key, _ = office.generate("rio")
+    office.act("rio", keys.deactivate, key.id)
+    for plain in unknown * 2:
+        assert told(warm, plain) is Refusal.UNKNOWN
+    assert counting.reads == 6
+
+
+def test_no_more_texts_without_a_key_are_remembered_than_fit(
+    office: Office, counting: Counting, warm: KeyCheck, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(key_cache, "_KEPT", 3)
+    for _ in range(10):
+        told(warm, KeyFormat().mint(Environment.LIVE))
+    assert len(warm._cache._absent) == 1  # type: ignore[union-attr]
+    assert counting.reads == 10
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.__tablename__)
@@ -434,6 +458,27 @@ def test_while_a_change_is_half_way_each_request_reads_its_key(
         assert counting.reads == before + 3
         (other.commit if is_kept else other.rollback)()
     assert (told(warm, plain) is Refusal.REVOKED) == is_kept
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("is_kept", [True, False], ids=["committed", "rolled back"])
+def test_while_a_key_comes_back_its_text_is_looked_up_by_each_request(
+    office: Office, counting: Counting, warm: KeyCheck, by_hand: Connection, is_kept: bool
+) -> None:
+    """It was known to be no key's; what is put in under a number of its own may be one that was there."""
+    _, plain = office.generate("rio")
+    by_hand.exec_driver_sql("CREATE TEMP TABLE gone AS SELECT * FROM api_key")
+    by_hand.exec_driver_sql("DELETE FROM api_key")
+    for _ in range(2):
+        assert told(warm, plain) is Refusal.UNKNOWN
+    before = counting.reads
+    by_hand.exec_driver_sql("BEGIN")
+    by_hand.exec_driver_sql("INSERT INTO api_key SELECT * FROM gone")
+    for _ in range(3):
+        assert told(warm, plain) is Refusal.UNKNOWN
+    assert counting.reads == before + 3
+    by_hand.exec_driver_sql("COMMIT" if is_kept else "ROLLBACK")
+    assert isinstance(told(warm, plain), Caller) == is_kept
 
 
 @pytest.fixture

@@ -25,8 +25,11 @@ class KeyLog(Protocol):
         Raises one of `database.TROUBLE` when the database cannot be asked.
         """
 
-    def covers(self, key: int) -> bool:
-        """Say whether the last news of a key were complete up to that moment, so that what was kept may be used."""
+    def covers(self, key: int | None) -> bool:
+        """Say whether the last news were complete up to that moment, so that what was kept may be used.
+
+        Those of one key; without one, those of all keys, also of such as are not there.
+        """
 
     def is_installed(self) -> bool:
         """Say whether every change is written down as this code wants it."""

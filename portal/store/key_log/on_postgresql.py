@@ -27,8 +27,11 @@ Why nobody who uses a lease on a part is told less of it than the last commit th
 
 The clocks of hosts need not agree, only go on at about the same pace: `LEASE` is five sixths of `WAIT`. (A hypervisor
 that stops a machine with its clock breaks that for the rest of a lease; so does a database server whose clock is put
-forward in the middle of a wait.) A key that the same transaction made is in nobody's records, so making one waits for
-nothing.
+forward in the middle of a wait.)
+
+A key whose row takes the number that this session has just drawn for it is new: nobody is told its text before it is
+committed, so nobody has asked for it in vain, and it is in nobody's records. Making one, with its scopes, waits for
+nothing and stands in no line. A row with a number of its own may be one that comes back: that is a change.
 
 What no line tells of: tables that are rewritten by ALTER TABLE, rows that are changed while triggers are off. To
 restore a dump in place, stop the portal.
@@ -65,13 +68,14 @@ _PART = f"{TABLE}_part_%s"
 _EACH = [_PART % part for part in range(PARTS)]
 _EVERY = (1 << PARTS) - 1  # parts, a bit for each
 # Its arguments: the log's column, and the table's. Two settings that end with the transaction remember which keys it
-# made and which part it has locked; rolling back to a savepoint sets them back too, and lets go of the locks.
+# put in and which part it has locked; rolling back to a savepoint sets them back too, and lets go of the locks.
 _NOTE = f"""
 DECLARE
     was bigint := to_jsonb(OLD) ->> TG_ARGV[1];
     becomes bigint := to_jsonb(NEW) ->> TG_ARGV[1];
     made text := coalesce(current_setting('portal.made', true), '');
     locked text := coalesce(current_setting('portal.locked', true), '');
+    drawn bigint;
     part bigint;
     is_first boolean := locked = '';
     is_new boolean;
@@ -80,7 +84,13 @@ BEGIN
         IF length(made) < 1000 THEN  -- a restore makes so many that looking through them would take longer than a wait
             PERFORM set_config('portal.made', made || becomes || ' ', true);
         END IF;
-        RETURN NULL;
+        BEGIN
+            drawn := currval(pg_get_serial_sequence('{KEYS.table}', '{KEYS.column}'));
+        EXCEPTION WHEN object_not_in_prerequisite_state THEN  -- this session has never drawn one
+        END;
+        IF becomes = drawn THEN
+            RETURN NULL;
+        END IF;
     END IF;
     IF TG_OP = 'INSERT' AND TG_ARGV[0] = 'key_id' AND position(' ' || becomes || ' ' IN ' ' || made) > 0 THEN
         RETURN NULL;
@@ -179,7 +189,9 @@ class PostgresqlLog:
         self._is_there = False
         self._seen = [-1] * PARTS  # the last line that was read when there was a lease on the part
 
-    def covers(self, key: int) -> bool:
+    def covers(self, key: int | None) -> bool:
+        if key is None:
+            return self._held == _EVERY
         return bool(self._held >> (key & (PARTS - 1)) & 1)
 
     def news(self) -> Sequence[Change] | None:

@@ -40,7 +40,7 @@ class SqliteLog:
         self._schema = -1
         self._seen = -1  # the last line that was read
 
-    def covers(self, _key: int) -> bool:
+    def covers(self, _key: int | None) -> bool:
         return self.is_fit
 
     def news(self) -> Sequence[Change] | None:
