@@ -28,7 +28,7 @@ from werkzeug.test import create_environ
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bench.floor import create_floor  # noqa: E402
+from bench.floor import LATE, create_floor  # noqa: E402
 from bench.load import CONNECTIONS, FLOOR, Kind, Loaded, circumstances, loaded, table  # noqa: E402
 from bench.seed import add_keys, multiply  # noqa: E402
 from portal.rules.access import Environment  # noqa: E402
@@ -50,6 +50,7 @@ def credentials(keys: Sequence[str]) -> dict[str, list[str]]:
     other = {"a": "b"}
     return {
         FLOOR: list(keys),
+        "floor, late": list(keys),
         "good": list(keys),
         "malformed": [key[:20] for key in keys],
         "mistyped": [key[:12] + other.get(key[12], "a") + key[13:] for key in keys],
@@ -65,12 +66,12 @@ def unknown(count: int) -> list[str]:
 
 def path_of(sort: str) -> str:
     """Name the route that a sort of key is sent to."""
-    return "/api/v1/floor" if sort == FLOOR else "/api/v1/me"
+    return {FLOOR: "/api/v1/floor", "floor, late": LATE}.get(sort, "/api/v1/me")
 
 
 def status_of(sort: str) -> int:
     """Give the status that answers a sort of key."""
-    return 200 if sort in (FLOOR, "good") else 401
+    return 200 if sort in (FLOOR, "floor, late", "good") else 401
 
 
 def kinds(server: Loaded, texts: Mapping[str, Sequence[str]]) -> dict[str, Kind]:
