@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import re
+import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping
@@ -473,4 +474,6 @@ def run_server(settings: Settings, target: str = "app:create_app") -> None:
     )
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # glibc's, see mallopt(3); workers are forked
         mallopt(_M_ARENA_MAX, 2)  # heaps for so many threads would take 7 MB
+    if os.isatty(0):  # a terminal that closes ends what it began; from elsewhere SIGHUP means new workers
+        server.on_startup(lambda: signal.signal(signal.SIGHUP, server.signal_handler_interrupt))
     server.serve()

@@ -36,7 +36,7 @@ _KINDS = {
     "latchkey_key_reconnects_total": ("counter", "Connections that the check of keys opened anew."),
     "latchkey_usage_flushes_total": ("counter", "Batches of usage: written, failed (tried again), lost."),
     "latchkey_usage_lag_seconds": ("gauge", "How long the oldest usage has waited since it could not be written."),
-    "latchkey_redis_up": ("gauge", "1 while Redis answers every process, 0 while it does not; none without Redis."),
+    "latchkey_redis_up": ("gauge", "1 while Redis answers every process that asks, 0 while it does not."),
     "latchkey_processes": ("gauge", "Processes that serve and have counted something."),
     "latchkey_build_info": ("gauge", "What runs here."),
 }
@@ -195,7 +195,10 @@ def version() -> str:
 
 @cache
 def _numbers() -> Numbers:
-    """Open this process's numbers with the first that it counts, after the server has started it."""
+    """Open this process's numbers with the first that it counts.
+
+    Not before the server has started it: what the server's own process opened, all that it forks would take for theirs.
+    """
     with _opening:  # or threads that count first at one time would open several
         return _open()
 

@@ -2,8 +2,11 @@
 
 import errno
 import json
+import os
 import re
+import signal
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
@@ -24,7 +27,7 @@ from portal.store.key_log import log_of
 from portal.store.migrate import check
 from portal.store.models import ApiKey, AuditEvent, Member, Workspace
 from tests.cast import Cast, MadeKey
-from tests.servers import free_port
+from tests.servers import STOP_SECONDS, Server, free_port, serving
 
 SCHEMA = {"type": "object", "properties": {"sku": {"type": "string"}}, "required": ["sku"]}
 
@@ -573,6 +576,38 @@ def test_a_workspaces_last_administrator_can_be_stopped_and_the_operator_is_warn
     printed = run(cast.app, "deactivate-account", "ana@acme.test")
     assert "Warning: nobody administers acme. For another administrator: .venv/bin/flask invite-admin acme" in printed
     assert "flask invite-admin acme EMAIL" in printed
+
+
+IN_A_TERMINAL = """
+import os, sys
+outside, inside = os.openpty()
+os.set_inheritable(outside, True)
+os.dup2(inside, 0)
+os.execv(sys.executable, [sys.executable, "-m", "flask", "serve"])
+"""
+
+
+@pytest.mark.once
+def test_a_terminal_that_closes_ends_the_server_that_runs_in_it(blank_url: str, tmp_path: Path) -> None:
+    """Elsewhere the same signal replaces the workers."""
+    with serving(blank_url, tmp_path, ("-c", IN_A_TERMINAL)) as server:
+        os.kill(server.session, signal.SIGHUP)
+        assert is_gone(server)
+    with serving(blank_url, tmp_path) as server:
+        os.kill(server.session, signal.SIGHUP)
+        assert not is_gone(server, within=3)
+
+
+def is_gone(server: Server, within: float = STOP_SECONDS) -> bool:
+    """Say whether nobody listens any more, at the latest after so many seconds."""
+    until = time.monotonic() + within
+    while time.monotonic() < until:
+        try:
+            socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))).close()
+        except ConnectionRefusedError:
+            return True
+        time.sleep(0.1)
+    return False
 
 
 @pytest.mark.parametrize("command", ["deactivate-account", "reactivate-account"])

@@ -296,6 +296,14 @@ def test_what_a_client_says_of_itself_never_reaches_the_service(gate: Gate) -> N
     assert gate.get(None, **forged).status == 401
 
 
+def test_a_client_cannot_have_a_header_taken_out_as_one_of_the_connection(gate: Gate) -> None:
+    """RFC 9110, section 7.6.1: what `Connection` names goes no further than the next hop."""
+    for named in (", ".join(f"X-Auth-{name}" for name in AUTH), "x-auth-key", "keep-alive,X-AUTH-ENVIRONMENT"):
+        answer = gate.get("good", Connection=named)
+        reached = {name.lower() for name, _ in json.loads(answer.text)}
+        assert (answer.status, {f"x-auth-{name.lower()}" for name in AUTH} - reached) == (200, set()), named
+
+
 def test_an_error_of_the_service_is_not_taken_for_one_of_the_key(gate: Gate) -> None:
     answer = gate.get("good", "/broken")
     assert (answer.status, "x-auth-key" in answer.text.lower()) == (500, True)

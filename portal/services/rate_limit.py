@@ -65,10 +65,9 @@ class RateLimit:
         self._host = HostWindows(path)
         self._shared = RedisWindows(redis_url) if redis_url else None
         self._is_away = False  # Redis; then a thread looks for it
+        self._has_answered = False  # since this process began
         self._losing = threading.Lock()
         self._closing = threading.Event()
-        if self._shared:
-            metrics.redis_is_up(True)
 
     def admit(
         self, key_pk: int, key_id: str, per_minute: int | None = None, per_second: int | None = None
@@ -87,14 +86,27 @@ class RateLimit:
         except (RedisError, OSError) as error:
             self._lose(error)
             return self._host.admit(key_pk, per_minute, per_second)
+        if not self._has_answered:
+            self._find()
         if not admission.wait:
             self._host.admit(key_pk, per_minute, per_second, noted=True)  # should Redis go away, this host knows
         return admission
 
     @property
     def shared_state(self) -> str | None:
-        """Say how Redis does, `up` or `away`; None where there is none."""
+        """Say how Redis did when it was last asked, `up` (also before that) or `away`; None where there is none."""
         return None if self._shared is None else "away" if self._is_away else "up"
+
+    def look(self) -> str | None:
+        """Ask Redis, if it is not known to be away, and say how it does: see `shared_state`."""
+        if self._shared and not self._is_away:
+            try:
+                self._shared.try_out()
+            except (RedisError, OSError) as error:
+                self._lose(error)
+            else:
+                self._find()
+        return self.shared_state
 
     def close(self) -> None:
         """Let go of the file and of Redis."""
@@ -109,7 +121,8 @@ class RateLimit:
                 return
             self._is_away = True
         metrics.redis_is_up(False)
-        _log.error("Redis is away: each host limits by itself until it is back", extra={"error": type(error).__name__})
+        cause = f"{type(error).__name__}: {error}"[:200]
+        _log.error("Redis is away: each host limits by itself until it is back", extra={"error": cause})
         threading.Thread(target=self._look_for_it, name="redis", daemon=True).start()
 
     def _look_for_it(self) -> None:
@@ -120,9 +133,12 @@ class RateLimit:
             except (RedisError, OSError):
                 continue
             _log.warning("Redis is back: the limits hold over all hosts again")
-            self._is_away = False
-            metrics.redis_is_up(True)
+            self._find()
             return
+
+    def _find(self) -> None:
+        self._is_away, self._has_answered = False, True
+        metrics.redis_is_up(True)
 
 
 # --- One host -------------------------------------------------------------------------------------------------------

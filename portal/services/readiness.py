@@ -11,11 +11,12 @@ from concurrent.futures import TimeoutError as TookTooLong
 from functools import cache
 from typing import Any
 
-from portal.store.database import TROUBLE, Database
+from portal.store.database import TROUBLE, Database, is_silent
 from portal.store.migrate import newest
 
 _log = logging.getLogger(__name__)
 _PATIENCE = 0.9  # seconds
+_SILENT = "The database does not answer."
 _newest = cache(newest)
 
 
@@ -40,7 +41,7 @@ class Readiness:
         try:
             says = asked.result(_PATIENCE)
         except TookTooLong:
-            says = "The database does not answer."
+            says = _SILENT
         if says != self._said:
             self._said = says
             _log.warning("not ready: %s", says) if says else _log.info("ready again")
@@ -55,8 +56,8 @@ class Readiness:
     def _answer(self, asked: "Future[str]") -> None:
         try:
             asked.set_result(self._ask())
-        except TROUBLE:
-            asked.set_result("The database cannot be asked.")
+        except TROUBLE as trouble:
+            asked.set_result(_SILENT if is_silent(trouble) else "The database cannot be asked.")
         except Exception as error:
             asked.set_exception(error)
 

@@ -63,6 +63,15 @@ def out_of_reach(error: Exception) -> bool:
     return isinstance(cause, psycopg.OperationalError) and cause.sqlstate is None
 
 
+class _Silent(psycopg.OperationalError):
+    """A server that says nothing."""
+
+
+def is_silent(error: Exception) -> bool:
+    """Say whether PostgreSQL takes connections or questions and says nothing, as one that hangs does."""
+    return isinstance(getattr(error, "orig", error), _Silent | psycopg.errors.ConnectionTimeout)
+
+
 class Moment(TypeDecorator[datetime]):
     """An aware UTC moment with microseconds; SQLite, which has no such type, keeps it as sortable text."""
 
@@ -287,7 +296,7 @@ class _Impatient(psycopg.Connection[Any]):
     def _give_up(self) -> psycopg.OperationalError:
         self.pgconn.finish()  # whatever it answers later belongs to nobody
         self.hush.begin()
-        return psycopg.OperationalError("the server does not answer")
+        return _Silent("the server does not answer")
 
 
 def _checked(result: PGresult) -> PGresult:
@@ -311,7 +320,7 @@ class _Hush:
     def check(self) -> None:
         """Raise while the server is left alone."""
         if time.monotonic() < self._until:
-            raise psycopg.OperationalError("the server did not answer just now")
+            raise _Silent("the server did not answer just now")
 
 
 def _prepare_postgresql(engine: Engine) -> None:
@@ -330,6 +339,7 @@ def _prepare_postgresql(engine: Engine) -> None:
     ping = engine.dialect.do_ping
 
     def quick_ping(connection: Any) -> bool:
+        hush.check()
         connection.silence = _QUICK_SILENCE
         try:
             return ping(connection)

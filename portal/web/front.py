@@ -37,6 +37,7 @@ SECURITY_HEADERS = [
 ]
 _HTTPS_HEADERS = [("Strict-Transport-Security", "max-age=31536000")]
 _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9A-Za-z._-]+))(?::[0-9]{1,5})?")
+_HOP = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+))(?::[0-9]{1,5})?")
 # What is asked about the process itself, by machines that know it by its address: answered beside the others, so that a
 # database which hangs does not make the process look dead.
 ASIDE = frozenset({"/healthz", "/readyz", "/metrics"})
@@ -168,7 +169,7 @@ class Front:
         if self._trusted and self._is_trusted(peer):
             hops = [hop.strip() for hop in environ.get("HTTP_X_FORWARDED_FOR", "").split(",") if hop.strip()]
             # From the nearest hop outwards: the first that is no proxy of ours is the client.
-            for hop in reversed(hops):
+            for hop in map(_without_port, reversed(hops)):
                 if _address(hop) is None:
                     break
                 peer = hop
@@ -183,6 +184,12 @@ class Front:
     def _is_trusted(self, text: str) -> bool:
         address = _address(text)
         return address is not None and any(address in network for network in self._trusted)
+
+
+def _without_port(hop: str) -> str:
+    """Give the address of a hop in X-Forwarded-For, to which some gateways add the port."""
+    match = _HOP.fullmatch(hop)
+    return match[1] or match[2] if match else hop
 
 
 def _host_name(host: str) -> str:

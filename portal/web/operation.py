@@ -29,7 +29,8 @@ def readyz() -> Response:
     """Say whether the process can do its work: 200, or 503 with the reason, within a second."""
     trouble = portal().readiness.trouble()
     redis = {None: "not used", "up": "answers", "away": "away; this host limits rates by itself"}
-    lines = f"{trouble or 'ready'}\nRedis: {redis[portal().rate_limit.shared_state]}"
+    limits = portal().rate_limit
+    lines = f"{trouble or 'ready'}\nRedis: {redis[limits.shared_state if trouble else limits.look()]}"
     response = _plain(lines, 503 if trouble else 200)
     if trouble:
         response.headers["Retry-After"] = "5"

@@ -8,7 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from app import create_app
 from portal import metrics
 from portal.metrics import BUCKETS
-from portal.store.database import Database
+from portal.store.database import TROUBLE, Database
 from tests.cast import Cast
 from tests.databases import Template
 from tests.servers import serving
+from tests.valkey import valkey
 
 pytestmark = pytest.mark.both
 
@@ -95,6 +96,19 @@ def silent_url() -> Iterator[str]:
         yield f"postgresql://nobody@127.0.0.1:{server.getsockname()[1]}/portal"
 
 
+def test_a_database_that_hangs_is_told_of_in_the_same_words_each_time(
+    silent_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However long after the question that was not answered one asks again."""
+    client = portal_with(silent_url, tmp_path).test_client()
+    for _ in range(4):
+        assert client.get("/readyz").text.startswith("The database does not answer.")
+        time.sleep(0.3)
+    assert [each.getMessage() for each in caplog.records if each.name.endswith("readiness")] == [
+        "not ready: The database does not answer."
+    ]
+
+
 def test_a_database_that_hangs_is_told_within_a_second_and_holds_nobody_up(silent_url: str, tmp_path: Path) -> None:
     app = portal_with(silent_url, tmp_path)
     key = "Bearer " + app.extensions["portal"].settings.keyring.format.mint("live").reveal()
@@ -121,6 +135,18 @@ def test_a_question_to_a_server_that_went_silent_is_given_up(database_url: str) 
             connection.execute("SELECT pg_sleep(8)")
         assert time.monotonic() - start < 4
         assert connection.closed
+
+
+@pytest.mark.server
+def test_after_a_server_went_silent_nobody_waits_for_a_pooled_connection_to_it(database_url: str) -> None:
+    with closing(Database(database_url)) as database:
+        with closing(database.driver_connection()) as asking, database.reading() as session:
+            session.connection()
+            with pytest.raises(psycopg.OperationalError):
+                asking.execute("SELECT pg_sleep(8)")
+        for use in (database.driver_connection, lambda: database.reading().__enter__().connection()):
+            with pytest.raises(TROUBLE, match="did not answer just now"):
+                use()
 
 
 @pytest.mark.server
@@ -207,8 +233,13 @@ def test_a_token_that_anybody_guesses_stops_the_start(database_url: str, tmp_pat
         portal_with(database_url, tmp_path, PORTAL_METRICS_TOKEN="short")
 
 
-def test_all_workers_count_together_and_exactly(template: Template, tmp_path: Path) -> None:
-    with template.copy() as url, serving(url, tmp_path, PORTAL_WORKERS="3") as server:
+@pytest.mark.parametrize("has_redis", [False, True], ids=["one host", "with Redis"])
+def test_all_workers_count_together_and_exactly(template: Template, tmp_path: Path, has_redis: bool) -> None:
+    with ExitStack() as stack:
+        settings = {"PORTAL_REDIS_URL": stack.enter_context(valkey()).url} if has_redis else {}
+        server = stack.enter_context(
+            serving(stack.enter_context(template.copy()), tmp_path, PORTAL_WORKERS="3", **settings)
+        )
         seen = set()
         for n in range(1, 121):  # a connection each, so that they reach whichever worker
             with pytest.raises(urllib.error.HTTPError) as refused:
@@ -221,6 +252,17 @@ def test_all_workers_count_together_and_exactly(template: Template, tmp_path: Pa
                 assert found["latchkey_requests_total|api.me|GET|4xx"] == n
                 seen.add(found["latchkey_processes"])
         assert max(seen) > 1
+
+
+def test_a_redis_that_never_answered_is_not_said_to_answer(database_url: str, tmp_path: Path) -> None:
+    with valkey() as redis:
+        app = portal_with(database_url, tmp_path, PORTAL_REDIS_URL=redis.url)
+        assert app.test_client().get("/readyz").text == "ready\nRedis: answers\n"
+        redis.stop()
+        app = portal_with(database_url, tmp_path, PORTAL_REDIS_URL=redis.url)
+        ready = app.test_client().get("/readyz")
+    assert (ready.status_code, ready.text) == (200, "ready\nRedis: away; this host limits rates by itself\n")
+    assert numbers(app.test_client().get("/metrics").text)["latchkey_redis_up"] == 0
 
 
 def test_what_a_killed_server_left_behind_goes_with_the_next_start() -> None:
