@@ -44,8 +44,8 @@ from portal.services import (
 from portal.services.actor import operator
 from portal.settings import Settings, misspelt
 from portal.store import backup
-from portal.store.database import MISTAKES, TROUBLE, Session, lacks_tables, out_of_reach
-from portal.store.migrate import NewerDatabase, migrate
+from portal.store.database import MISTAKES, TROUBLE, Session, lacks_file, out_of_reach
+from portal.store.migrate import OtherMigration, migrate, migration_of
 from portal.web.http import portal
 
 _M_ARENA_MAX = -8
@@ -55,23 +55,33 @@ _MAX_HEADERS = 16 * 1024  # bytes of a request's header block
 commands = Blueprint("commands", __name__, cli_group=None)
 
 
-def _say_errors(function: Callable[..., None]) -> Callable[..., None]:
+def _say_errors(function: Callable[..., None], needs_tables: bool) -> Callable[..., None]:
     @wraps(function)
     def careful(**values: Any) -> None:
         try:
+            if needs_tables:
+                with portal().database.reading() as session:
+                    migration_of(session.connection())
             function(**values)
         except PortalError as error:
             raise click.ClickException(error.message) from None
-        except (backup.BadBackup, NewerDatabase) as error:
+        except (backup.BadBackup, OtherMigration) as error:
             raise click.ClickException(str(error)) from None
         except (*TROUBLE, *MISTAKES) as error:
             reason = str(getattr(error, "orig", error)).strip().splitlines()[0].rstrip(".")
             advice = ""
-            if lacks_tables(error):
-                advice = " If it is new, run: .venv/bin/flask migrate"
-            elif out_of_reach(error):
+            if out_of_reach(error):
                 advice = " See that PORTAL_DATABASE_URL is right and that PostgreSQL runs."
+            elif file := lacks_file(error, portal().database):
+                advice = f" See that this user may write {file} and its folder, and that the disk is not read-only."
             raise click.ClickException(f"The database cannot do this: {reason}.{advice}") from None
+        except UnicodeError:
+            raise click.ClickException("An argument is not UTF-8.") from None
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise  # whoever reads has seen enough; click ends quietly then
+            what = error.filename or "The output"
+            raise click.ClickException(f"{what} cannot be written: {error.strerror}.") from None
 
     return careful
 
@@ -80,7 +90,8 @@ def command(name: str) -> Callable[[Callable[..., None]], click.Command]:
     """Make a function the command `flask NAME`."""
 
     def decorate(function: Callable[..., None]) -> click.Command:
-        made: click.Command = commands.cli.command(name)(_say_errors(function))
+        careful = _say_errors(function, needs_tables=name not in ("migrate", "serve"))
+        made: click.Command = commands.cli.command(name)(careful)
         return made
 
     return decorate
@@ -131,11 +142,11 @@ def create_workspace(slug: str, name: str, admin: str) -> None:
         with portal().database.transaction() as session:
             workspace = workspaces.create(session, actor, slug, name)
             token = invitations.issue(session, actor, workspace, admin, Role.ADMIN)
+            click.echo(f"Workspace {slug} is there.")
+            _tell_invitation(admin, token)
     except Conflict as error:
         advice = f"For a new link: .venv/bin/flask invite-admin {slug} {admin}"
         raise click.ClickException(f"{error.message} {advice}") from None
-    click.echo(f"Workspace {slug} is there.")
-    _tell_invitation(admin, token)
 
 
 @command("invite-admin")
@@ -149,7 +160,7 @@ def invite_admin(workspace: str, email: str) -> None:
     """
     with portal().database.transaction() as session:
         token = invitations.invite_admin(session, operator(), workspaces.get(session, workspace), email)
-    _tell_invitation(email, token)
+        _tell_invitation(email, token)
 
 
 @command("add-solution")
@@ -245,7 +256,7 @@ def reset_password(email: str) -> None:
             advice += "Who has not joined yet needs a link: .venv/bin/flask invite-admin WORKSPACE EMAIL"
             raise NotFound(f"Nobody can sign in as {email}.\n{advice}")
         token = passwords.begin_reset(session, who, account)
-    _tell_reset(email, token)
+        _tell_reset(email, token)
 
 
 @command("deactivate-account")
@@ -268,11 +279,11 @@ def reactivate_account(email: str) -> None:
     """Let a person in again with their keys, and print a one-time link for a new password: the old one has ended."""
     with portal().database.transaction() as session:
         token = people.reactivate_account(session, operator(), email)
-    if token is None:
-        click.echo(f"The account {email} is already active. Nothing was changed.")
-        return
-    click.echo(f"The account {email} is active again, with its keys as they were. Its old password has ended.")
-    _tell_reset(email, token)
+        if token is None:
+            click.echo(f"The account {email} is already active. Nothing was changed.")
+            return
+        click.echo(f"The account {email} is active again, with its keys as they were. Its old password has ended.")
+        _tell_reset(email, token)
 
 
 @command("backup")
@@ -342,6 +353,9 @@ def notify() -> None:
         raise click.ClickException(f"{_counted(len(failed), 'mail')} not taken:\n{tries}")
 
 
+# The next two are called before a change is committed: a link that cannot be printed must not have been made.
+
+
 def _tell_invitation(email: str, token: str) -> None:
     click.echo(f"Send this link to {email}; it works once, for {invitations.INVITATION_LIFE.days} days:")
     click.echo(f"{portal().settings.base_url}/invite/{token}")
@@ -360,7 +374,6 @@ def _warn_of(orphans: list[str]) -> None:
 
 def _is_blank() -> bool:
     with portal().database.reading() as session:
-        backup.check_migration(session.connection())
         return backup.is_empty(session)
 
 

@@ -9,9 +9,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from email.utils import formataddr, parseaddr
+from email.utils import formataddr, getaddresses, parseaddr
 from pathlib import Path
 from urllib.parse import urlsplit
+
+from redis import ConnectionPool
 
 from portal.rules.credentials import KeyFormat, Keyring, Pepper
 from portal.rules.text import clean_email
@@ -119,10 +121,17 @@ def _number(environ: Mapping[str, str], name: str, default: int, lowest: int, hi
     return int(text)
 
 
+_LABEL = "[0-9a-z_](?:[0-9a-z_-]*[0-9a-z_])?"  # names inside a network may have underscores
+_BASE_URL = re.compile(
+    rf"(https?)://(\[[0-9a-f:.]+\]|{_LABEL}(?:\.{_LABEL})*)(:[0-9]{{1,5}})?/?", re.ASCII | re.IGNORECASE
+)
+_LONGEST_HOST = 200  # characters; mail may come from an address there
+
+
 def _split_base_url(text: str) -> tuple[str, str, str]:
     """Give the base URL in its plain form, its scheme and its host."""
-    match = re.fullmatch(r"(https?)://(\[[0-9a-f:.]+\]|[0-9a-z._-]+)(:[0-9]{1,5})?/?", text, re.ASCII | re.IGNORECASE)
-    if not match or int((match[3] or ":1")[1:]) > 65_535:
+    match = _BASE_URL.fullmatch(text)
+    if not match or not 1 <= int((match[3] or ":1")[1:]) <= 65_535 or len(match[2]) > _LONGEST_HOST:
         raise BadSetting(f"PORTAL_BASE_URL must look like https://keys.example.org, not {text[:200]!r}.")
     scheme, host, port = match[1].lower(), match[2].lower(), match[3] or ""
     if port == {"http": ":80", "https": ":443"}[scheme]:
@@ -154,6 +163,10 @@ def _peppers(environ: Mapping[str, str], instance: Path | None) -> tuple[Pepper,
         raise BadSetting("PORTAL_KEY_PEPPERS must look like id:secret, newest first, parted by commas.")
     if len({name for name, _, _ in pairs}) != len(pairs):
         raise BadSetting("PORTAL_KEY_PEPPERS names an id twice.")
+    if any(re.search(r"[\s:;]", secret) for *_, secret in pairs):  # two pairs, most likely, taken for one
+        raise BadSetting(
+            "PORTAL_KEY_PEPPERS: put commas between pairs; a secret has no space, semicolon or colon in it."
+        )
     return tuple(Pepper(name, _checked_secret("PORTAL_KEY_PEPPERS", secret).encode()) for name, _, secret in pairs)
 
 
@@ -180,7 +193,7 @@ def _kept_secret(path: Path) -> str:
         with suppress(FileExistsError):
             os.link(draft, path)  # whole or not at all, and never over another's
         Path(draft).unlink()
-    return _checked_secret(str(path), path.read_text().strip())
+    return _checked_secret(str(path), path.read_text("ascii", "replace").strip())
 
 
 def _key_format(environ: Mapping[str, str]) -> KeyFormat:
@@ -209,6 +222,13 @@ def _redis_url(environ: Mapping[str, str]) -> str | None:
         good = False
     if not good or not re.fullmatch(r"(/[0-9]{0,3})?", parts.path):
         raise BadSetting("PORTAL_REDIS_URL must look like redis://:password@redis.example.org:6379/0 or rediss://….")
+    try:
+        ConnectionPool.from_url(text).make_connection()  # which connects to nothing yet
+    except (TypeError, ValueError):
+        message = (
+            "PORTAL_REDIS_URL: what stands behind its ? is no option of such a connection; ssl_… are those of rediss."
+        )
+        raise BadSetting(message) from None
     return text
 
 
@@ -232,7 +252,8 @@ def _smtp_url(environ: Mapping[str, str]) -> str | None:
 def _mail_from(environ: Mapping[str, str], host: str) -> str:
     text = environ.get("PORTAL_MAIL_FROM") or f"Latchkey <latchkey@{'localhost' if ':' in host else host}>"
     name, address = parseaddr(text)
-    if not (text.isprintable() and address.isascii() and clean_email(address)):
+    is_one = len(getaddresses([text])) == 1
+    if not (is_one and text.isprintable() and address.isascii() and clean_email(address)):
         raise BadSetting(f"PORTAL_MAIL_FROM must look like Keys <keys@example.org>, not {text[:80]!r}.")
     return formataddr((name, address))
 

@@ -6,6 +6,8 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -25,9 +27,9 @@ from portal import cli, demo
 from portal.store.database import Database
 from portal.store.key_log import log_of
 from portal.store.migrate import check
-from portal.store.models import ApiKey, AuditEvent, Member, Workspace
+from portal.store.models import ApiKey, AuditEvent, Invitation, Member, Workspace
 from tests.cast import Cast, MadeKey
-from tests.servers import STOP_SECONDS, Server, free_port, serving
+from tests.servers import ROOT, STOP_SECONDS, Server, free_port, serving
 
 SCHEMA = {"type": "object", "properties": {"sku": {"type": "string"}}, "required": ["sku"]}
 
@@ -102,7 +104,7 @@ def test_seed_demo_refuses_a_database_in_which_somebody_is(app: Flask, database:
     "command", [["list-keys", "acme"], ["revoke-key", "key_1"], ["create-workspace", "a1", "A", "--admin", "a@b.test"]]
 )
 def test_a_command_before_the_first_migration_says_so(blank_app: Flask, command: list[str]) -> None:
-    assert refused(blank_app, *command).endswith(" If it is new, run: .venv/bin/flask migrate\n")  # as it can be pasted
+    assert refused(blank_app, *command).endswith(" has no tables yet. Run: .venv/bin/flask migrate\n")  # to be pasted
 
 
 def test_code_that_is_older_than_the_database_says_so(blank_app: Flask) -> None:
@@ -113,6 +115,51 @@ def test_code_that_is_older_than_the_database_says_so(blank_app: Flask) -> None:
         told = refused(blank_app, command)
         assert "newer version" in told
         assert "feedbeef0000" in told
+    for others in (["list-keys", "acme"], ["create-workspace", "a1", "A", "--admin", "a@b.test"], ["notify"]):
+        assert "newer version" in refused(blank_app, *others)
+
+
+def test_code_that_is_newer_than_the_database_says_so(blank_app: Flask) -> None:
+    run(blank_app, "migrate")
+    with blank_app.extensions["portal"].database.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0001'")
+    assert "older migration than this code. Run: .venv/bin/flask migrate" in refused(blank_app, "list-keys", "acme")
+
+
+@pytest.mark.once
+def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    app = create_app({"PORTAL_INSTANCE": str(tmp_path)})
+    (tmp_path / "portal.db").unlink()
+    (tmp_path / "portal.db").mkdir()
+    assert f"may write {tmp_path / 'portal.db'} and its folder" in refused(app, "list-keys", "acme")
+
+
+@pytest.mark.parametrize("command", [["list-keys", "\udcff"], ["invite-admin", "acme", "\udcff@b.test"]])
+def test_an_argument_that_is_not_utf_8_is_told_of(app: Flask, command: list[str]) -> None:
+    assert refused(app, *command)
+
+
+@pytest.mark.once
+def test_a_link_that_cannot_be_printed_was_not_made(app: Flask, database_url: str, tmp_path: Path) -> None:
+    def invitations() -> list[Any]:
+        with app.extensions["portal"].database.reading() as session:
+            return list(session.execute(select(Invitation.id, Invitation.withdrawn_at)))
+
+    run(app, "invite-admin", "acme", "new@acme.test")
+    before = invitations()
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("PORTAL_")}
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "flask", "invite-admin", "acme", "new@acme.test"],
+            cwd=ROOT,
+            env=environ | {"PORTAL_DATABASE_URL": database_url, "PORTAL_INSTANCE": str(tmp_path)},
+            check=False,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert (done.returncode, done.stderr) == (1, "Error: The output cannot be written: No space left on device.\n")
+    assert invitations() == before
 
 
 # --- Serving --------------------------------------------------------------------------------------------------------
@@ -179,7 +226,7 @@ def test_a_port_on_which_somebody_listens_is_not_shared(
         assert told.startswith(f"Error: Port {port_of(app)} is taken by another program.")
         assert "PORT=8080 make run" in told
         assert told.count("\n") == 1
-        assert "no such table" in refused(app, "list-keys", "acme")  # the database was left alone
+        assert "no tables yet" in refused(app, "list-keys", "acme")  # the database was left alone
     assert not served
 
 

@@ -176,6 +176,11 @@ def test_trusted_proxies_are_addresses_and_networks(instance: Path) -> None:
         ("PORTAL_BASE_URL", "https://keys.example.org:99999"),
         ("PORTAL_BASE_URL", "https://[::1"),
         ("PORTAL_BASE_URL", "https://keys example.org"),
+        ("PORTAL_BASE_URL", "https://keys.example.org:0"),
+        ("PORTAL_BASE_URL", "https://keys.example.org."),
+        ("PORTAL_BASE_URL", "https://keys..example.org"),
+        ("PORTAL_BASE_URL", "https://-"),
+        ("PORTAL_BASE_URL", f"https://{'a' * 300}.org"),
         ("PORTAL_SECRET_KEY", ""),
         ("PORTAL_SECRET_KEY", "short"),
         ("PORTAL_SECRET_KEY", GOOD[:31]),
@@ -195,11 +200,19 @@ def test_trusted_proxies_are_addresses_and_networks(instance: Path) -> None:
         ("PORTAL_KEY_PEPPERS", f"a b:{GOOD}"),
         ("PORTAL_KEY_PEPPERS", f"{'a' * 21}:{GOOD}"),
         ("PORTAL_KEY_PEPPERS", f"a:{GOOD},a:{OTHER}"),
+        ("PORTAL_KEY_PEPPERS", f"a:{GOOD};b:{OTHER}"),
+        ("PORTAL_KEY_PEPPERS", f"a:{GOOD} b:{OTHER}"),
+        ("PORTAL_KEY_PEPPERS", f"a:{GOOD}:b:{OTHER}"),
         ("PORTAL_KEY_PREFIX", "SK"),
         ("PORTAL_KEY_PREFIX", "s"),
         ("PORTAL_KEY_PREFIX", "s_k"),
         ("PORTAL_KEY_PREFIX", ".*"),
         ("PORTAL_MAIL_FROM", "Keys <keys@example.org>\nBcc: all@example.org"),
+        ("PORTAL_MAIL_FROM", "keys@example.org, all@example.org"),
+        ("PORTAL_MAIL_FROM", "Keys <keys@example.org> all"),
+        ("PORTAL_REDIS_URL", "redis://redis.internal/0?ssl_cert_reqs=none"),
+        ("PORTAL_REDIS_URL", "redis://redis.internal?db=x"),
+        ("PORTAL_REDIS_URL", "redis://redis.internal?socket_timeout=soon"),
         ("PORTAL_TRUSTED_PROXIES", "proxy.internal"),
         ("PORTAL_TRUSTED_PROXIES", "10.0.0.1/8"),
         ("PORTAL_TRUSTED_PROXIES", "10.0.0.0/99"),
@@ -208,6 +221,10 @@ def test_trusted_proxies_are_addresses_and_networks(instance: Path) -> None:
         ("PORTAL_DATABASE_URL", "mysql://db/portal"),
         ("PORTAL_DATABASE_URL", "sqlite://"),
         ("PORTAL_DATABASE_URL", "not a url"),
+        ("PORTAL_DATABASE_URL", "postgresql://portal@db:port/portal"),
+        ("PORTAL_DATABASE_URL", "postgresql://portal@db/portal?ssl=yes"),
+        ("PORTAL_DATABASE_URL", "postgresql+asyncpg://portal@db/portal"),
+        ("PORTAL_DATABASE_URL", "sqlite:////tmp"),
         ("PORTAL_DATABASE_URL", "sqlite:////dev/null/portal.db"),
         ("PORTAL_INSTANCE", "/dev/null"),
         ("PORTAL_INSTANCE", "/dev/null/latchkey"),
@@ -222,6 +239,21 @@ def test_a_bad_value_stops_the_start_with_one_line_that_names_the_variable(
     told = str(stopped.value.code)
     assert told.startswith(f"Cannot start: {variable}")
     assert "\n" not in told
+
+
+def test_a_kept_secret_that_was_damaged_is_named(instance: Path) -> None:
+    instance.mkdir(parents=True)
+    (instance / "key_pepper").write_bytes(b"\xff\xfe" * 40)
+    with pytest.raises(SystemExit, match="key_pepper must hold a secret"):
+        create_app({"PORTAL_INSTANCE": str(instance)})
+
+
+@pytest.mark.parametrize("options", ["", "?protocol=3", "?socket_keepalive=yes"])
+def test_redis_may_be_given_options_that_it_has(instance: Path, options: str) -> None:
+    url = f"redis://:word@redis.internal:6380/1{options}"
+    assert Settings.from_environ({"PORTAL_REDIS_URL": url}, instance).redis_url == url
+    secure = "rediss://redis.internal/0?ssl_cert_reqs=none"
+    assert Settings.from_environ({"PORTAL_REDIS_URL": secure}, instance).redis_url == secure
 
 
 def test_a_pepper_without_its_id_is_told_how_one_looks(instance: Path) -> None:

@@ -8,16 +8,14 @@ import os
 import threading
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as TookTooLong
-from functools import cache
 from typing import Any
 
 from portal.store.database import TROUBLE, Database, is_silent
-from portal.store.migrate import newest
+from portal.store.migrate import trouble_with
 
 _log = logging.getLogger(__name__)
 _PATIENCE = 0.9  # seconds
 _SILENT = "The database does not answer."
-_newest = cache(newest)
 
 
 class Readiness:
@@ -80,12 +78,7 @@ class Readiness:
             self._connection.execute(has_any).fetchall()[0][0]
             and self._connection.execute("SELECT version_num FROM alembic_version").fetchall()
         )
-        if not found:
-            return "The database has no tables yet. Run: .venv/bin/flask migrate"
-        if found[0][0] != _newest():
-            advice = "Run the code that fits, or: .venv/bin/flask migrate"
-            return f"The database is at another migration than this code. {advice}"
-        return ""
+        return trouble_with(found[0][0] if found else None)
 
     def _hang_up(self) -> None:
         if self._connection is not None and self._pid == os.getpid():

@@ -18,10 +18,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from sqlalchemy import Connection, Integer, LargeBinary, Table, delete, func, insert, inspect, select, text, update
+from sqlalchemy import Connection, Integer, LargeBinary, Table, delete, func, insert, select, text, update
 
 from portal.store.database import TROUBLE, Base, Database, Moment, Session
-from portal.store.migrate import newest
+from portal.store.migrate import migration_of, newest
 from portal.store.models import (
     AuditHead,
     OutgoingMail,
@@ -89,7 +89,7 @@ def _write_all(database: Database, archive: zipfile.ZipFile) -> Manifest:
             connection.execute(text("SET TRANSACTION READ ONLY"))
         database.take_time(connection)
         made_at = datetime.now(UTC)
-        migration = check_migration(connection)
+        migration = migration_of(connection)
         told = {}
         for table in tables():
             with archive.open(f"{table.name}.jsonl", "w", force_zip64=True) as file:
@@ -97,16 +97,6 @@ def _write_all(database: Database, archive: zipfile.ZipFile) -> Manifest:
     manifest = {"format": _FORMAT, "madeAt": made_at.isoformat(), "migration": migration, "tables": told}
     archive.writestr(_MANIFEST, json.dumps(manifest, indent=2))
     return Manifest(made_at, migration, told)
-
-
-def check_migration(connection: Connection) -> str:
-    """Name the migration of the database; BadBackup unless it is this code's."""
-    if not inspect(connection).has_table("alembic_version"):
-        raise BadBackup("The database has no tables yet. Run: .venv/bin/flask migrate")
-    found = connection.scalar(text("SELECT version_num FROM alembic_version"))
-    if found != newest():
-        raise BadBackup("The database is at another migration than this code. Run: .venv/bin/flask migrate")
-    return str(found)
 
 
 def _write_table(connection: Connection, table: Table, file: IO[bytes]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import psycopg
 from psycopg.adapt import Transformer
+from psycopg.conninfo import make_conninfo
 from psycopg.errors import _WaitTimeout, error_from_result
 from psycopg.pq import ExecStatus, Format
 from psycopg.pq.abc import PGresult
@@ -49,12 +50,10 @@ def broken_rule(error: IntegrityError) -> str:
     return str(getattr(diagnosis, "constraint_name", None) or error.orig)
 
 
-def lacks_tables(error: Exception) -> bool:
-    """Say whether a database answered that it has not the tables or columns of this code."""
-    cause = getattr(error, "orig", error)
-    if isinstance(cause, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn):
-        return True
-    return isinstance(cause, sqlite3.OperationalError) and str(cause).startswith(("no such", "table "))
+def lacks_file(error: Exception, database: "Database") -> str | None:
+    """Name the file of SQLite that cannot be opened or written, if that is what an error tells."""
+    told = str(getattr(error, "orig", error))
+    return database.url.database if told.startswith(("attempt to write a readonly", "unable to open")) else None
 
 
 def out_of_reach(error: Exception) -> bool:
@@ -366,17 +365,22 @@ def checked_url(text: str) -> URL:
         raise ValueError("it has an @ too many: in a password write @ as %40, : as %3A, / as %2F and % as %25")
     try:
         url = make_url(text)
-        backend = url.get_backend_name()
+        own = _DRIVERS[url.drivername]
     except Exception as error:
         raise ValueError(_WHICH) from error
-    if backend == "postgresql":
-        return url.set(drivername="postgresql+psycopg")
-    if backend == "sqlite" and url.database and url.database != ":memory:":
-        return url.set(drivername="sqlite+pysqlite")
-    raise ValueError(_WHICH)
+    if own.startswith("postgresql"):
+        try:
+            make_conninfo("", **{name: str(value) for name, value in url.query.items()})
+        except psycopg.ProgrammingError as error:
+            raise ValueError(str(error).strip()) from error
+    elif not url.database or url.database == ":memory:" or Path(url.database).is_dir():
+        raise ValueError(_WHICH)
+    return url.set(drivername=own)
 
 
-_WHICH = "it must begin with sqlite:/// and a file, or with postgresql://"
+_WHICH = "it must look like sqlite:////srv/latchkey/portal.db or postgresql://user:password@host:5432/database"
+_DRIVERS = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg"}
+_DRIVERS |= {"postgresql+psycopg2": "postgresql+psycopg", **{name: name for name in _DRIVERS.values()}}
 
 
 def _prepare_sqlite(engine: Engine, writing: Engine, url: URL) -> None:
@@ -420,7 +424,8 @@ __all__ = [
     "Session",
     "broken_rule",
     "checked_url",
-    "lacks_tables",
+    "is_silent",
+    "lacks_file",
     "out_of_reach",
     "read",
 ]

@@ -1,33 +1,61 @@
 """Bring a database's tables to what the models say. Run before the workers start, never in them."""
 
+from functools import cache
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
+from sqlalchemy import Connection, inspect, text
 
 from portal.store.database import checked_url
 
 _SCRIPTS = Path(__file__).parent / "migrations"
 
 
-class NewerDatabase(Exception):
-    """A database that newer code has migrated: there is no way back for it, but a backup."""
+_NEWER = "The database was migrated by a newer version. Run that, or restore a backup into an empty database"
+
+
+class OtherMigration(Exception):
+    """A database that this code cannot work with as it is; the message says what to do."""
 
 
 def migrate(url: str) -> None:
-    """Upgrade the database to the newest migration; does nothing when it is there already. Raises NewerDatabase."""
+    """Upgrade the database to the newest migration; does nothing when it is there already.
+
+    Raises OtherMigration for one that newer code has migrated: there is no way back for it.
+    """
     try:
         command.upgrade(_config(url), "head")
     except CommandError as error:
-        message = "The database was migrated by a newer version. Run that, or restore a backup into an empty database"
-        raise NewerDatabase(f"{message} ({error}).") from error
+        raise OtherMigration(f"{_NEWER} ({error}).") from error
 
 
+@cache
 def newest() -> str:
     """Name the migration that this code needs."""
     return str(ScriptDirectory.from_config(_scripts()).get_current_head())
+
+
+def trouble_with(found: str | None) -> str:
+    """Say in a sentence what is amiss with a database at a migration, None for at none; '' where this code fits it."""
+    if found == newest():
+        return ""
+    if found is None:
+        return "The database has no tables yet. Run: .venv/bin/flask migrate"
+    if any(script.revision == found for script in ScriptDirectory.from_config(_scripts()).walk_revisions()):
+        return "The database is at an older migration than this code. Run: .venv/bin/flask migrate"
+    return f"{_NEWER}."
+
+
+def migration_of(connection: Connection) -> str:
+    """Name the migration of a database; OtherMigration unless it is this code's."""
+    there = inspect(connection).has_table("alembic_version")
+    found = connection.scalar(text("SELECT version_num FROM alembic_version")) if there else None
+    if trouble := trouble_with(found):
+        raise OtherMigration(trouble)
+    return str(found)
 
 
 def make_revision(url: str, message: str) -> None:
