@@ -1,7 +1,7 @@
 """What keys did: impact before an ending, charts, denials, callers, first requests. Reads what `usage` wrote."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -79,6 +79,9 @@ class DayBars:
         """The day with most accepted ones."""
         day, count, _ = max(self.bars, key=lambda bar: bar[1])
         return day, count
+
+
+DaysOf = Callable[[Session, Sequence[int], datetime], Mapping[int, DayBars]]  # `recent_days`, or what stands for it
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from portal.rules.access import Scope
 from portal.rules.credentials import Keyring, last_four_in_part
 from portal.rules.paging import Page, pages_of
 from portal.services import key_views, members
+from portal.services.activity import DaysOf, recent_days
 from portal.services.actor import Actor
 from portal.services.key_views import EXPIRING, KeyView, ScopeView, ShownKey
 from portal.services.members import Seat
@@ -50,9 +51,16 @@ class Filters:
 
 
 def list_for(
-    session: Session, actor: Actor, seat: Seat, keyring: Keyring, filters: Filters, number: int, size: int = PAGE_SIZE
+    session: Session,
+    actor: Actor,
+    seat: Seat,
+    keyring: Keyring,
+    filters: Filters,
+    number: int,
+    size: int = PAGE_SIZE,
+    days_of: DaysOf = recent_days,
 ) -> Page[KeyView]:
-    """List keys as far as a seat sees them, `size` a page.
+    """List keys as far as a seat sees them, `size` a page; what `days_of` tells of their use is read last.
 
     The old key of a rotation follows its successor, beyond `size` where the list is not narrowed.
     """
@@ -72,7 +80,7 @@ def list_for(
         ]
     else:
         rows = _old_after_new(rows)
-    views = key_views.of(session, seat, keyring, rows, actor.at, with_days=True, pairs=pairs)
+    views = key_views.of(session, seat, keyring, rows, actor.at, days_of=days_of, pairs=pairs)
     return Page(views, number, found[0].total if found else 0, size)
 
 

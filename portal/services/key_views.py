@@ -19,7 +19,7 @@ from portal.rules.credentials import KeyFormat, Keyring
 from portal.rules.errors import NotFound
 from portal.rules.lifetimes import extended
 from portal.services import activity, members
-from portal.services.activity import DayBars
+from portal.services.activity import DayBars, DaysOf
 from portal.services.actor import Actor
 from portal.services.members import Seat
 from portal.store.database import Session, read
@@ -93,7 +93,7 @@ class KeyView:
     successor_works: bool
     predecessor_id: str | None
     predecessor_last_four: str
-    recent: DayBars | None
+    recent: DayBars | None  # None where it was not read, or cannot be
     is_unused: bool  # never accepted
     refused: int  # requests of a key that was never accepted, as far as its use was read
     is_retiring: bool
@@ -292,18 +292,18 @@ def of(
     keys: Sequence[_Key],
     now: datetime,
     *,
-    with_days: bool = False,
+    days_of: DaysOf | None = None,
     pairs: Mapping[int, _Key] | None = None,
 ) -> list[KeyView]:
     """Show keys as a seat may see them, all with the same few statements.
 
-    `with_days` adds their last 14 days; `pairs` are the other keys of their rotations where these are known already.
+    `days_of` reads their last 14 days; `pairs` are the other keys of their rotations where these are known already.
     """
     scopes = scopes_of(session, keys)
-    days = activity.recent_days(session, [key.id for key in keys], now) if with_days and keys else {}
     if pairs is None:
         pairs = pairs_of(session, keys)
     hidden = _hidden(session, seat, keys, pairs)
+    days = days_of(session, [key.id for key in keys], now) if days_of and keys else {}  # last: it may go wrong
     seen = {number: key for number, key in pairs.items() if key.id not in hidden}
     successors = {key.replaces_id: key for key in seen.values() if key.replaces_id}
     sight = _Sight(seat.member.id, seat.is_admin, keyring.format, now, pairs, seen, successors)

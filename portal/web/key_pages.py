@@ -56,29 +56,36 @@ def detail(key_id: str) -> Response:
     now = actor().at
     with reading() as session:
         key, row = key_views.get_both(session, actor(), seat(), keyring(), key_id)
-        key = key_views.with_refusals(session, key, row)
-        exercised = activity.last_exercised(session, row)
-        pair = _pair(session, key, row)
-        first = activity.first_request(session, row)
-        refused = activity.last_refusal(session, row)
         by_program = audit_reading.done_with_key(session, key_id)
         by = "itself" if Event.KEY_DELETED in by_program else key_views.stopped_by(session, row)
-    stale = [scope for scope in key.scopes if now - (exercised.get(scope.text) or key.created_at) > _UNUSED_SCOPES]
+    pair, first = _NO_PAIR, _first(key, None, None)
+    exercised: Mapping[str, datetime] | None = None  # where it cannot be read, the page says so
+    with sparing_use(), reading() as session:
+        key = key_views.with_refusals(session, key, row)
+        first = _first(key, activity.first_request(session, row), activity.last_refusal(session, row))
+        pair = _pair(session, key, row)
+        exercised = activity.last_exercised(session, row)
+    used = exercised or {}
+    stale = [scope for scope in key.scopes if now - (used.get(scope.text) or key.created_at) > _UNUSED_SCOPES]
     return page_or_fragment(
         "keys/detail.html",
         "keys/detail.html",
         key=key,
-        scopes_table=[(scope, exercised.get(scope.text)) for scope in key.scopes],
-        unused_scopes=len(stale),
+        scopes_table=[(scope, used.get(scope.text)) for scope in key.scopes],
+        use_is_unread=exercised is None,
+        unused_scopes=0 if exercised is None else len(stale),
         base_url=portal().settings.base_url,
         call=first_call(key),
-        first=_first(key, first, refused),
+        first=first,
         poll=None,
         by=by,
         rotated_itself=Event.KEY_GENERATED in by_program,
         usual=(PER_MINUTE, PER_SECOND),
         **pair,
     )
+
+
+_NO_PAIR: dict[str, Any] = {"old": None, "new": None, "verdict": None, "aftermath": None}
 
 
 def _pair(session: Session, key: KeyView, row: ApiKey) -> dict[str, Any]:
@@ -98,7 +105,7 @@ def _pair(session: Session, key: KeyView, row: ApiKey) -> dict[str, Any]:
             aftermath = rotation.aftermath_of(session, old_row, actor().at)
         if verdict or aftermath:
             return {"old": old, "new": new, "verdict": verdict, "aftermath": aftermath}
-    return {"old": None, "new": None, "verdict": None, "aftermath": None}
+    return _NO_PAIR
 
 
 @pages.get("/keys/<public_id:key_id>/requests")

@@ -1,6 +1,6 @@
 """API Settings: the list of keys, finding one, and stopping, starting or deleting one in its row."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -16,8 +16,10 @@ from portal.rules.credentials import KEY_SHAPED, Keyring, is_like_an_end, last_f
 from portal.rules.errors import Conflict, Forbidden, Invalid, NotFound, TooManyAttempts
 from portal.rules.text import clean_line
 from portal.services import activity, identify, key_lists, key_views, keys, members, policy
+from portal.services.activity import DayBars
 from portal.services.key_lists import Filters
 from portal.services.key_views import KeyView
+from portal.store.database import Session
 from portal.store.models import ApiKey, KeyState
 from portal.web import refusals
 from portal.web.guards import actor, in_workspace, recently_proved, seat
@@ -81,11 +83,11 @@ def index() -> Response:
     filters = _filters()
     rows = current_user.account.page_rows
     with reading_much() as session:
-        page = key_lists.list_for(session, actor(), here, keyring(), filters, page_number(), rows)
         counts = key_lists.count_for(session, actor(), here, filters.owner)
         apps = members.apps_of(session, here)
         admins = [] if here.has_access else members.admin_names(session, here.workspace.id)
         owners = key_lists.owners_for(session, here, filters.owner) if here.is_lead else []
+        page = key_lists.list_for(session, actor(), here, keyring(), filters, page_number(), rows, _days_of)
         elsewhere = 0
         if filters.env and not page.rows:
             elsewhere = key_lists.total_of(session, actor(), here, replace(filters, env=""))
@@ -93,6 +95,7 @@ def index() -> Response:
         "keys/index.html",
         "keys/_panel.html",
         rows=page.rows,
+        use_is_unread=any(key.recent is None for key in page.rows),
         tab=filters.owner,
         tabs=_tabs(),
         owner_options=_owner_options(owners) if here.is_lead else (),
@@ -113,6 +116,14 @@ def index() -> Response:
         elsewhere=elsewhere,
         is_lead=here.is_lead,
     )
+
+
+def _days_of(session: Session, keys: Sequence[int], now: datetime) -> Mapping[int, DayBars]:
+    """Read the last 14 days of keys; nothing where that cannot be read, as the keys must be stoppable all the same."""
+    found: Mapping[int, DayBars] = {}
+    with sparing_use():
+        found = activity.recent_days(session, keys, now)
+    return found
 
 
 def _tabs() -> list[tuple[str, str]]:
@@ -285,7 +296,7 @@ def row_changed(
         with reading() as session:
             cards = _cards(key_lists.count_for(session, actor(), seat(), owner), owner)
             row = key_views.row_of(session, seat(), key.id)
-            key = key_views.of(session, seat(), keyring(), [row], actor().at, with_days=True)[0]
+            key = key_views.of(session, seat(), keyring(), [row], actor().at, days_of=_days_of)[0]
     return fragment_or_redirect(
         None if in_dialog else "keys/_rows.html",
         address("keys.detail", ws=seat().workspace.slug, key_id=key.id),

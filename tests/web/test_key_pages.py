@@ -496,6 +496,29 @@ def test_of_what_cannot_be_read_no_page_says_that_there_is_none(cast: Cast, data
 
 
 @pytest.mark.both
+@pytest.mark.parametrize("table", ["usage", "refused_request", "first_request"])
+def test_a_key_whose_use_cannot_be_read_is_listed_and_shown(cast: Cast, database: Database, table: str) -> None:
+    key = cast.rio.generate(name="CRM sync")
+    cast.call("GET", "/apps/leads/records", key)
+    flush(cast)
+    cast.rio.rotate(key)
+    unused = cast.rio.generate(name="Unused")
+    with without(database, table):
+        listed = cast.rio.get("keys")
+        assert listed.status_code == 200
+        assert ("Usage is unavailable right now. The keys still work." in words(listed.text)) == (table == "usage")
+        assert f'href="/w/acme/api/keys/{key.id}/deactivate"' in listed.text or "Retire now" in listed.text
+        for each in (key, unused):
+            shown = cast.rio.get(f"keys/{each.id}")
+            assert shown.status_code == 200
+            assert "Usage is unavailable right now. The key still works." in words(shown.text)
+            assert "Never used in 60 days" not in words(shown.text)
+        moved = cast.rio.post(f"keys/{unused.id}/deactivate", headers=HTMX)
+        assert (moved.status_code, "Deactivated" in words(moved.text)) == (200, True)
+    assert "Usage is unavailable" not in words(cast.rio.get("keys").text)
+
+
+@pytest.mark.both
 def test_a_key_whose_use_cannot_be_read_is_treated_as_in_use_and_can_be_ended(
     cast: Cast, database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
