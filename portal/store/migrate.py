@@ -12,8 +12,6 @@ from sqlalchemy import Connection, inspect, text
 from portal.store.database import checked_url
 
 _SCRIPTS = Path(__file__).parent / "migrations"
-
-
 _NEWER = "The database was migrated by a newer version. Run that, or restore a backup into an empty database"
 
 
