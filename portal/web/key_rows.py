@@ -104,7 +104,7 @@ def _use(key: KeyView) -> str:
             written += f'\n<span class="abs">{people_text(key.last_used_address)}</span>'
     else:
         refused = f"Called, but never accepted: {key.refused:,} refused" if key.refused else "Never used"
-        written = f'<span class="muted">{refused}</span>'
+        written = f'<span class="muted">{refused if recent else "Not known"}</span>'
     if recent and (recent.total or recent.refused):
         return f'{written}\n<span class="abs">{_bars(recent)}{recent.today:,} today</span>'
     return f'{written}\n<span class="abs">No requests in 14 days</span>' if recent and key.last_used_at else written
