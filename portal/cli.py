@@ -81,7 +81,8 @@ def _say_errors(function: Callable[..., None], needs_tables: bool) -> Callable[.
             if error.errno == errno.EPIPE:
                 raise  # whoever reads has seen enough; click ends quietly then
             what = error.filename or "The output"
-            raise click.ClickException(f"{what} cannot be written: {error.strerror}.") from None
+            done = "" if error.filename else " What was changed stays changed."
+            raise click.ClickException(f"{what} cannot be written: {error.strerror}.{done}") from None
 
     return careful
 
@@ -142,11 +143,11 @@ def create_workspace(slug: str, name: str, admin: str) -> None:
         with portal().database.transaction() as session:
             workspace = workspaces.create(session, actor, slug, name)
             token = invitations.issue(session, actor, workspace, admin, Role.ADMIN)
-            click.echo(f"Workspace {slug} is there.")
-            _tell_invitation(admin, token)
     except Conflict as error:
         advice = f"For a new link: .venv/bin/flask invite-admin {slug} {admin}"
         raise click.ClickException(f"{error.message} {advice}") from None
+    click.echo(f"Workspace {slug} is there.")
+    _tell_invitation(admin, token)
 
 
 @command("invite-admin")
@@ -160,7 +161,7 @@ def invite_admin(workspace: str, email: str) -> None:
     """
     with portal().database.transaction() as session:
         token = invitations.invite_admin(session, operator(), workspaces.get(session, workspace), email)
-        _tell_invitation(email, token)
+    _tell_invitation(email, token)
 
 
 @command("add-solution")
@@ -256,7 +257,7 @@ def reset_password(email: str) -> None:
             advice += "Who has not joined yet needs a link: .venv/bin/flask invite-admin WORKSPACE EMAIL"
             raise NotFound(f"Nobody can sign in as {email}.\n{advice}")
         token = passwords.begin_reset(session, who, account)
-        _tell_reset(email, token)
+    _tell_reset(email, token)
 
 
 @command("deactivate-account")
@@ -279,11 +280,11 @@ def reactivate_account(email: str) -> None:
     """Let a person in again with their keys, and print a one-time link for a new password: the old one has ended."""
     with portal().database.transaction() as session:
         token = people.reactivate_account(session, operator(), email)
-        if token is None:
-            click.echo(f"The account {email} is already active. Nothing was changed.")
-            return
-        click.echo(f"The account {email} is active again, with its keys as they were. Its old password has ended.")
-        _tell_reset(email, token)
+    if token is None:
+        click.echo(f"The account {email} is already active. Nothing was changed.")
+        return
+    click.echo(f"The account {email} is active again, with its keys as they were. Its old password has ended.")
+    _tell_reset(email, token)
 
 
 @command("backup")
@@ -351,9 +352,6 @@ def notify() -> None:
     if failed:
         tries = "\n".join(f"  {logs.redact(each)}" for each in failed)  # servers may quote what they refuse
         raise click.ClickException(f"{_counted(len(failed), 'mail')} not taken:\n{tries}")
-
-
-# The next two are called before a change is committed: a link that cannot be printed must not have been made.
 
 
 def _tell_invitation(email: str, token: str) -> None:
@@ -487,6 +485,7 @@ def run_server(settings: Settings, target: str = "app:create_app") -> None:
     )
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # glibc's, see mallopt(3); workers are forked
         mallopt(_M_ARENA_MAX, 2)  # heaps for so many threads would take 7 MB
-    if os.isatty(0):  # a terminal that closes ends what it began; from elsewhere SIGHUP means new workers
+    # A terminal that closes ends what it began, unless told not to; from elsewhere SIGHUP means new workers.
+    if os.isatty(0) and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
         server.on_startup(lambda: signal.signal(signal.SIGHUP, server.signal_handler_interrupt))
     server.serve()

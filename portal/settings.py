@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from email.utils import formataddr, getaddresses, parseaddr
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from redis import ConnectionPool
 
@@ -163,10 +163,8 @@ def _peppers(environ: Mapping[str, str], instance: Path | None) -> tuple[Pepper,
         raise BadSetting("PORTAL_KEY_PEPPERS must look like id:secret, newest first, parted by commas.")
     if len({name for name, _, _ in pairs}) != len(pairs):
         raise BadSetting("PORTAL_KEY_PEPPERS names an id twice.")
-    if any(re.search(r"[\s:;]", secret) for *_, secret in pairs):  # two pairs, most likely, taken for one
-        raise BadSetting(
-            "PORTAL_KEY_PEPPERS: put commas between pairs; a secret has no space, semicolon or colon in it."
-        )
+    if any(re.search(r"[\s:;][0-9A-Za-z]{1,20}:", secret) for *_, secret in pairs):
+        raise BadSetting("PORTAL_KEY_PEPPERS: put commas between pairs; a secret holds what looks like another pair.")
     return tuple(Pepper(name, _checked_secret("PORTAL_KEY_PEPPERS", secret).encode()) for name, _, secret in pairs)
 
 
@@ -222,13 +220,12 @@ def _redis_url(environ: Mapping[str, str]) -> str | None:
         good = False
     if not good or not re.fullmatch(r"(/[0-9]{0,3})?", parts.path):
         raise BadSetting("PORTAL_REDIS_URL must look like redis://:password@redis.example.org:6379/0 or rediss://….")
+    if not all(parts.scheme == "rediss" and name.startswith("ssl_") for name in parse_qs(parts.query, True)):
+        raise BadSetting("PORTAL_REDIS_URL: behind the ? of rediss:// may stand ssl_… options, and nothing else.")
     try:
         ConnectionPool.from_url(text).make_connection()  # which connects to nothing yet
-    except (TypeError, ValueError):
-        message = (
-            "PORTAL_REDIS_URL: what stands behind its ? is no option of such a connection; ssl_… are those of rediss."
-        )
-        raise BadSetting(message) from None
+    except Exception:
+        raise BadSetting("PORTAL_REDIS_URL: what stands behind its ? is no such option, or not its value.") from None
     return text
 
 

@@ -213,6 +213,9 @@ def test_trusted_proxies_are_addresses_and_networks(instance: Path) -> None:
         ("PORTAL_REDIS_URL", "redis://redis.internal/0?ssl_cert_reqs=none"),
         ("PORTAL_REDIS_URL", "redis://redis.internal?db=x"),
         ("PORTAL_REDIS_URL", "redis://redis.internal?socket_timeout=soon"),
+        ("PORTAL_REDIS_URL", "redis://redis.internal?protocol=9"),
+        ("PORTAL_REDIS_URL", "rediss://redis.internal?retry=3"),
+        ("PORTAL_REDIS_URL", "rediss://redis.internal?ssl_colour=red"),
         ("PORTAL_TRUSTED_PROXIES", "proxy.internal"),
         ("PORTAL_TRUSTED_PROXIES", "10.0.0.1/8"),
         ("PORTAL_TRUSTED_PROXIES", "10.0.0.0/99"),
@@ -248,12 +251,15 @@ def test_a_kept_secret_that_was_damaged_is_named(instance: Path) -> None:
         create_app({"PORTAL_INSTANCE": str(instance)})
 
 
-@pytest.mark.parametrize("options", ["", "?protocol=3", "?socket_keepalive=yes"])
-def test_redis_may_be_given_options_that_it_has(instance: Path, options: str) -> None:
-    url = f"redis://:word@redis.internal:6380/1{options}"
+@pytest.mark.parametrize("url", ["redis://:word@redis.internal:6380/1", "rediss://redis.internal/0?ssl_cert_reqs=none"])
+def test_redis_may_be_given_a_password_a_database_and_options_of_tls(instance: Path, url: str) -> None:
     assert Settings.from_environ({"PORTAL_REDIS_URL": url}, instance).redis_url == url
-    secure = "rediss://redis.internal/0?ssl_cert_reqs=none"
-    assert Settings.from_environ({"PORTAL_REDIS_URL": secure}, instance).redis_url == secure
+
+
+def test_a_secret_may_hold_any_ascii(instance: Path) -> None:
+    secret = "Xk3:9fL;2mQ8vR7wT1yU5iO0pA4s D6fG8hJ-1qZ7bN"
+    (pepper,) = Settings.from_environ({"PORTAL_KEY_PEPPERS": f"p1:{secret}"}, instance).keyring.peppers
+    assert pepper.secret == secret.encode()
 
 
 def test_a_pepper_without_its_id_is_told_how_one_looks(instance: Path) -> None:

@@ -24,7 +24,7 @@ from portal import metrics
 from portal.rules.access import AccessLevel, Role, Scope, effective_scopes, level_of
 from portal.rules.credentials import BEARER, BEARER_AMONG, KeyDigest, Keyring
 from portal.rules.errors import KeyRefused, Refusal
-from portal.store.database import TROUBLE, Database
+from portal.store.database import TROUBLE, Database, is_silent
 from portal.store.key_cache import KeyCache
 from portal.store.key_log import log_of
 from portal.store.models import Access, Account, ApiKey, App, KeyScope, Member, Workspace
@@ -150,8 +150,11 @@ class KeyCheck:
             if self._connection is not None and self._pid == os.getpid():
                 try:
                     return self._ask(digests)
-                except TROUBLE:
+                except TROUBLE as trouble:
                     self._connection.close()
+                    if is_silent(trouble):  # it would be over another connection too, and take as long again
+                        self._connection = self._cache = None
+                        raise
             self._connection, self._cache, self._pid = None, None, os.getpid()
             metrics.key_reconnected()
             self._connection = self._database.driver_connection()

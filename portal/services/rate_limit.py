@@ -87,7 +87,7 @@ class RateLimit:
             self._lose(error)
             return self._host.admit(key_pk, per_minute, per_second)
         if not self._has_answered:
-            self._find()
+            self._hear()
         if not admission.wait:
             self._host.admit(key_pk, per_minute, per_second, noted=True)  # should Redis go away, this host knows
         return admission
@@ -105,7 +105,7 @@ class RateLimit:
             except (RedisError, OSError) as error:
                 self._lose(error)
             else:
-                self._find()
+                self._hear()
         return self.shared_state
 
     def close(self) -> None:
@@ -133,12 +133,15 @@ class RateLimit:
             except (RedisError, OSError):
                 continue
             _log.warning("Redis is back: the limits hold over all hosts again")
-            self._find()
+            self._is_away = False
+            self._hear()
             return
 
-    def _find(self) -> None:
-        self._is_away, self._has_answered = False, True
-        metrics.redis_is_up(True)
+    def _hear(self) -> None:
+        with self._losing:
+            if not self._is_away:  # an answer may have been on its way meanwhile
+                self._has_answered = True
+                metrics.redis_is_up(True)
 
 
 # --- One host -------------------------------------------------------------------------------------------------------

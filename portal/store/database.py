@@ -28,6 +28,7 @@ PATIENCE = 5000  # milliseconds that a writer waits for others
 _SILENCE = 12.0  # seconds without an answer after which a server hangs: it has its own time-outs before that
 _QUICK_SILENCE = 2.0  # where the answer takes a moment or is none: the check of a key, a sign of life
 _A_DAY = 86_400.0
+MAKES_KEYS = "portal.makes_keys"  # a setting of sessions of ours, for the triggers of `key_log`
 _LEFT_ALONE = 1.0  # seconds for which a server that hung is not asked again, so that nobody queues up for it
 
 # What a database that is away, hung, locked or full looks like, through SQLAlchemy or from the driver itself.
@@ -204,7 +205,8 @@ _POSTGRESQL_OPTIONS: dict[str, Any] = {
         "keepalives_interval": 10,
         "keepalives_count": 3,
         "tcp_user_timeout": 60_000,
-        "options": "-c statement_timeout=10000 -c lock_timeout=8000 -c default_transaction_isolation=read\\ committed",
+        "options": "-c statement_timeout=10000 -c lock_timeout=8000 -c default_transaction_isolation=read\\ committed"
+        f" -c {MAKES_KEYS}=on",
     },
 }
 
@@ -338,7 +340,6 @@ def _prepare_postgresql(engine: Engine) -> None:
     ping = engine.dialect.do_ping
 
     def quick_ping(connection: Any) -> bool:
-        hush.check()
         connection.silence = _QUICK_SILENCE
         try:
             return ping(connection)
@@ -414,6 +415,7 @@ def _prepare_sqlite(engine: Engine, writing: Engine, url: URL) -> None:
 
 
 __all__ = [
+    "MAKES_KEYS",
     "MISTAKES",
     "PATIENCE",
     "TROUBLE",

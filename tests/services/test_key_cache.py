@@ -22,7 +22,7 @@ from portal.rules.errors import KeyRefused, Refusal
 from portal.services import keys
 from portal.services.key_check import Caller, KeyCheck
 from portal.store import key_cache
-from portal.store.database import Database
+from portal.store.database import TROUBLE, Database
 from portal.store.key_cache import KeyCache
 from portal.store.key_log import log_of, on_postgresql, on_sqlite, wal_index, watched
 from portal.store.models import Access, Account, ApiKey, App, KeyScope, Member, Workspace
@@ -479,6 +479,37 @@ def test_while_a_key_comes_back_its_text_is_looked_up_by_each_request(
     assert counting.reads == before + 3
     by_hand.exec_driver_sql("COMMIT" if is_kept else "ROLLBACK")
     assert isinstance(told(warm, plain), Caller) == is_kept
+
+
+@pytest.mark.server
+def test_a_row_that_somebody_puts_in_by_hand_under_a_new_number_counts_at_once(
+    office: Office, warm: KeyCheck, by_hand: Connection
+) -> None:
+    _, plain = office.generate("rio")
+    by_hand.exec_driver_sql("CREATE TEMP TABLE gone AS SELECT * FROM api_key")
+    by_hand.exec_driver_sql("DELETE FROM api_key")
+    assert told(warm, plain) is Refusal.UNKNOWN
+    columns = ", ".join(each.name for each in ApiKey.__table__.columns if each.name != "id")
+    by_hand.exec_driver_sql(f"INSERT INTO api_key ({columns}) SELECT {columns} FROM gone")
+    assert isinstance(told(warm, plain), Caller)
+
+
+@pytest.mark.server
+def test_a_question_that_is_not_answered_is_not_asked_again_over_another_connection(
+    office: Office, counting: Counting, warm: KeyCheck, by_hand: Connection
+) -> None:
+    _, plain = office.generate("rio")
+    told(warm, plain)
+    by_hand.execute(text("UPDATE api_key SET note = 'x'"))
+    by_hand.exec_driver_sql("BEGIN")
+    by_hand.exec_driver_sql("LOCK TABLE api_key IN ACCESS EXCLUSIVE MODE")
+    before = counting.reads
+    with pytest.raises(TROUBLE):
+        told(warm, plain)
+    assert counting.reads == before + 1
+    by_hand.exec_driver_sql("ROLLBACK")
+    time.sleep(1.1)  # for so long a server that said nothing is left alone
+    assert isinstance(told(warm, plain), Caller)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from app import create_app
 from portal import metrics
 from portal.metrics import BUCKETS
-from portal.store.database import TROUBLE, Database
+from portal.store.database import Database
 from tests.cast import Cast
 from tests.databases import Template
 from tests.servers import serving
@@ -135,18 +135,6 @@ def test_a_question_to_a_server_that_went_silent_is_given_up(database_url: str) 
             connection.execute("SELECT pg_sleep(8)")
         assert time.monotonic() - start < 4
         assert connection.closed
-
-
-@pytest.mark.server
-def test_after_a_server_went_silent_nobody_waits_for_a_pooled_connection_to_it(database_url: str) -> None:
-    with closing(Database(database_url)) as database:
-        with closing(database.driver_connection()) as asking, database.reading() as session:
-            session.connection()
-            with pytest.raises(psycopg.OperationalError):
-                asking.execute("SELECT pg_sleep(8)")
-        for use in (database.driver_connection, lambda: database.reading().__enter__().connection()):
-            with pytest.raises(TROUBLE, match="did not answer just now"):
-                use()
 
 
 @pytest.mark.server

@@ -29,9 +29,10 @@ The clocks of hosts need not agree, only go on at about the same pace: `LEASE` i
 that stops a machine with its clock breaks that for the rest of a lease; so does a database server whose clock is put
 forward in the middle of a wait.)
 
-A key whose row takes the number that this session has just drawn for it is new: nobody is told its text before it is
-committed, so nobody has asked for it in vain, and it is in nobody's records. Making one, with its scopes, waits for
-nothing and stands in no line. A row with a number of its own may be one that comes back: that is a change.
+A key that the portal makes is new: nobody is told its text before it is committed, so nobody has asked for it in vain,
+and it is in nobody's records. Making one, with its scopes, waits for nothing and stands in no line. The portal's
+sessions say so of themselves (`MAKES_KEYS`; what it restores comes with a line for everything). A row that anybody else
+puts in may be one that comes back: that is a change.
 
 What no line tells of: tables that are rewritten by ALTER TABLE, rows that are changed while triggers are off. To
 restore a dump in place, stop the portal.
@@ -46,6 +47,7 @@ from typing import Any
 
 import psycopg
 
+from portal.store.database import MAKES_KEYS
 from portal.store.key_log.watched import FIRST_USE, KEYS, LINES, MOST, TABLE, WATCHED, Change
 
 _log = logging.getLogger("portal.store.key_log")
@@ -75,7 +77,6 @@ DECLARE
     becomes bigint := to_jsonb(NEW) ->> TG_ARGV[1];
     made text := coalesce(current_setting('portal.made', true), '');
     locked text := coalesce(current_setting('portal.locked', true), '');
-    drawn bigint;
     part bigint;
     is_first boolean := locked = '';
     is_new boolean;
@@ -84,11 +85,7 @@ BEGIN
         IF length(made) < 1000 THEN  -- a restore makes so many that looking through them would take longer than a wait
             PERFORM set_config('portal.made', made || becomes || ' ', true);
         END IF;
-        BEGIN
-            drawn := currval(pg_get_serial_sequence('{KEYS.table}', '{KEYS.column}'));
-        EXCEPTION WHEN object_not_in_prerequisite_state THEN  -- this session has never drawn one
-        END;
-        IF becomes = drawn THEN
+        IF current_setting('{MAKES_KEYS}', true) = 'on' THEN
             RETURN NULL;
         END IF;
     END IF;
