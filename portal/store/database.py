@@ -374,7 +374,7 @@ def checked_url(text: str) -> URL:
             make_conninfo("", **{name: str(value) for name, value in url.query.items()})
         except psycopg.ProgrammingError as error:
             raise ValueError(str(error).strip()) from error
-    elif not url.database or url.database == ":memory:" or Path(url.database).is_dir():
+    elif not url.database or url.database == ":memory:":
         raise ValueError(_WHICH)
     return url.set(drivername=own)
 
