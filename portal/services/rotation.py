@@ -39,8 +39,8 @@ class Verdict:
     """Whether the old key of a rotation may go.
 
     `kind` is `unused` (nothing used it since: safe), `quiet` (nothing for an hour, while the new one is used: safe),
-    `early` (nothing used either key since a rotation within the hour), `waiting` (quiet, but nothing uses the new one)
-    or `used`.
+    `early` (nothing used either key since a rotation within the hour), `waiting` (quiet, but nothing uses the new one),
+    `used`, or `alone`, where the new key does not work.
     """
 
     kind: str
@@ -232,6 +232,8 @@ def verdict_on(session: Session, old: ApiKey, new: ApiKey | None, now: datetime)
         kind = "early" if last_at and not new_count and not is_quiet else "unused"
     else:
         kind = "used" if not is_quiet else "quiet" if new_count else "waiting"
+    if new and new.state_at(now) is not KeyState.ACTIVE:
+        kind = "alone"
     return Verdict(kind, last_since, new_count, (last_since or begun) + QUIET, old.retires_at, staying, moved)
 
 

@@ -89,7 +89,7 @@ def new() -> Response:
     with reading() as session:
         draft = drafts.first(session, actor(), seat(), owner=owner, similar_to=similar_to, add=add)
         planned = drafts.plan(session, actor(), draft)
-        if add in planned.beyond:  # then the new key would be no replacement
+        if add and add not in map(str, planned.scopes):  # then the new key would be no replacement
             planned = drafts.plan(session, actor(), replace(draft, replaces=""))
     return _form(planned, add=add)
 
@@ -281,6 +281,7 @@ def _choices(planned: Plan, add: str = "") -> dict[str, Any]:
         "added": {add} & kept,
         "lost": _lost(planned, sorted(lost)),
         "cannot_add": cannot_add,
+        "no_app": asked.app if (asked := Scope.parse(add)) and add not in told and add not in lost else "",
         "replaces": replaced,
         "rotating": rotating,
         "fix": {"name": replaced["name"], "scope": add} if replaced and add in kept else None,

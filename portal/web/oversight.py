@@ -418,7 +418,8 @@ def _mends(found: Explanation) -> Iterator[dict[str, str]]:
         if found.may_generate:
             yield {"text": f"Generate a key with {scope}", "url": url_for("keys.new", add=scope, **new)}
         elif found.app is None:
-            yield {"text": "Look at the path that the program calls: the name of the app in it may be wrong."}
+            ask = "" if seat().is_admin else " If it is not, ask an administrator for access."
+            yield {"text": f"Look at the path that the program calls: the name of the app in it may be wrong.{ask}"}
         elif not may_hand_out:
             yield {"text": f"{key.owner.name} can generate a key with {scope}."}
         elif found.may_help:

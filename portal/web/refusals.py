@@ -72,4 +72,7 @@ def told_of(details: Mapping[str, Any]) -> str:
     reason, times = str(details.get("reason", "")), int(details.get("times", 1))
     is_known = reason in list(Refusal)
     words = words_of(reason, str(details.get("scope") or "a scope")) if is_known else "no reason told"
-    return words if times == 1 else f"{words}, {thousands(times)} at once"
+    if times == 1:
+        return words
+    # Others of them may have lacked other scopes: they are told together, once an hour.
+    return f"{words}, {'the first of ' if details.get('scope') else ''}{thousands(times)} at once"

@@ -214,6 +214,21 @@ def test_the_page_of_a_stopped_key_says_when_and_by_whom(cast: Cast, stop: str) 
     assert re.search(r"(Deactivated|Revoked) just now .*by Ana Ruiz", page)
 
 
+def test_beside_a_new_key_that_does_not_work_the_old_one_is_not_safe_to_retire(cast: Cast) -> None:
+    old = cast.rio.generate(name="CRM sync")
+    new = cast.rio.rotate(old, overlap="7d")
+    assert "Its successor goes on." in words(cast.rio.get(f"keys/{old.id}/retire").text)
+    cast.rio.post(f"keys/{new.id}/deactivate")
+    with later(hours=2):
+        cast.rio.sign_in()
+        for page in (f"keys/{old.id}", f"keys/{new.id}", f"keys/{old.id}/retire"):
+            told = words(cast.rio.get(page).text)
+            assert "The new key does not work. Without the old key nothing does" in told
+            assert "afe to retire" not in told
+            assert "Safe once" not in told
+        assert "Its successor does not work either." in told
+
+
 def test_the_pair_shows_who_still_uses_the_old_key_and_when_it_is_safe_to_retire(cast: Cast) -> None:
     old = cast.rio.generate(name="CRM sync", expires="1y")
     new = cast.rio.rotate(old, overlap="7d")

@@ -388,6 +388,17 @@ def test_the_form_that_adds_a_scope_says_what_it_replaces_and_keeps_saying_so(ca
     assert "The old key (" not in again  # it is not to be replaced
 
 
+def test_an_app_that_nobody_knows_leads_to_the_path_and_replaces_nothing(cast: Cast) -> None:
+    key = cast.lea.generate(["tasks:read"], name="Report bot")
+    url = cast.call("GET", "/apps/chairs/records", key).get_json()["error"]["fixUrl"]
+    page = cast.lea.get(url[url.index("/w/") :]).text
+    assert re.search(r"There is no app\s+<code[^>]*>chairs</code>\s+that you could let a key use\.", page)
+    assert not re.search(r'name="replaces"[^>]*\schecked', page)
+    known = cast.lea.get(f"keys/new?from={key.id}&add=tasks:write").text
+    assert "There is no app" not in known
+    assert re.search(r'name="replaces"[^>]*\schecked', known)
+
+
 def test_the_form_that_adds_a_scope_to_half_of_a_pair_leads_to_the_pair(cast: Cast) -> None:
     old = cast.lea.generate(["tasks:read"], name="Report bot")
     new = cast.lea.rotate(old, overlap="7d")
