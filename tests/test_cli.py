@@ -636,7 +636,7 @@ def test_a_terminal_that_closes_ends_the_server_that_runs_in_it(blank_url: str, 
         assert is_gone(server)
     with serving(blank_url, tmp_path) as server:
         os.kill(server.session, signal.SIGHUP)
-        assert not is_gone(server, within=3)
+        assert not is_gone(server, within=1)
 
 
 def is_gone(server: Server, within: float = STOP_SECONDS) -> bool:
