@@ -58,6 +58,8 @@ commands = Blueprint("commands", __name__, cli_group=None)
 def _say_errors(function: Callable[..., None], needs_tables: bool) -> Callable[..., None]:
     @wraps(function)
     def careful(**values: Any) -> None:
+        if not all(_is_utf_8(value) for value in values.values() if isinstance(value, str)):
+            raise click.ClickException("An argument is not UTF-8.")
         try:
             if needs_tables:
                 with portal().database.reading() as session:
@@ -75,16 +77,22 @@ def _say_errors(function: Callable[..., None], needs_tables: bool) -> Callable[.
             elif file := lacks_file(error, portal().database):
                 advice = f" See that this user may write {file} and its folder, and that the disk is not read-only."
             raise click.ClickException(f"The database cannot do this: {reason}.{advice}") from None
-        except UnicodeError:
-            raise click.ClickException("An argument is not UTF-8.") from None
         except OSError as error:
-            if error.errno == errno.EPIPE:
-                raise  # whoever reads has seen enough; click ends quietly then
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+                raise
             what = error.filename or "The output"
             done = "" if error.filename else " What was changed stays changed."
             raise click.ClickException(f"{what} cannot be written: {error.strerror}.{done}") from None
 
     return careful
+
+
+def _is_utf_8(argument: str) -> bool:
+    try:
+        argument.encode()
+    except UnicodeEncodeError:  # Python keeps such bytes as halves of characters
+        return False
+    return True
 
 
 def command(name: str) -> Callable[[Callable[..., None]], click.Command]:

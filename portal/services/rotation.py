@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from sqlalchemy import or_, select
+from sqlalchemy.orm import joinedload
 
 from portal.rules.access import Scope
 from portal.rules.credentials import Keyring, PlainKey
@@ -40,7 +41,7 @@ class Verdict:
 
     `kind` is `unused` (nothing used it since: safe), `quiet` (nothing for an hour, while the new one is used: safe),
     `early` (nothing used either key since a rotation within the hour), `waiting` (quiet, but nothing uses the new one),
-    `used`, or `alone`, where the new key does not work.
+    `used`, or `alone`, where the new key does not work or was deleted.
     """
 
     kind: str
@@ -206,8 +207,9 @@ def replace_unused(
 
 
 def successor_of(session: Session, key: ApiKey) -> ApiKey | None:
-    """Find the key that took over from this one, if it still stands."""
-    return session.scalar(select(ApiKey).where(ApiKey.replaces_id == key.id, ApiKey.revoked_at.is_(None)))
+    """Find the key that took over from this one, with its owner, if it still stands."""
+    standing = select(ApiKey).where(ApiKey.replaces_id == key.id, ApiKey.revoked_at.is_(None))
+    return session.scalar(standing.options(joinedload(ApiKey.member, innerjoin=True)))
 
 
 def verdict_on(session: Session, old: ApiKey, new: ApiKey | None, now: datetime) -> Verdict:
@@ -232,7 +234,7 @@ def verdict_on(session: Session, old: ApiKey, new: ApiKey | None, now: datetime)
         kind = "early" if last_at and not new_count and not is_quiet else "unused"
     else:
         kind = "used" if not is_quiet else "quiet" if new_count else "waiting"
-    if new and new.state_at(now) is not KeyState.ACTIVE:
+    if new is None or new.state_at(now) is not KeyState.ACTIVE or not new.member.is_active:
         kind = "alone"
     return Verdict(kind, last_since, new_count, (last_since or begun) + QUIET, old.retires_at, staying, moved)
 

@@ -1,4 +1,4 @@
-"""Bring a database's tables to what the models say. Run before the workers start, never in them."""
+"""Bring a database's tables to what the models say, before the workers start; say whether it is where this code is."""
 
 from functools import cache
 from pathlib import Path

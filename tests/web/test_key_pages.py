@@ -226,7 +226,17 @@ def test_beside_a_new_key_that_does_not_work_the_old_one_is_not_safe_to_retire(c
             assert "The new key does not work. Without the old key nothing does" in told
             assert "afe to retire" not in told
             assert "Safe once" not in told
-        assert "Its successor does not work either." in told
+        assert "Its successor does not work." in told
+
+
+@pytest.mark.parametrize("ending", ["deactivate", "delete"])
+def test_a_key_whose_successor_has_ended_is_retired_with_eyes_open(cast: Cast, ending: str) -> None:
+    old = cast.rio.generate(name="CRM sync")
+    new = cast.rio.rotate(old, overlap="7d")
+    cast.rio.post(f"keys/{new.id}/{ending}")
+    told = words(cast.rio.get(f"keys/{old.id}/retire").text)
+    assert "The new key does not work." in told
+    assert "Its successor does not work." in told
 
 
 def test_the_pair_shows_who_still_uses_the_old_key_and_when_it_is_safe_to_retire(cast: Cast) -> None:
