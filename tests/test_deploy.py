@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
+from portal.rules.access import AccessLevel
 from portal.rules.credentials import PlainKey
 from portal.settings import Settings
 from portal.store.database import Database
@@ -181,6 +182,8 @@ def standing(name: str, template: Template, folder: Path, *, has_sandbox: bool =
         keys["reader"] = make("lea", "tasks:read")[1].reveal()
         keys["sandbox"] = make("lea", "tasks:read", environment="test")[1].reveal()
         keys["elsewhere"] = make("max", "leads:read")[1].reveal()
+        keys["withdrawn"] = make("rio", "tasks:read")[1].reveal()
+        office.grant("rio", "operations", AccessLevel.NONE)
         dead, text = make("lea", "tasks:read")
         keys["dead"] = text.reveal()
         office.set_key(dead.id, revoked_at=office.actor("lea").at)
@@ -261,11 +264,12 @@ def test_a_sandbox_key_reaches_a_sandbox_of_ones_own(name: str, template: Templa
 
 def test_who_may_not_is_told_so_and_the_service_is_not_asked(gate: Gate) -> None:
     hits = gate.backend.hits
-    for key, status, code, challenge in (
-        (None, 401, "missing_key", "Bearer realm="),
-        ("dead", 401, "invalid_key", 'error="invalid_token"'),
-        ("nonsense", 401, "malformed_key", 'error="invalid_token"'),
-        ("elsewhere", 403, "missing_scope", 'error="insufficient_scope", scope="tasks:read"'),
+    for key, status, code, challenge, words in (
+        (None, 401, "missing_key", "Bearer realm=", "Send your key as: Authorization"),
+        ("dead", 401, "invalid_key", 'error="invalid_token"', "This key cannot be used."),
+        ("nonsense", 401, "malformed_key", 'error="invalid_token"', "Send one whole key"),
+        ("elsewhere", 403, "missing_scope", 'error="insufficient_scope", scope="tasks:read"', "The key lacks"),
+        ("withdrawn", 403, "access_withdrawn", 'error="insufficient_scope"', "The key"),
     ):
         refused = gate.get(key)
         assert (refused.status, refused.error["code"]) == (status, code), key
@@ -273,6 +277,8 @@ def test_who_may_not_is_told_so_and_the_service_is_not_asked(gate: Gate) -> None
         assert refused.headers["www-authenticate"].count("Bearer") == 1
         assert refused.error["type"] == {401: "authentication_error", 403: "authorization_error"}[status]
         assert refused.headers["x-request-id"].startswith("req_")
+        assert refused.error["message"].startswith(words)
+        assert ("/w/acme/api/keys/new?from=key_" in refused.error.get("fixUrl", "")) == (code == "missing_scope")
     assert gate.backend.hits == hits
 
 

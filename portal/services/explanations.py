@@ -40,6 +40,7 @@ class Explanation:
     ask: tuple[str, ...]  # who can hand out what is missing
     may_help: bool  # whether this seat can do that itself: give the owner access, or reactivate it
     stopped_by: str
+    heir: ApiKey | None  # what works in the key's place, however often it was replaced since
 
 
 def explain(session: Session, actor: Actor, seat: Seat, keyring: Keyring, request_id: str) -> Explanation | None:
@@ -83,7 +84,19 @@ def explain(session: Session, actor: Actor, seat: Seat, keyring: Keyring, reques
         ask=ask,
         may_help=may_help and row.member.removed_at is None,
         stopped_by=key_views.stopped_by(session, row),
+        heir=_heir(session, actor, seat, row),
     )
+
+
+def _heir(session: Session, actor: Actor, seat: Seat, key: ApiKey) -> ApiKey | None:
+    """Find the last key in the line of those that replaced one another after this one, of those that work."""
+    line = select(ApiKey.id).where(ApiKey.replaces_id == key.id).cte("line", recursive=True)
+    line = line.union(select(ApiKey.id).where(ApiKey.replaces_id == line.c.id))
+    standing = key_views.visible_to(seat).where(ApiKey.id.in_(select(line.c.id)), ApiKey.revoked_at.is_(None))
+    for each in session.scalars(standing.order_by(ApiKey.id.desc())):
+        if each.state_at(actor.at) is KeyState.ACTIVE and each.member.is_active:
+            return each
+    return None
 
 
 def _app(session: Session, seat: Seat, scope: Scope | None, key: KeyView) -> App | None:

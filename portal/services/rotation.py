@@ -21,7 +21,10 @@ from portal.store.database import Session
 from portal.store.models import ApiKey, KeyState, Member
 
 ONLY_ITS_OWNER = "Only its owner can rotate, replace or extend this key."
-NOT_ITSELF = "This key was not generated as one that may rotate itself. Rotate it in the portal."
+NOT_ITSELF = (
+    "This key was not generated as one that may rotate itself. Rotate it in the portal, or generate another one there "
+    "with “The key may rotate itself over the API”."
+)
 QUIET = timedelta(hours=1)  # an old key that is quiet this long while its successor is busy is safe to retire
 AFTERMATH = timedelta(days=1)  # an old key that ended is told of until it has been quiet this long
 _CALLERS = 50  # of each key of a pair that are compared
@@ -312,13 +315,14 @@ def _check_rotatable(session: Session, seat: Seat, key: ApiKey, now: datetime, *
     if not moved:
         keys.check_owner(seat, key, Event.KEY_ROTATED, ONLY_ITS_OWNER)
     if key.retires_at is not None:
-        raise Conflict(f"“{key.name}” (…{key.last_four}) is being replaced already. Rotate its successor later.")
+        message = f"“{key.name}” (…{key.last_four}) is being replaced already. Rotate its successor later."
+        raise Conflict(message, code="already_replaced")
     if key.state_at(now) is KeyState.DEACTIVATED:
         raise Conflict(f"“{key.name}” is deactivated. Reactivate it first, or generate a similar key.")
     before = session.get(ApiKey, key.replaces_id) if key.replaces_id else None
     if before and before.state_at(now) in (KeyState.ACTIVE, KeyState.DEACTIVATED):
         message = f"The key before “{key.name}” (…{before.last_four}) still works. Retire it first."
-        raise Conflict(message)
+        raise Conflict(message, code="predecessor_works")
 
 
 def _begin_overlap(actor: Actor, old: ApiKey, draft: Draft, *, moved: bool, overlap: timedelta | None) -> None:

@@ -4,6 +4,7 @@ import base64
 import re
 from dataclasses import dataclass
 from datetime import datetime
+from urllib.parse import unquote_plus
 
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import aliased
@@ -199,9 +200,11 @@ def _credential(authorization: str) -> tuple[str | None, str]:
         return None, match[1]
     if match := _BASIC.fullmatch(authorization):
         try:
-            claimed, _, secret = base64.b64decode(match[1], validate=True).decode("ascii").partition(":")
+            pair = base64.b64decode(match[1], validate=True).decode("ascii")
         except ValueError:
             return "", ""
+        # OAuth's clients encode both as in a form (RFC 6749, section 2.3.1), many others do not; ours hold no + or %.
+        claimed, _, secret = (unquote_plus(part) for part in pair.partition(":"))
         return claimed, secret
     return "", ""
 

@@ -22,7 +22,10 @@ AWAY = (
 KEY_WORDS = {
     "missing_key": "Send your key as: Authorization: Bearer <key>.",
     "malformed_key": "Send one whole key of our format, in the Authorization header and nowhere else.",
-    "invalid_key": "This key cannot be used.",
+    "invalid_key": (
+        "This key cannot be used. Its owner and administrators can ask why on the page Explain of the portal, with the "
+        "requestId."
+    ),
     "missing_scope": "The key lacks the scope that this needs. Scopes cannot be added: generate a replacement.",
     "access_withdrawn": (
         "The key was given the scope, but its member no longer has that access: it is not among heldScopes, "
@@ -130,7 +133,14 @@ def refuse(refused: KeyRefused, request_id: str, base_url: str) -> Answer:
         return error(request_id, 401, "authentication_error", refused.code, words, ("WWW-Authenticate", challenge))
     challenge += f', error="insufficient_scope", scope="{refused.required}"'
     extra: dict[str, Any] = {"requiredScope": refused.required, "heldScopes": refused.held}
-    if refused.refusal is Refusal.MISSING_SCOPE:
-        query = urlencode({"from": refused.key_id, "add": refused.required}, safe=":")
-        extra["fixUrl"] = f"{base_url}/w/{refused.workspace}/api/keys/new?{query}"
+    if found := fix_url(refused, base_url):
+        extra["fixUrl"] = found
     return error(request_id, 403, "authorization_error", refused.code, words, ("WWW-Authenticate", challenge), **extra)
+
+
+def fix_url(refused: KeyRefused, base_url: str) -> str | None:
+    """Give the address of the form that generates a replacement key with the scope that a key lacks."""
+    if refused.refusal is not Refusal.MISSING_SCOPE:
+        return None
+    query = urlencode({"from": refused.key_id, "add": refused.required}, safe=":")
+    return f"{base_url}/w/{refused.workspace}/api/keys/new?{query}"

@@ -59,11 +59,12 @@ def me(caller: Caller) -> Response:
     Answer(201, "The new key. Its text is in this answer and nowhere else.", ROTATED),
     body=OVERLAP,
     refuses=(Forbidden, Conflict),
-    note="Send it once: a repeat is 409, since the key is being replaced already, and no `Idempotency-Key` brings the "
+    note="Send it once: a repeat is 409 `already_replaced`, and no `Idempotency-Key` brings the "
     "answer back. If the answer was lost, go on with the old key until the overlap ends; meanwhile its owner, or a "
     "manager of its API member, opens the new key in API Settings and chooses “Replace it”, which makes another "
     "one in its place (for 24 hours, while nothing has used it). After an overlap of 0 there is no key to go on with. "
-    "The new key can be rotated once the old one has ended, by itself or by `DELETE /api/v1/me`; before, that is 409.",
+    "The new key can be rotated once the old one has ended, by itself or by `DELETE /api/v1/me`; before, that is 409 "
+    "`predecessor_works`.",
     rotates_itself=True,
 )
 @with_key()
@@ -336,7 +337,7 @@ def _read_body(expected: Body, example: str) -> dict[str, Any]:
     """Read a JSON object that has the one member of a declared body at most."""
     (member,) = expected.schema["properties"]
     if request.mimetype != "application/json" or request.mimetype_params.get("charset", "utf-8").lower() != "utf-8":
-        raise UnsupportedType("Send JSON, with the header Content-Type: application/json.")
+        raise UnsupportedType("Send JSON in UTF-8, with the header Content-Type: application/json.")
     body = read_object(request.get_data())
     if unknown := sorted(set(body) - {member}):
         message = f'The body has an unknown member {unknown[0][:40]!a}; send {{"{member}": {example}}}.'

@@ -15,7 +15,6 @@ from flask import Flask
 
 from portal.rules.access import SLUG, Action
 from portal.rules.errors import (
-    Forbidden,
     Invalid,
     PortalError,
     PreconditionFailed,
@@ -193,6 +192,12 @@ def refusals_of(declared: Declared) -> list[int]:
     return sorted(statuses)
 
 
+def usual_refusals(declared: Declared) -> list[int]:
+    """List the statuses with which a call is refused as all others are; not those that it declares itself."""
+    own = {answer.status for answer in declared.call.answers}
+    return [status for status in refusals_of(declared) if status not in own]
+
+
 # --- What schemas are made of ---------------------------------------------------------------------------------------
 
 MOMENT: Schema = {"type": "string", "format": "date-time"}
@@ -207,8 +212,8 @@ def public_id_of(kind: str) -> Schema:
 
 
 def an_object(**members: Schema) -> Schema:
-    """Describe an object that has these members and no other."""
-    return {"type": "object", "properties": members, "required": list(members), "additionalProperties": False}
+    """Describe an object that has these members; a later version may add others."""
+    return {"type": "object", "properties": members, "required": list(members)}
 
 
 def a_list(of: Schema) -> Schema:
@@ -219,6 +224,11 @@ def a_list(of: Schema) -> Schema:
 def or_null(schema: Schema) -> Schema:
     """Describe what may be null."""
     return {"anyOf": [schema, {"type": "null"}]}
+
+
+def error_of(status: int) -> Schema:
+    """Point at the description of the body with which a status refuses."""
+    return {"$ref": f"#/components/schemas/Error{status}"}
 
 
 # --- What several calls take ----------------------------------------------------------------------------------------
@@ -273,8 +283,9 @@ PATHS = {
 _VERIFY_WORDS = (
     "Ask whose key came with a request, before a product of your own answers it. A reverse proxy asks with the "
     "request’s Authorization header (nginx auth_request, Caddy and Traefik forward_auth); the answer’s headers say who "
-    "it is, and `X-Auth-Environment` must decide between live and sandbox data. A 401 or 403 says its code in "
-    "`X-Error-Code` too, for proxies that pass no body on. It counts as a request of the key."
+    "it is, and `X-Auth-Environment` must decide between live and sandbox data. A 401 or 403 says its code and its "
+    "`fixUrl` in `X-Error-Code` and `X-Fix-Url` too, for proxies that pass no body on. It counts as a request of the "
+    "key."
 )
 VERIFICATION = Call(
     "Verify a key",
@@ -284,6 +295,19 @@ VERIFICATION = Call(
             200,
             "The key is good, and has every scope asked for.",
             headers=("X-Auth-Workspace", "X-Auth-Member", "X-Auth-Key", "X-Auth-Scopes", "X-Auth-Environment"),
+        ),
+        Answer(
+            401,
+            "The key is missing, malformed or cannot be used.",
+            whole=error_of(401),
+            headers=("WWW-Authenticate", "X-Error-Code"),
+        ),
+        Answer(
+            403,
+            "The key is good and lacks the scope, or its member no longer has the access.",
+            whole=error_of(403),
+            headers=("WWW-Authenticate", "X-Error-Code"),
+            may_have=("X-Fix-Url",),
         ),
     ),
     takes=(
@@ -295,5 +319,4 @@ VERIFICATION = Call(
             "tasks:read",
         ),
     ),
-    refuses=(Forbidden,),
 )

@@ -181,8 +181,10 @@ class Door:
         if is_bad_key and (wait := self._bad_keys.wait_of(environ["REMOTE_ADDR"])):
             return answers.too_many(passage.request_id, wait, "Too many bad keys came from your network.")
         answer = answers.refuse(refused, passage.request_id, self._parts().settings.base_url)
-        if environ["PATH_INFO"] == VERIFY:  # nginx passes no body on: by this header its own can say the same
+        if environ["PATH_INFO"] == VERIFY:  # nginx passes no body on: by these headers its own can say the same
             answer.headers.append(("X-Error-Code", refused.code))
+            if fix_url := answers.fix_url(refused, self._parts().settings.base_url):
+                answer.headers.append(("X-Fix-Url", fix_url))
         return answer
 
     def _verify(self, environ: dict[str, Any], passage: Passage, caller: Caller) -> Answer:

@@ -259,6 +259,7 @@ def _choices(planned: Plan, add: str = "") -> dict[str, Any]:
         cannot_add = _cannot_add(session, planned, add) if add in planned.beyond else None
         replaced = _replaced(session, planned)
         rotating = _rotating(session, planned) if add and not replaced else None
+        anothers = _anothers(session, planned) if add and request.args.get("from") else None
         copyable = key_lists.copyable(session, actor(), seat())
         standing = keys.standing_count(session, owner.member.id, actor().at) if owner else 0
     told = kept | ({cannot_add["scope"]} if cannot_add else set())
@@ -284,6 +285,7 @@ def _choices(planned: Plan, add: str = "") -> dict[str, Any]:
         "no_app": asked.app if (asked := Scope.parse(add)) and add not in told and add not in lost else "",
         "replaces": replaced,
         "rotating": rotating,
+        "anothers": anothers,
         "fix": {"name": replaced["name"], "scope": add} if replaced and add in kept else None,
         "presets": _presets(planned, listed, copyable),
         "at_limit": _at_limit(standing, planned, replaced),
@@ -326,6 +328,14 @@ def _replaced(session: Session, planned: Plan) -> dict[str, Any] | None:
         "overlap": draft.overlap,
         "overlaps": overlaps(old),
     }
+
+
+def _anothers(session: Session, planned: Plan) -> str | None:
+    """Name the person whose key a link was made for; '' where it cannot be seen, None where it can be replaced here."""
+    if not planned.draft.similar_to:
+        return ""
+    owner = key_views.get(session, actor(), seat(), keyring(), planned.draft.similar_to).owner
+    return owner.name if owner.kind == "human" else None
 
 
 def _rotating(session: Session, planned: Plan) -> KeyView | None:

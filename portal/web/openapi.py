@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable
-from http import HTTPStatus
 from typing import Any
 
 from flask import Flask
@@ -22,13 +21,13 @@ from portal.web.declared import (
     an_object,
     declared_calls,
     public_id_of,
-    refusals_of,
+    usual_refusals,
 )
 from portal.web.guards import Audience
 from portal.web.http import error_types
 from portal.web.parts import Portal
 
-BASE = "/api/v1"
+BASE = "/api/v1"  # where paths begin, but for those that products of one's own ask
 _SCHEME = "key"
 _SECONDS: Schema = {"type": "string", "pattern": "^[1-9][0-9]*$"}
 _NUMBER: Schema = {"type": "string", "pattern": "^[0-9]+$"}
@@ -52,6 +51,8 @@ HEADERS: dict[str, tuple[Schema, str]] = {
     "ETag": ({"type": "string", "pattern": '^"[^"]+"$'}, "The version, for `If-Match` or `If-None-Match`."),
     "Location": (TEXT, "The address of what was made."),
     "Cache-Control": (TEXT, "How long the answer may be kept."),
+    "X-Error-Code": (TEXT, "The `code` of the body."),
+    "X-Fix-Url": ({**TEXT, "format": "uri"}, "Of a missing scope: the `fixUrl` of the body."),
     "X-Auth-Workspace": (public_id_of("ws"), "The workspace’s id."),
     "X-Auth-Member": (public_id_of("mem"), "The id of the member that the key acts as."),
     "X-Auth-Key": (public_id_of("key"), "The key’s id."),
@@ -87,7 +88,7 @@ CODES: dict[int, dict[str, str]] = {
     403: {
         "missing_scope": "Generate a replacement with the scope, at `fixUrl`.",
         "access_withdrawn": "Ask an administrator to give the key’s member the access back.",
-        "rotation_not_allowed": "Rotate the key by hand in API Settings.",
+        "rotation_not_allowed": "Rotate the key by hand in API Settings, or generate one that may rotate itself.",
     },
     404: {
         "not_found": "Check the path, and the key’s environment: a live key finds no sandbox record. The records of an "
@@ -95,14 +96,17 @@ CODES: dict[int, dict[str, str]] = {
     },
     405: {"method_not_allowed": "Use one of the methods in `Allow`."},
     409: {
-        "conflict": "`message` says what stands against it, such as a key that is being replaced already. Do not "
-        "repeat it as it is.",
+        "already_replaced": "Go on with the new key: somebody or another process rotated this one. Its text was in the "
+        "answer to that rotation alone.",
+        "predecessor_works": "End the key before this one: with it `DELETE /api/v1/me`, or by Retire in API Settings; "
+        "or let its overlap pass.",
+        "conflict": "`message` says what stands against it. Do not repeat it as it is.",
         "idempotency_in_flight": "Send it again in a moment: the first request with this `Idempotency-Key` is still "
         "at work.",
     },
     412: {"precondition_failed": "Read the record again, and repeat the change with its new `ETag`."},
     413: {"too_large": "Send less: `message` names the limit."},
-    415: {"unsupported_media_type": "Send JSON, with `Content-Type: application/json`."},
+    415: {"unsupported_media_type": "Send JSON in UTF-8, with `Content-Type: application/json`."},
     422: {
         "invalid": "Mend the members that `details` names.",
         "schema_mismatch": "Mend the fields that `details` names: the app’s JSON Schema does not take them so.",
@@ -157,10 +161,8 @@ def build(app: Flask) -> dict[str, Any]:
     calls = declared_calls(app)
     paths: dict[str, Any] = {}
     for each in calls:
-        is_inside = each.path.startswith(f"{BASE}/")
-        item = paths.setdefault(each.path.removeprefix(BASE), {} if is_inside else {"servers": [{"url": base_url}]})
-        item[each.method.lower()] = _operation(each)
-    refusals = {(status, each.needs_key) for each in calls for status in _usual_refusals(each)} | {(405, False)}
+        paths.setdefault(each.path, {})[each.method.lower()] = _operation(each)
+    refusals = {(status, each.needs_key) for each in calls for status in usual_refusals(each)} | {(405, False)}
     shapes = {answer.data.name: answer.data for each in calls for answer in each.call.answers if answer.data}
     return {
         "openapi": "3.1.0",
@@ -170,7 +172,7 @@ def build(app: Flask) -> dict[str, Any]:
             "description": "Send the key as `Authorization: Bearer <key>`; its prefix decides between live and "
             f"sandbox data. For people: {base_url}/docs/api",
         },
-        "servers": [{"url": base_url + BASE}],
+        "servers": [{"url": base_url}],
         "tags": [{"name": group} for group in dict.fromkeys(each.call.group for each in calls)],
         "paths": paths,
         "components": {
@@ -222,7 +224,7 @@ def _operation(declared: Declared) -> dict[str, Any]:
         "responses": {
             **{
                 str(status): {"$ref": f"#/components/responses/{_refusal_name(status, needs_key=declared.needs_key)}"}
-                for status in _usual_refusals(declared)
+                for status in usual_refusals(declared)
             },
             **{str(answer.status): _answer(answer, needs_key=declared.needs_key) for answer in call.answers},
         },
@@ -234,12 +236,6 @@ def _operation(declared: Declared) -> dict[str, Any]:
             "content": {call.body.kind: {"schema": call.body.schema, "example": call.body.example}},
         }
     return operation
-
-
-def _usual_refusals(declared: Declared) -> list[int]:
-    """List the statuses with which a call is refused as all others are; not those that it declares itself."""
-    own = {answer.status for answer in declared.call.answers}
-    return [status for status in refusals_of(declared) if status not in own]
 
 
 def _security(declared: Declared) -> list[dict[str, list[str]]]:
@@ -304,14 +300,14 @@ def _refusal(status: int, *, needs_key: bool) -> dict[str, Any]:
     names = ("X-Request-Id", *own.get(status, ()), *waits)
     return {
         "description": WORDS[status],
-        "headers": _headers(names, status, needs_key=needs_key and status != 401),
+        "headers": _headers(names, status, needs_key=needs_key),
         "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/Error{status}"}}},
     }
 
 
 def _headers(names: Iterable[str], status: int, may_have: Iterable[str] = (), *, needs_key: bool) -> dict[str, Any]:
     must, may = list(names), list(may_have)
-    if needs_key:
+    if needs_key and status != 401:
         (may if status in _MAY_COME_BEFORE_THE_KEY else must).extend(_OF_KEY)
         may.extend(_OF_SOME_KEYS)
     # `required` stands beside a copy: a reference in OpenAPI 3.1 may not have it.
@@ -331,7 +327,8 @@ def error_schema(status: int) -> Schema:
     """Describe the body of a refusal, by the table that writes it."""
     members: dict[str, Schema] = {
         "type": {"enum": sorted(error_types()[status])},
-        "code": _code(status),
+        # No enumeration: there may be further ones some day, and clients go by the status then.
+        "code": {**TEXT, "pattern": "^[a-z][a-z0-9_]*$", "examples": list(CODES[status])},
         "message": {**TEXT, "description": "What to do, for a person."},
     }
     required = list(members)
@@ -348,15 +345,8 @@ def error_schema(status: int) -> Schema:
         }
     if status == 422:
         members["details"] = a_list(an_object(path={**TEXT, "description": _PATH}, message=TEXT))
-    error: Schema = {"type": "object", "properties": members, "required": required, "additionalProperties": False}
+    error: Schema = {"type": "object", "properties": members, "required": required}
     if status == 403:
         about_scopes = {"properties": {"code": {"enum": [code for code in KEY_WORDS if not code.endswith("_key")]}}}
         error |= {"if": about_scopes, "then": {"required": ["requiredScope", "heldScopes"]}}
-    return {**an_object(error=error, meta=_meta("Meta")), "title": f"{status} {HTTPStatus(status).phrase}"}
-
-
-def _code(status: int) -> Schema:
-    if status == 401:
-        return {"enum": list(CODES[status])}
-    # No enumeration: there may be further ones some day, and clients go by the status then.
-    return {"type": "string", "pattern": "^[a-z][a-z0-9_]*$", "examples": list(CODES[status])}
+    return an_object(error=error, meta=_meta("Meta"))

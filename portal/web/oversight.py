@@ -21,7 +21,7 @@ from portal.services.explanations import Explanation
 from portal.services.key_views import KeyView
 from portal.services.members import Seat
 from portal.services.rate_limit import PER_MINUTE, PER_SECOND
-from portal.store.models import AuditEvent, KeyState
+from portal.store.models import ApiKey, AuditEvent, KeyState
 from portal.web import refusals, sentences
 from portal.web.display import zone_of
 from portal.web.door import VERIFY
@@ -398,13 +398,9 @@ def _limits(key: KeyView) -> str:
     )
 
 
-def _successor(found: Explanation) -> dict[str, str]:
-    key = found.key
-    url = url_for("keys.detail", ws=seat().workspace.slug, key_id=key.successor_id)
-    return {
-        "text": f"Let the program use the key that replaced it: {key.successor_name} (…{key.successor_last_four})",
-        "url": url,
-    }
+def _use(heir: ApiKey) -> dict[str, str]:
+    url = url_for("keys.detail", ws=seat().workspace.slug, key_id=heir.public_id)
+    return {"text": f"Let the program use the key that replaced it: {heir.name} (…{heir.last_four})", "url": url}
 
 
 def _mends(found: Explanation) -> Iterator[dict[str, str]]:
@@ -432,8 +428,8 @@ def _mends(found: Explanation) -> Iterator[dict[str, str]]:
     elif found.cause is Refusal.ACCESS_WITHDRAWN:
         yield {"text": f"{_ask(found)} to give {key.owner.name} the access that {scope} needs."}
     elif found.cause is Refusal.DEACTIVATED:
-        if key.successor_works:
-            yield _successor(found)
+        if found.heir:
+            yield _use(found.heir)
         if key.may_reactivate:
             yield {"text": "Reactivate the key", "url": url_for("keys.reactivate", **here)}
         else:
@@ -442,8 +438,8 @@ def _mends(found: Explanation) -> Iterator[dict[str, str]]:
         if key.may_rotate:
             yield {"text": "Rotate the key", "url": url_for("keys.rotate", **here)}
         yield similar if may_hand_out else {"text": f"{key.owner.name} can rotate it."}
-    elif found.cause is Refusal.REVOKED and key.successor_works:
-        yield _successor(found)
+    elif found.cause is Refusal.REVOKED and found.heir:
+        yield _use(found.heir)
     elif found.cause is Refusal.REVOKED:
         yield similar if may_hand_out else {"text": f"{key.owner.name} can generate another one."}
     elif found.cause is Refusal.OWNER_INACTIVE and found.owner.is_active and not key.owner.is_active:

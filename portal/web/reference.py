@@ -19,7 +19,7 @@ from portal.services.rate_limit import PER_MINUTE, PER_SECOND
 from portal.services.rotation import NOT_ITSELF
 from portal.store.models import App
 from portal.web import answers
-from portal.web.declared import ACCOUNT_ID, IDEMPOTENCY_KEY, LIMIT, Declared, declared_calls, refusals_of
+from portal.web.declared import ACCOUNT_ID, IDEMPOTENCY_KEY, LIMIT, Declared, declared_calls, usual_refusals
 from portal.web.display import level_text
 from portal.web.fields import fields_of
 from portal.web.guards import Audience, anybody, anybody_known
@@ -40,7 +40,7 @@ _WHO = {
     Audience.VERIFIER: "For verifiers, which administrators make in Workspace: its id and secret as HTTP Basic, or the "
     "secret as a Bearer token. Not for keys.",
 }
-_CREDENTIALS = {Audience.KEY: "API_KEY", Audience.VERIFIER: "VERIFIER"}  # environment variables in samples
+_CREDENTIALS = {Audience.KEY: "API_KEY", Audience.VERIFIER: "VERIFIER_SECRET"}  # environment variables in samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +87,7 @@ def index() -> Response:
         per_second=PER_SECOND,
         limit=LIMIT.schema,
         account_id=ACCOUNT_ID,
+        rotation_sample=_ROTATION.format(base_url=portal().settings.base_url + BASE),
     )
 
 
@@ -113,6 +114,30 @@ def to_scopes() -> Response:
 def of_app(app: str) -> Response:
     """Lead to the page as it speaks of an app."""
     return make_response(redirect(url_for("reference.index", app=app), 302))
+
+
+_ROTATION = """\
+import os
+from pathlib import Path
+
+import requests
+
+STORE = Path("api-key.txt")  # or your secret manager
+old = STORE.read_text().strip()
+
+reply = requests.post(
+    "{base_url}/me/rotate",
+    headers={{"Authorization": f"Bearer {{old}}"}},
+    json={{"overlap": 3600}},
+    timeout=10,
+)
+if not reply.ok:
+    raise SystemExit(f"{{reply.status_code}} {{reply.text}}")
+
+spare = STORE.with_suffix(".new")
+spare.touch(mode=0o600)
+spare.write_text(reply.json()["data"]["key"])
+os.replace(spare, STORE)  # all of it or nothing"""
 
 
 def _usual(apps: list[tuple[Shelf, App]], reader: Reader) -> tuple[Shelf, App] | None:
@@ -188,7 +213,7 @@ def _described(
         "body": call.body,
         "fields": fields_of(chosen[1].schema) if chosen and call.body is FIELDS else None,
         "answers": found,
-        "refusals": refusals_of(declared),
+        "refusals": usual_refusals(declared),
         "sample": sample(language, request_of(declared, portal().settings.base_url, slug, fields)),
         "mine": _mine(declared, reader, chosen) if reader and declared.needs_key else None,
     }

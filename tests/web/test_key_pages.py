@@ -333,7 +333,10 @@ def test_a_key_that_rotated_itself_and_then_ended_itself_names_its_successor(cas
 
     told = words(cast.lea.get(f"keys/{new.id}").text)
     assert re.search(rf"by the key before it ?, …{old.text[47:51]} ?: it rotated itself", told)
-    cast.lea.post(f"keys/{new.id}/delete", {"name": "Night shift"})
+    last = json.loads(cast.call("POST", "/me/rotate", new, json={"overlap": 0}).text)["data"]
+    link = f"Let the program use the key that replaced it: Night shift (…{last['hint'][-4:]})"
+    assert link in words(cast.lea.get(f"/w/acme/explain?request_id={request_id}").text)
+    cast.lea.post(f"keys/{last['id']}/delete", {"name": "Night shift"})
     assert "Generate a similar key" in words(cast.lea.get(f"/w/acme/explain?request_id={request_id}").text)
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import urllib.request
@@ -163,11 +164,11 @@ def test_a_rotation_is_not_offered_as_one_to_be_sent_again(cast: Cast) -> None:
     assert "Replace it" in said
     assert "0 to 604,800, 86,400 when left out" in said
     document = cast.call("GET", "/openapi.json").get_json()["paths"]
-    told = document["/me/rotate"]["post"]
+    told = document["/api/v1/me/rotate"]["post"]
     assert "Idempotency-Key" not in {each["name"] for each in told["parameters"]}
     assert "a repeat is 409" in told["description"]
     assert "may rotate themselves" in told["description"]
-    assert "Idempotency-Key" in {each["name"] for each in document["/apps/{app}/records"]["post"]["parameters"]}
+    assert "Idempotency-Key" in {each["name"] for each in document["/api/v1/apps/{app}/records"]["post"]["parameters"]}
 
 
 def test_it_says_that_introspection_is_a_use_and_not_against_the_limits(cast: Cast) -> None:
@@ -399,7 +400,7 @@ def fresh(live_server: Server) -> Iterator[Callable[[], dict[str, str]]]:
         view, plain = office.generate("lea", at=at, name=name, scopes=["tasks:read", "tasks:write"])
         office.set_key(view.id, self_rotate=True)
         made.append(view.id)
-        return {"API_KEY": plain.reveal(), "VERIFIER": verifier.reveal()}
+        return {"API_KEY": plain.reveal(), "VERIFIER_SECRET": verifier.reveal()}
 
     yield make
     for row in database_keys(database):
@@ -452,6 +453,19 @@ def test_each_sample_does_what_it_says(language: str, live_server: Server, fresh
             ), printed
         else:
             assert re.search(r"\bdata\b|openapi|\bactive\b|^20[04]$", printed, re.MULTILINE), printed
+
+
+def test_the_program_that_rotates_its_key_stores_one_that_works(
+    live_server: Server, fresh: Callable[[], dict[str, str]], tmp_path: Path
+) -> None:
+    with urllib.request.urlopen(f"{live_server.url}{DOCS}", timeout=10) as answer:
+        program = block(answer.read().decode(), "rotation-program")
+    store, old = tmp_path / "api-key.txt", fresh()["API_KEY"]
+    store.write_text(f"{old}\n")
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, timeout=30, check=True)
+    new = store.read_text()
+    assert (new[:8], len(new), new == old, stat.S_IMODE(store.stat().st_mode)) == ("sk_live_", 58, False, 0o600)
+    made_record(live_server, new)
 
 
 def made_record(server: Server, key: str) -> str:

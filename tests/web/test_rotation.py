@@ -399,6 +399,18 @@ def test_an_app_that_nobody_knows_leads_to_the_path_and_replaces_nothing(cast: C
     assert re.search(r'name="replaces"[^>]*\schecked', known)
 
 
+def test_a_link_that_was_made_for_a_colleagues_key_says_that_it_replaces_nothing(cast: Cast) -> None:
+    key = cast.lea.generate(["tasks:read"], name="Report bot")
+    url = cast.call("POST", "/apps/tasks/records", key, json={"fields": {}}).get_json()["error"]["fixUrl"]
+    link = url[url.index("/w/") :]
+    unseen, seen, own = (person.get(link).text for person in (cast.rio, cast.ana, cast.lea))
+    assert "The link that led here is for a key that you cannot see." in unseen
+    assert "Report bot" not in unseen
+    assert re.search(r"is for a key of .*Lea Okoro.*, who alone can replace it\.", seen)
+    assert all("a key of your own and replaces nothing" in page for page in (unseen, seen))
+    assert "The link that led here" not in own
+
+
 def test_the_form_that_adds_a_scope_to_half_of_a_pair_leads_to_the_pair(cast: Cast) -> None:
     old = cast.lea.generate(["tasks:read"], name="Report bot")
     new = cast.lea.rotate(old, overlap="7d")

@@ -139,6 +139,9 @@ def test_a_key_that_was_not_generated_so_may_not(cast: Cast, database: Database)
     assert kept(database) == before
     event = told(database, key.id, "key_rotated")
     assert (event.outcome, event.means, event.actor_id) == ("refused", Means.KEY, key.id)
+    explained = cast.lea.get(f"/w/acme/explain?request_id={reply.headers['X-Request-Id']}").text
+    assert "Refused over the API" in explained
+    assert "generate another one there with “The key may rotate itself over the API”" in explained
 
 
 def test_a_second_rotation_is_a_conflict_and_nothing_brings_the_text_back(
@@ -148,8 +151,9 @@ def test_a_second_rotation_is_a_conflict_and_nothing_brings_the_text_back(
     new = rotate(cast, key, headers=headers)
     before = kept(database)
     again = cast.call("POST", "/me/rotate", key, headers=headers)
-    assert error(again, 409)["type"] == "conflict_error"
-    assert error(cast.call("POST", "/me/rotate", new), 409)["type"] == "conflict_error"  # the old one still works
+    early = cast.call("POST", "/me/rotate", new)
+    assert [error(each, 409)["code"] for each in (again, early)] == ["already_replaced", "predecessor_works"]
+    assert error(early, 409)["type"] == "conflict_error"
     assert kept(database) == before
     with database.reading() as session:
         assert session.scalars(select(IdempotentRequest)).all() == []

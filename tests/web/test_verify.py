@@ -71,6 +71,8 @@ def test_a_refusal_names_its_code_in_a_header_for_proxies_that_pass_no_body_on(c
         (verify(cast.app, key, "?scope=tasks:write"), 403),
     ):
         assert reply.headers["X-Error-Code"] == error(reply, status)["code"]
+        assert reply.headers.get("X-Fix-Url") == error(reply, status).get("fixUrl")
+    assert "add=tasks:write" in reply.headers["X-Fix-Url"]
     assert "X-Error-Code" not in cast.call("GET", "/me", headers=bad).headers
 
 

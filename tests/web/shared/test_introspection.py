@@ -247,7 +247,9 @@ def test_another_credential_gets_401_with_its_challenge(cast: Cast, verifier: Ma
         assert "as HTTP Basic" in reply.get_json()["error_description"]
         assert reply.headers["WWW-Authenticate"].startswith(f'{scheme} realm="Latchkey"')
         assert ('error="invalid_token"' in reply.headers["WWW-Authenticate"]) is (scheme == "Bearer")
-    for headers in (verifier.basic, {"Authorization": verifier.bearer["Authorization"].replace("Bearer", "bEARER ")}):
+    encoded = basic(verifier.id.replace("_", "%5F"), verifier.text.replace("_", "%5f"))  # RFC 6749, section 2.3.1
+    bearer = {"Authorization": verifier.bearer["Authorization"].replace("Bearer", "bEARER ")}
+    for headers in (verifier.basic, encoded, bearer):
         assert ask(cast, headers, key.text).get_json()["active"]
 
 
