@@ -18,8 +18,9 @@ from portal.services import accounts, audit, audit_views, workspaces
 from portal.services.actor import Actor, Means
 from portal.services.audit import Event
 from portal.services.audit_views import GROUPS, Names
+from portal.services.usage import KEEP_REFUSALS
 from portal.store.database import Database
-from portal.store.models import Account, ApiKey, AuditEvent, Member, UserSession
+from portal.store.models import Account, ApiKey, AuditEvent, Member, RefusedRequest, UserSession
 from portal.web import oversight, refusals, sentences
 from tests.cast import Cast, MadeKey, Person
 
@@ -521,6 +522,18 @@ def test_a_request_that_was_refused_just_now_is_explained_at_once(cast: Cast) ->
     refused = cast.call("POST", "/apps/tasks/records", cast.rio.generate(), json={"fields": {}})
     assert refused.status_code == 403
     assert refusals.words_of("missing_scope", "tasks:write") in explained(cast.rio, refused.headers["X-Request-Id"])
+
+
+def test_an_app_out_of_reach_is_explained_as_one_that_there_is_not_and_nothing_after_30_days(
+    cast: Cast, database: Database
+) -> None:
+    key = cast.rio.generate()
+    for app in ("leads", "nothing"):
+        refused = cast.call("GET", f"/apps/{app}/records", key).headers["X-Request-Id"]
+        assert "no app of that name is in your" in explained(cast.rio, refused), app
+    with database.transaction() as session:
+        session.execute(update(RefusedRequest).values(at=datetime.now(UTC) - KEEP_REFUSALS))
+    assert "We cannot explain this" in explained(cast.rio, refused)
 
 
 def mend(page: str) -> str:
