@@ -19,15 +19,15 @@ WINDOW = timedelta(minutes=15)
 
 
 def identify(session: Session, actor: Actor, seat: Seat, keyring: Keyring, pasted: str) -> KeyView | None:
-    """Find the key whose text stands in what was pasted; None where the seat may see no such key.
+    """Find the first key whose text stands in what was pasted; None where the seat may see no such key.
 
     The text is hashed and forgotten; the question itself is told in the audit log. Raises Invalid for what holds no
     key of our format and checksum, TooManyAttempts after LIMIT questions in WINDOW.
     """
     members.seat_of(session, actor, lock=True)  # so that questions asked side by side are counted one by one
     _check_limit(session, actor)
-    found = keyring.format.pattern.search(pasted)
-    plain = keyring.format.parse(found[0]) if found else None
+    candidates = (keyring.format.parse(found[0]) for found in keyring.format.pattern.finditer(pasted))
+    plain = next(filter(None, candidates), None)  # the first whose checksum is right
     if plain is None:
         raise Invalid({"text": "This does not look like one of our keys."})
     digests = [bytes(digest) for digest in keyring.digests(plain)]

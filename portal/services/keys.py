@@ -393,7 +393,9 @@ def hold_itself(session: Session, actor: Actor, key_pk: int) -> tuple[Actor, Api
     statement = select(ApiKey).options(joinedload(ApiKey.member, innerjoin=True)).where(ApiKey.id == key_pk)
     key = session.scalars(statement.with_for_update(of=ApiKey, key_share=True)).one()
     if (state := key.state_at(actor.at)) is not KeyState.ACTIVE:
-        raise KeyRefused(Refusal(state), key_id=key.public_id, key_pk=key_pk)
+        is_retired = state is KeyState.REVOKED and key.revoked_at is None
+        refusal = Refusal.RETIRED if is_retired else Refusal(state)
+        raise KeyRefused(refusal, key_id=key.public_id, key_pk=key_pk)
     return actor, key
 
 
@@ -417,7 +419,7 @@ def revoke(session: Session, actor: Actor, key_id: str) -> str:
 
 
 def hold(session: Session, actor: Actor, key_id: str, event: Event) -> tuple[Seat, ApiKey]:
-    """Lock a key that the actor may stop; NotFound for any other, Conflict for a deleted one.
+    """Lock a key that the actor may stop; NotFound for any other, Conflict for one that has stopped for ever.
 
     The member is locked before the key, as in a rotation: whoever stops a key is named in its row, which needs both.
     """
@@ -426,7 +428,7 @@ def hold(session: Session, actor: Actor, key_id: str, event: Event) -> tuple[Sea
     key = session.scalar(statement.with_for_update(of=ApiKey, key_share=True))  # counting its use need not wait
     if key is None:
         raise NotFound(attempt=Attempt(event, key_id))
-    if key.revoked_at:
+    if key.state_at(actor.at) is KeyState.REVOKED:
         raise gone(key)
     return seat, key
 
@@ -439,8 +441,6 @@ def gone(key: ApiKey | KeyView) -> Conflict:
 
 def _changed_meanwhile(session: Session, key: ApiKey, now: datetime) -> Conflict:
     state = key.state_at(now)
-    if state is KeyState.REVOKED:
-        return gone(key)
     by = session.get(Member, key.deactivated_by_id) if key.deactivated_by_id else None
     who = f" ({by.name}, {key.deactivated_at:%H:%M} UTC)" if by and state is KeyState.DEACTIVATED else ""
     return Conflict(f"“{key.name}” is already {state}{who}. Nothing was changed.")

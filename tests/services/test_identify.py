@@ -38,8 +38,10 @@ def test_a_deleted_key_and_one_under_an_older_pepper_are_named_too(office: Offic
 
 def test_the_key_may_stand_anywhere_in_what_was_pasted(office: Office) -> None:
     key, plain = office.generate("rio")
-    for around in ("{}", "Authorization: Bearer {}\n", "  '{}',", "API_KEY={} # prod"):
-        found = ask(office, "rio", around.format(plain.reveal()))
+    text = plain.reveal()
+    mistyped = text[:-1] + ("a" if text[-1] != "a" else "b")
+    for around in ("{}", "Authorization: Bearer {}\n", "  '{}',", "API_KEY={} # prod", f"OLD={mistyped}\nNEW={{}}"):
+        found = ask(office, "rio", around.format(text))
         assert found
         assert found.id == key.id
 

@@ -25,6 +25,7 @@ from portal.rules.errors import (
 )
 from portal.rules.lifetimes import Overlap
 from portal.services import audit, keys, rotation
+from portal.services.actor import Actor, Means
 from portal.services.drafts import Draft
 from portal.services.key_views import KeyView
 from portal.store.models import ApiKey, KeyState
@@ -246,6 +247,32 @@ def test_a_deactivated_or_deleted_key_is_not_rotated(office: Office) -> None:
         refused(office, partial(attempt, office, "rio", key.id), Conflict)
 
 
+def test_a_key_that_was_stopped_after_its_check_neither_rotates_nor_ends_itself(office: Office) -> None:
+    key, plain = office.generate("rio", self_rotate=True)
+    caller = office.check(plain)
+    actor = Actor(NOON, Means.KEY, "The key", key.id, caller.workspace_pk)
+
+    def rotates() -> None:
+        with audit.transaction(office.database, actor) as session:
+            rotation.rotate_itself(session, actor, office.keyring, caller.key_pk, HOUR)
+
+    def ends() -> None:
+        with audit.transaction(office.database, actor) as session:
+            keys.end_itself(session, actor, caller.key_pk)
+
+    for column in ("deactivated_at", "expires_at", "retires_at", "revoked_at", None):
+        if column:
+            office.set_key(key.id, **{column: NOON})
+        else:
+            office.change("rio", deactivated_at=NOON)
+        for attempt in (rotates, ends):
+            error = refused(office, attempt, KeyRefused)
+            assert isinstance(error, KeyRefused)
+            assert error.refusal is (answers(office, plain, NOON) if column else Refusal.OWNER_INACTIVE), column
+        if column:
+            office.set_key(key.id, **{column: None})
+
+
 def test_the_same_form_makes_one_key(office: Office) -> None:
     old, _ = office.generate("rio")
     form = new_id("form")
@@ -377,7 +404,11 @@ def test_an_overlap_can_be_ended_at_once(office: Office) -> None:
     assert answers(office, old_plain, NOON + HOUR) is Refusal.RETIRED
     assert answers(office, new_plain, NOON + HOUR) is None
     assert [event.target_id for event in office.told(action="key_retired")] == [old.id]
-    refused(office, lambda: office.act("rio", rotation.retire, old.id, NOON + HOUR), Conflict)
+    delete = partial(keys.delete, typed="Nightly export")
+    edit = partial(keys.edit, name="Another", note="", was=("Nightly export", ""))
+    for what in (rotation.retire, keys.deactivate, delete, edit):
+        ended = refused(office, partial(office.act, "rio", what, old.id, NOON + HOUR), Conflict)
+        assert "is already retired. Nothing was changed." in ended.message
 
 
 def test_an_overlap_is_extended_by_days_up_to_thirty_from_its_start(office: Office) -> None:
