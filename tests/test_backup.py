@@ -7,7 +7,7 @@ import stat
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,14 @@ from sqlalchemy import select, update
 from app import create_app
 from portal import cli
 from portal.rules.access import AccessLevel, Role
-from portal.services import api_members, audit_reading, members
+from portal.services import api_members, audit_reading, members, restoring
 from portal.store import backup
 from portal.store.database import Database
-from portal.store.models import Account, AuditEvent, Member, UserSession, Workspace
+from portal.store.models import Account, AuditEvent, Invitation, Member, UserSession, Verifier, Workspace
 from tests.cast import Cast, MadeKey
 from tests.databases import Template
 from tests.servers import free_port
-from tests.services.office import Office
+from tests.services.office import NOON, Office
 
 
 def run(app: Flask, *arguments: str, typed: str = "") -> str:
@@ -316,6 +316,45 @@ def test_rights_that_ended_since_stay_ended_and_nobody_else_loses_any(
         found = members.levels_of(session, office.member("max"))
     assert found == {"operations": AccessLevel.READ, "sales": AccessLevel.NONE}
     assert [office.row(each.id).retires_at for each in (shortened, lengthened)] == [ends - timedelta(hours=1), ends]
+
+
+def test_each_column_by_which_something_ends_is_kept(database: Database) -> None:
+    office = Office(database)
+    ana, (key, _) = office.member("ana"), office.generate("rio")
+    shared: dict[str, Any] = {"workspace_id": ana.workspace_id, "created_at": NOON}
+    of_verifier = {"name": "Ours", "pepper_id": "new", "last_four": "abcd", "digest": b"1", "created_by_id": ana.id}
+    of_invitation = {"token_hash": b"1", "email": "ida@acme.test", "role": Role.MEMBER, "expires_at": NOON}
+    words = {"revoked_at", "deactivated_at", "removed_at", "accepted_at", "withdrawn_at"}
+    ends = [column for table in backup.tables() for column in table.c if column.name in words]
+    ids = {"api_key": key.id, "verifier": "ver_1", "invitation": "inv_1", "member": ana.public_id}
+    with database.transaction() as session:
+        session.add(Verifier(public_id="ver_1", **shared, **of_verifier))
+        session.add(Invitation(public_id="inv_1", **shared, **of_invitation))
+        session.flush()
+        ids["account"] = session.get_one(Account, ana.account_id).public_id
+
+        def end_all(at: datetime | None) -> None:
+            for column in ends:
+                table = column.table
+                session.execute(update(table).where(table.c.public_id == ids[table.name]).values({column.name: at}))
+
+        end_all(NOON)
+        restoring.set_aside(session)
+        end_all(None)  # as the backup has it
+        said = restoring.end_again(session)
+        restoring.forget_aside(session)
+        for column in ends:
+            assert session.scalar(select(column).where(column.table.c.public_id == ids[column.table.name])) == NOON
+    assert said == {
+        "keys deleted": 1,
+        "keys deactivated": 1,
+        "verifiers revoked": 1,
+        "members removed": 1,
+        "members deactivated": 1,
+        "accounts deactivated": 1,
+        "invitations used": 1,
+        "invitations withdrawn": 1,
+    }
 
 
 def test_a_restore_is_told_in_every_audit_log(app: Flask, file: Path, database: Database) -> None:

@@ -58,13 +58,6 @@ def test_a_slug_is_given_once(
     assert len(shared_office.told()) == before
 
 
-def test_slugs_of_solutions_and_apps_are_free_in_another_workspace(office: Office) -> None:
-    with office.database.transaction() as session:
-        globex = workspaces.get(session, "globex")
-        sales = workspaces.add_solution(session, operator(), globex, "sales", "Sales")
-        workspaces.add_app(session, operator(), sales, "leads", "Leads", Schema.read(OBJECT))
-
-
 @pytest.mark.parametrize(
     "slug", ["", "a", "1a", "-a", "A", "aB", "a b", "a_b", "é", "a" * 41, "a\n", "a\x00", "../etc"]
 )
@@ -201,6 +194,18 @@ def version(office: Office, what: str) -> str:
         if what == "solution":
             return workspaces.version_of(workspaces.get_solution(session, acme, "sales"))
         return workspaces.version_of(records.get_app(session, acme.id, "leads"))
+
+
+def test_a_slug_is_free_in_another_workspace_and_each_changes_their_own_app(office: Office) -> None:
+    with office.database.transaction() as session:
+        globex = workspaces.get(session, "globex")
+        sales = workspaces.add_solution(session, operator(), globex, "sales", "Sales")
+        workspaces.add_app(session, operator(), sales, "leads", "Leads", Schema.read(OBJECT))
+        for who, description in (("ana", "Of acme"), ("zoe", "Of globex")):
+            edit(office, session, "app", description, None, who)
+        for slug, description in (("acme", "Of acme"), ("globex", "Of globex")):
+            place = workspaces.get(session, slug).id
+            assert records.get_app(session, place, "leads").description == description
 
 
 @pytest.mark.parametrize("what", ["solution", "app"])
