@@ -132,16 +132,19 @@ def test_of_several_limits_the_one_that_ends_last_is_told(database: Database) ->
     assert refused.value.retry_at == NOON + 65 * MINUTE
 
 
-def test_signing_in_between_does_not_reset_the_limit_of_an_address(database: Database) -> None:
-    for n in range(30):
-        begin(database, f"person{n % 15}@acme.test")
-        if n % 10 == 9:
-            credible = begin(database, "max@acme.test") if n < 29 else None
-            if credible:
-                with database.transaction() as session:
-                    accounts.take_back(session, credible, NOON)
+@pytest.mark.parametrize(("limit", "is_from_home"), [(30, True), (50, False)])
+def test_signing_in_between_resets_the_limit_of_neither_an_address_nor_an_account(
+    database: Database, limit: int, is_from_home: bool
+) -> None:
+    for n in range(limit):
+        email, address = (f"person{n // 4}@acme.test", HOME) if is_from_home else (RIO, f"192.0.2.{n // 4}")
+        begin(database, email, address=address)
+        if n % 4 == 3:  # the fifth try is right, and forgives the four
+            right = begin(database, email, address=address)
+            with database.transaction() as session:
+                accounts.take_back(session, right, NOON)
     with pytest.raises(TooManyAttempts):
-        begin(database, "max@acme.test")
+        begin(database, "max@acme.test" if is_from_home else RIO, address=HOME)
 
 
 @pytest.mark.parametrize("email", [RIO, "nobody@acme.test"])
