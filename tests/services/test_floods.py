@@ -57,6 +57,15 @@ def test_ten_thousand_refusals_leave_few_rows_and_each_stays_explained(office: O
     assert sum(each.details.get("more", each.details.get("times", 1)) for each in counted) == 9_600
 
 
+def test_of_very_many_the_first_are_counted_by_name_and_stay_so(office: Office) -> None:
+    nobodys = accounts.PasswordAttempt(0, b"", "", None, 0)
+    with office.database.transaction() as session:
+        for address in [*ADDRESSES[:40], ADDRESSES[0]]:
+            accounts.fail(session, Actor(NOON, Means.SESSION, "visitor", address=address), nobodys)
+        counts = {counted.who: counted.count for counted in session.scalars(select(RefusalCount))}
+    assert counts == {**dict.fromkeys(ADDRESSES[:30], 1), ADDRESSES[0]: 2, "others": 10}
+
+
 def test_a_refused_key_is_told_once_a_reason_and_hour_with_its_name_and_first_request(office: Office) -> None:
     key, _ = office.generate("rio")
     office.use(key.id, NOON, refused="expired", times=3)

@@ -71,7 +71,9 @@ def test_administrators_own_no_live_keys_when_so_decided(office: Office) -> None
     with pytest.raises(Invalid) as refused:
         office.generate("ana")
     assert set(refused.value.problems) == {"environment"}
-    office.generate("ana", environment="test")
+    in_sandbox, _ = office.generate("ana", environment="test")
+    office.act("ana", keys.deactivate, in_sandbox.id)
+    office.act("ana", keys.reactivate, in_sandbox.id)
     office.generate("ana", owner=API_MEMBER)
     office.generate("rio")
     office.act("ana", keys.deactivate, old.id)

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import pytest
 from flask import Flask
@@ -454,7 +455,9 @@ def test_other_ways_to_write_a_path_lead_nowhere(cast: Cast, live: MadeKey) -> N
     guarded = [row for row in rows() if row.method == "GET" and row.statuses["nobody"] != 200 and row.rule != "/"]
     for row in guarded:
         client: FlaskClient = integration if row.rule.startswith("/api/") else cast.ana.browser
-        found = {path: client.get(path).status_code for path in variants(plain_path(row.rule))}
+        # As the path that a server has read: in an address the client takes what follows `//` for a host.
+        paths = [unquote(path) for path in variants(plain_path(row.rule))]
+        found = {path: client.get("/", environ_overrides={"PATH_INFO": path}).status_code for path in paths}
         assert set(found.values()) <= {400, 404}, found
 
 
