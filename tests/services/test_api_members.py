@@ -214,6 +214,13 @@ def test_one_without_active_keys_is_deleted_without_its_name(office: Office) -> 
     assert office.row(key.id).revoked_at == NOON
 
 
+def test_one_that_is_deactivated_is_deleted_without_its_name(office: Office) -> None:
+    key, _ = office.generate("lea", owner=API_MEMBER)
+    do(office, "lea", api_members.deactivate, bot(office))
+    do(office, "lea", api_members.delete, bot(office), typed="")
+    assert office.row(key.id).revoked_at == NOON
+
+
 @pytest.mark.parametrize("who", ["max", "rio", "zoe"])
 @pytest.mark.parametrize("what", [api_members.deactivate, api_members.reactivate])
 def test_others_change_no_api_member(shared_office: Office, who: str, what: Any) -> None:

@@ -78,7 +78,9 @@ def test_a_name_that_cannot_be_taken_changes_nothing(cast: Cast, name: str) -> N
 def test_a_changed_password_counts_from_now_on_and_signs_others_out(cast: Cast) -> None:
     elsewhere = Person(cast.app, "max")
     elsewhere.sign_in()
+    form = {"name": "Maxine Frey", "csrf_token": token_on(cast.max.get("/account/name"))}
     assert change(cast.max) == 303
+    assert cast.max.browser.post("/account/name", data=form).status_code == 400  # no form of before goes on
     assert cast.max.get("/account").status_code == 200
     assert elsewhere.get("/account").status_code == 303
     assert Person(cast.app, "max").sign_in().status_code == 422

@@ -1,6 +1,7 @@
 """Idempotency-Key on POST: a request does its work once, and each repeat gets the same bytes (contract, section 3)."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from threading import Event, Thread, Timer
@@ -11,7 +12,7 @@ from sqlalchemy import delete, func, select, update
 from werkzeug.test import TestResponse
 
 from app import create_app
-from portal.rules.errors import Conflict
+from portal.rules.errors import BreaksRule, Conflict
 from portal.services import idempotency
 from portal.services.idempotency import Asked, Stored
 from portal.services.usage import Request, Usage
@@ -138,6 +139,11 @@ def test_after_24_hours_the_request_is_a_new_one_and_the_answer_is_forgotten(
         with database.transaction() as session:
             session.execute(update(IdempotentRequest).values(at=at))
     assert count(database, IdempotentRequest) == 1
+    with database.transaction() as session:
+        asked = Asked(pk_of(session, key), "live", "one", at + idempotency.KEEP - timedelta(microseconds=1), b"another")
+        with pytest.raises(BreaksRule):
+            idempotency.find(session, asked)
+        assert idempotency.find(session, replace(asked, at=at + idempotency.KEEP)) is None
 
 
 def test_the_flush_of_usage_forgets_old_answers(cast: Cast, key: MadeKey, database: Database) -> None:
