@@ -45,7 +45,7 @@ _MAX_REFUSALS = 10_000  # kept in full of one key between two flushes; the other
 _MAX_KEPT = 20_000  # kept in full of all keys between two flushes, while the database is away too
 KEPT_OF_ONE = 20_000  # refusals of one key on disk: the newest
 _PRUNE_AFTER = 1_000  # of one key
-_MAX_ROWS = 20_000  # counted apart between two flushes; beyond, scopes and callers are no longer told apart
+_MAX_ROWS = 20_000  # counted apart between two flushes; beyond, it is as beyond _MAX_WAYS
 _LONGEST_SCOPE = 50  # shorter than any key
 _LONGEST_METHOD = 10
 _MAX_WAYS = 60  # combinations of outcome, scope and caller of one key and day that a process counts apart
@@ -159,8 +159,8 @@ class Usage:
     def _may_tell_apart(self, use: Use, batch: _Batch) -> bool:
         """Say whether this combination of key, outcome, scope and caller gets a row of its own.
 
-        At most _MAX_WAYS of a key and day do. The others are added up without scope and caller, so that nobody can
-        fill the table.
+        At most _MAX_WAYS of a key and day do. The others are added up without their callers, and what was refused
+        without its scope too, so that nobody can fill the table.
         """
         day = use.hour // 24
         if day != self._told_day or len(self._ways_of) > _REMEMBERED:

@@ -58,7 +58,7 @@ def clock(moment: datetime) -> dict[str, Any]:
 
 
 def relative(moment: datetime) -> str:
-    """Write how far a moment is from now: minutes, hours, days up to 30; from there on its date."""
+    """Write how far a moment is from now: minutes, hours, days; beyond 30 days ago or a year ahead, its date."""
     distance = (moment - _here().now).total_seconds()
     size = abs(distance)
     if size < 60:

@@ -175,6 +175,8 @@ def test_an_export_of_sign_ins_goes_to_their_end_not_to_that_of_the_workspace(of
         for _ in range(200):
             audit.record(session, visitor, Event.SIGNED_IN, target_id=account.public_id)
     filters = Filters(is_sign_ins=True)
+    with office.database.transaction() as session, pytest.raises(Forbidden):  # also where no page stands before it
+        audit_views.begin_export(session, office.actor("lea"), office.seat("lea"), filters, "csv")
     with office.database.transaction() as session:
         last = audit_views.begin_export(session, office.actor("zoe"), zoe, filters, "csv")
     assert sum(map(len, audit_views.export(office.database, zoe, filters, last))) == 200
