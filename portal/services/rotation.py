@@ -255,7 +255,7 @@ def aftermath_of(session: Session, old: ApiKey, now: datetime) -> Aftermath | No
 def retire(session: Session, actor: Actor, keyring: Keyring, key_id: str) -> KeyView:
     """End the overlap of a key that is being replaced, at once."""
     seat, key = keys.hold(session, actor, key_id, Event.KEY_RETIRED)
-    _check_retiring(key, actor.at)
+    _check_retiring(key)
     key.retires_at = actor.at
     now = actor.at.isoformat()
     return keys.changed(session, actor, seat, keyring, key, Event.KEY_RETIRED, retires_at=now)
@@ -265,7 +265,7 @@ def extend(session: Session, actor: Actor, keyring: Keyring, key_id: str) -> Key
     """Let the old key of a rotation work a day longer: never past its own expiry, for 30 days in all at most."""
     seat, key = keys.hold(session, actor, key_id, Event.KEY_OVERLAP_EXTENDED)
     keys.check_owner(seat, key, Event.KEY_OVERLAP_EXTENDED, ONLY_ITS_OWNER)
-    ends = _check_retiring(key, actor.at)
+    ends = _check_retiring(key)
     keys.check_still_grantable(session, seat, key, Event.KEY_OVERLAP_EXTENDED)
     later = extended(ends, key.rotated_at, key.expires_at)
     if later is None:
@@ -276,9 +276,9 @@ def extend(session: Session, actor: Actor, keyring: Keyring, key_id: str) -> Key
     return keys.changed(session, actor, seat, keyring, key, Event.KEY_OVERLAP_EXTENDED, retires_at=until)
 
 
-def _check_retiring(key: ApiKey, now: datetime) -> datetime:
-    if key.retires_at is None or key.retires_at <= now:
-        raise Conflict(f"“{key.name}” is not being replaced, or has stopped already. Nothing was changed.")
+def _check_retiring(key: ApiKey) -> datetime:
+    if key.retires_at is None:
+        raise Conflict(f"“{key.name}” is not being replaced. Nothing was changed.")
     return key.retires_at
 
 
