@@ -9,6 +9,7 @@ from functools import wraps
 from typing import Any
 
 from flask import Flask, Response, current_app, g, make_response, redirect, request, url_for
+from flask import session as browser_session
 from flask_login import LoginManager, UserMixin, current_user, login_user
 from flask_wtf.csrf import CSRFError
 from werkzeug.exceptions import HTTPException
@@ -391,8 +392,10 @@ def _prove_first() -> Response:
 
 def _ask_to_sign_in() -> Response:
     """Send a page to /login and back; tell HTMX with 401 where to go, never with a page inside a fragment."""
+    if request.method == "POST":
+        browser_session["unsent"] = True  # the sign-in page tells that what was pressed changed nothing
     if not is_fragment():
-        target = own_address() if request.method == "GET" else None
+        target = own_address() if endpoint_at(request.path) else request.path.rpartition("/")[0]
         return make_response(redirect(url_for("sign_in.login", next=target), 303))
     response = go_to(url_for("sign_in.login", next=page_of_fragment()))
     response.status_code = 401
@@ -445,6 +448,8 @@ def register(app: Flask) -> None:
             if current_user.is_authenticated:
                 found, g.workspaces = g.get("places", (None, []))
                 _sit_down(current_user.user_session, found)
+            elif audience_of(app, request.endpoint or "") in (Audience.SIGNED_IN, Audience.MEMBER):
+                return _ask_to_sign_in()  # another tab signed out: pressing again would not help
         _tell_of_form("It was not from a page of this session.")
         return form_expired()
 

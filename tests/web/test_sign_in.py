@@ -646,7 +646,7 @@ def test_the_question_for_the_password_keeps_whom_a_new_key_is_for(cast: Cast) -
         asked = lea.post(f"/w/acme/api/keys/new?owner={bot}", {"key-environment": "test", "key-name": "CRM sync"})
         assert asked.status_code == 403
         assert f'action="/w/acme/api/keys/new?owner={bot}"' in asked.text
-    expired = lea.browser.post(f"/w/acme/api/keys/new?owner={bot}", data={"key-environment": "test"})
+        expired = lea.browser.post(f"/w/acme/api/keys/new?owner={bot}", data={"key-environment": "test"})
     assert (expired.status_code, f'action="/w/acme/api/keys/new?owner={bot}"' in expired.text) == (400, True)
     assert "“Go on”" in expired.text
 
