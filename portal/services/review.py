@@ -305,7 +305,7 @@ def _show(row: Row[Any], seat: Seat, keyring: Keyring) -> Reviewed:
 def _advice(findings: Sequence[Finding], *, may_rotate: bool, keeps_some: bool) -> Advice:
     """Recommend one thing for the riskiest finding: of another human's key, only what an administrator can do.
 
-    What nothing calls needs no successor.
+    What nothing calls needs no successor; what is called is not to be stopped only because its owner has to renew it.
     """
     if not findings:
         return Advice.LOOK
@@ -313,8 +313,8 @@ def _advice(findings: Sequence[Finding], *, may_rotate: bool, keeps_some: bool) 
     if findings[0] is Finding.OWNER_LOST and keeps_some:
         advice = Advice.ROTATE_NARROWER
     is_idle = not _IDLE.isdisjoint(findings) and Finding.REFUSED_OFTEN not in findings
-    if advice in (Advice.ROTATE, Advice.ROTATE_NARROWER, Advice.MOVE) and (is_idle or not may_rotate):
-        return Advice.DEACTIVATE
+    if advice in (Advice.ROTATE, Advice.ROTATE_NARROWER, Advice.MOVE):
+        return Advice.DEACTIVATE if is_idle else advice if may_rotate else Advice.LOOK
     return advice
 
 

@@ -98,7 +98,7 @@ def _row(key: Reviewed) -> dict[str, Any]:
 def _evidence(key: Reviewed, finding: Finding) -> Markup:
     """Say in a sentence what a finding rests on, with its moments as `display.both` writes them."""
     owner, made = people_text(key.owner_name), both(key.created_at)
-    used = f"used {both(key.last_used_at)}" if key.last_used_at else ""
+    use = f"last used {both(key.last_used_at)}" if key.last_used_at else "never used"
     said = {
         Finding.OWNER_LOST: (
             f"{owner} lost the access that {_lost(key)}."
@@ -106,13 +106,15 @@ def _evidence(key: Reviewed, finding: Finding) -> Markup:
             else f"{owner} is deactivated or has left: every request is refused."
         ),
         Finding.ABOVE_GRANTER: f"Who gave {owner} this access cannot hand it out any more.",
-        Finding.EXPIRING: f"It stops {both(key.expires_at)}." if key.expires_at else "",
+        Finding.EXPIRING: f"It stops {both(key.expires_at)}, {use}." if key.expires_at else "",
         Finding.REFUSED_OFTEN: f"{thousands(key.refusals)} requests were refused in the last 24 hours.",
-        Finding.ADMIN_OWNED: "It acts for an administrator. A program needs less: give it an API member of its own.",
-        Finding.STALE: f"Last {used}.",
+        Finding.ADMIN_OWNED: (
+            f"It acts for an administrator, {use}. A program needs less: give it an API member of its own."
+        ),
+        Finding.STALE: f"It was {use}.",
         Finding.NEVER_USED: f"Made {made} and never used.",
         Finding.TOO_LONG: "It was made for longer than the policy allows now.",
-        Finding.NEVER_EXPIRES: f"Made {made}, {f'last {used}' if used else 'never used'}.",
+        Finding.NEVER_EXPIRES: f"Made {made}, {use}.",
         Finding.UNUSED_SCOPES: f"{_scopes(key.scope_count)}, {key.unused_scopes} not used in 60 days.",
     }[finding]
     return ours(said)

@@ -69,7 +69,7 @@ def test_scopes_that_a_used_key_never_needed_are_found_after_sixty_days(office: 
     assert found(office, at=NOON + 59 * DAYS) == set()
     [seen] = look(office, at=NOON + 61 * DAYS)
     assert seen.findings == (Finding.UNUSED_SCOPES,)
-    assert (seen.scope_count, seen.unused_scopes, seen.advice) == (2, 1, Advice.DEACTIVATE)
+    assert (seen.scope_count, seen.unused_scopes, seen.advice) == (2, 1, Advice.LOOK)
     assert look(office, "max", NOON + 61 * DAYS)[0].advice is Advice.ROTATE_NARROWER
 
 
@@ -96,6 +96,16 @@ def test_a_live_key_of_an_administrator_should_move_to_an_api_member(office: Off
     office.generate("ana", name="Live", scopes=["leads:read"])
     [seen] = look(office)
     assert (seen.findings, seen.advice) == ((Finding.ADMIN_OWNED,), Advice.MOVE)
+
+
+def test_another_persons_key_is_to_be_stopped_only_where_nothing_uses_it(office: Office) -> None:
+    key, _ = office.generate("max", scopes=["leads:read"])
+    soon = NOON + 77 * DAYS
+    assert look(office, at=soon)[0].advice is Advice.DEACTIVATE
+    office.use(key.id, soon)
+    [seen] = look(office, at=soon)
+    assert (seen.findings[0], seen.advice) == (Finding.EXPIRING, Advice.LOOK)
+    assert look(office, "max", soon)[0].advice is Advice.ROTATE
 
 
 def test_a_key_that_nothing_uses_is_to_be_stopped_though_it_ends_soon_unless_it_is_called_in_vain(

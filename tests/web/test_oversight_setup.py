@@ -41,7 +41,7 @@ def test_the_review_tells_moments_with_their_zone_and_prints_one_footer(cast: Ca
     page = cast.max.get("/w/acme/review").text
     said = [re.sub(r"<[^>]+>", "", each) for each in re.findall(r"<p><span class=\"tag.*?</p>", page)]
     moment = r"\d+ \w{3} \d{4}, \d\d:\d\d.UTC"
-    assert any(re.fullmatch(rf"Unused for 30 days Last used {moment}\.", each) for each in said)
+    assert any(re.fullmatch(rf"Unused for 30 days It was last used {moment}\.", each) for each in said)
     assert any(
         re.fullmatch(rf"Never expires Made just now {moment}, last used just now {moment}\.", each) for each in said
     )
@@ -154,6 +154,20 @@ def test_before_and_after_a_key_is_stopped_its_page_says_whether_the_policy_lets
     assert "You can reactivate it later." in cast.rio.get(f"keys/{usual.id}/deactivate").text
     assert "You can reactivate it at any time." in cast.rio.post(f"keys/{usual.id}/deactivate", headers=HTMX).text
     assert cast.rio.post(f"keys/{usual.id}/reactivate").status_code == 303
+
+
+def test_whoever_stops_anothers_key_reads_that_only_its_owner_can_reactivate_it(cast: Cast) -> None:
+    mine, theirs = cast.ana.generate(name="Mine"), cast.rio.generate(name="Theirs")
+    stop, only = f"keys/{theirs.id}/deactivate", "Only Rio Tanaka can reactivate it"
+    bulk = "/w/acme/review/deactivate?key="
+    both = cast.ana.get(f"{bulk}{mine.id}&key={theirs.id}").text
+    assert "Each can be reactivated, another person’s only by its owner." in both
+    pages = [cast.ana.get(bulk + theirs.id), cast.ana.get(stop), cast.ana.post(stop, headers=HTMX)]
+    pages += [cast.ana.get(f"keys/{theirs.id}/receipt"), cast.ana.get(f"keys/{theirs.id}")]
+    for page in pages:
+        assert f"{only}." in re.sub("<[^>]+>", "", page.text)
+        assert "You can reactivate" not in page.text
+        assert "Generate a similar key to go on" not in page.text
 
 
 def test_a_policy_form_that_is_out_of_date_changes_nothing(cast: Cast) -> None:
