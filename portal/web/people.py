@@ -254,13 +254,17 @@ def _leave_page(mid: str, then: str, *, conflict: str = "", status: int = 200) -
 
 def _heir(found: Preview, wanted: str) -> tuple[Member | None, Mapping[str, AccessLevel]]:
     """Choose the API member that keys are offered to be moved to: the one asked for, else the one that keeps most."""
+    moving = [each for each in found.keys if each.key.may_move]
 
     def lost(levels: Mapping[str, AccessLevel]) -> int:
-        return sum(len(each.lost_at(levels)) for each in found.keys)
+        return sum(len(each.lost_at(levels)) for each in moving)
 
-    named = [each for each in found.heirs if each[0].public_id == wanted]
-    best: Sequence[Any] = named or sorted(found.heirs, key=lambda each: lost(each[1]))
-    return best[0] if best else (None, {})
+    for heir in found.heirs:
+        if heir[0].public_id == wanted:
+            return heir
+    best = min(found.heirs, key=lambda each: lost(each[1]), default=None)
+    held = lost({})
+    return best if best and (not held or lost(best[1]) < held) else (None, {})
 
 
 def _at_risk(each: KeyAtRisk, found: Preview, then: str, heir: Mapping[str, AccessLevel] | None) -> dict[str, Any]:

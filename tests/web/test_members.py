@@ -307,6 +307,27 @@ def test_an_api_member_made_for_somebody_who_leaves_goes_back_to_that(cast: Cast
     assert f'href="{person}/leave?to={heir}"' in cast.ana.post("keys", answers).text  # Done goes on with the others
 
 
+def test_a_key_is_offered_to_an_api_member_that_may_do_something_of_it(cast: Cast, database: Database) -> None:
+    person = person_id(database, "max")
+    make(cast.lea, "Ace", operations="read")
+    sales = cast.max.generate(["leads:read", "leads:write"], name="Departing")
+    alone = f'href="{API}/new?from={sales.id}"'
+    page = cast.ana.get(f"{person}/leave").text
+    assert "No API member has access for any of its scopes." in words(page)
+    assert alone in page
+    assert "Move to" not in words(page)
+    make(cast.ana, "Best", sales="read")
+    page = cast.ana.get(f"{person}/leave").text
+    assert "Move to Best" in words(page)
+    assert "It lacks access for 1 of 2 scopes." in words(page)
+    assert alone not in page
+    cast.max.generate(["tasks:read"], name="Other")  # so that both keep as much
+    page = cast.ana.get(f"{person}/leave").text
+    assert "Move to Ace (Other" in words(page)
+    assert "Ace lacks access for all its scopes." in words(page)
+    assert alone in page
+
+
 @pytest.mark.both
 def test_the_keys_of_somebody_deactivated_are_not_called_active(cast: Cast, database: Database) -> None:
     cast.max.generate(["leads:read"], name="Left behind")
