@@ -6,7 +6,7 @@ from datetime import timedelta
 from itertools import cycle
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from portal.rules.access import AccessLevel, Environment, Role
@@ -43,8 +43,8 @@ class _App:
 
 
 def is_empty(session: Session) -> bool:
-    """Say whether the database has no account yet."""
-    return not session.scalar(select(func.count()).select_from(Account))
+    """Say whether the database has no workspace and no account yet; who is only invited has none."""
+    return not any(session.scalar(select(kind.id).limit(1)) for kind in (Workspace, Account))
 
 
 def has_people(session: Session) -> bool:
@@ -53,9 +53,9 @@ def has_people(session: Session) -> bool:
 
 
 def seed(session: Session, step: Callable[[str], None]) -> None:
-    """Fill an empty database; Conflict when it has any account. `step` is told what comes next."""
+    """Fill an empty database; Conflict when it has any workspace or account. `step` is told what comes next."""
     if not is_empty(session):
-        raise Conflict("The database has accounts already. The demo only fills an empty one.")
+        raise Conflict("The database has a workspace or accounts already. The demo only fills an empty one.")
     actor = operator("demo")
     password_hash = hash_password(PASSWORD)
     step("Acme")

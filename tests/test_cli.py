@@ -79,7 +79,15 @@ def test_seed_demo_fills_a_migrated_database_once(blank_app: Flask) -> None:
     run(blank_app, "migrate")
     run(blank_app, "seed-demo")
     assert Cast(blank_app).ana.get("/w/acme").status_code == 200
-    assert "accounts" in refused(blank_app, "seed-demo")
+    assert "has a workspace or accounts already" in refused(blank_app, "seed-demo")
+
+
+def test_no_demo_comes_beside_a_workspace_whose_administrator_is_yet_to_join(blank_app: Flask) -> None:
+    run(blank_app, "migrate")
+    run(blank_app, "create-workspace", "initech", "Initech", "--admin", "ida@initech.test")
+    assert "has a workspace or accounts already" in refused(blank_app, "seed-demo")
+    with blank_app.extensions["portal"].database.reading() as session:
+        assert not demo.is_empty(session)
 
 
 def test_there_is_no_demo_in_production(blank_url: str, tmp_path: Path) -> None:
