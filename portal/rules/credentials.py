@@ -78,6 +78,20 @@ def new_id(kind: str) -> str:
     return f"{kind}_{random_base62(16)}"
 
 
+def id_by_form(kind: str, maker: str, form_id: str) -> str:
+    """Make the public id of what a maker's form makes: the same each time it is sent, by which a repeat is known.
+
+    A new one for a form without an id.
+    """
+    if not form_id:
+        return new_id(kind)
+    number, digits = int.from_bytes(hashlib.sha256(f"{kind} {maker} {form_id}".encode()).digest()), ""
+    for _ in range(16):
+        number, digit = divmod(number, 62)
+        digits += BASE62[digit]
+    return f"{kind}_{digits}"
+
+
 def checksum(text: str) -> str:
     """Compute the six base62 digits of the CRC-32 of a key's text before its last underscore."""
     rest, last = divmod(zlib.crc32(text.encode()), len(_PAIRS))

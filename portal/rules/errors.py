@@ -69,7 +69,7 @@ class PreconditionFailed(Conflict):
 
 
 class AlreadyShown(PortalError):
-    """This form was answered before: its key exists, and its text is not shown again."""
+    """This form was answered before: what it made exists, and its text is not shown again."""
 
     code = "already_shown"
 

@@ -120,13 +120,19 @@ def version_of(levels: Levels) -> str:
 # --- Making and changing --------------------------------------------------------------------------------------------
 
 
-def create(session: Session, actor: Actor, *, name: str, purpose: str, access: Levels) -> Member:
-    """Make an API member with access by solution slug; Forbidden where the actor does not manage the solution."""
+def create(session: Session, actor: Actor, *, name: str, purpose: str, access: Levels, form_id: str = "") -> Member:
+    """Make an API member with access by solution slug, or find the one that this form made before.
+
+    Forbidden where the actor does not manage the solution.
+    """
     seat = members.seat_of(session, actor, lock=True)
     clean_name, clean_purpose = _checked(name, purpose)
     if not seat.is_lead:
         attempt = Attempt(Event.API_MEMBER_CREATED, target_label=clean_name)
         raise Forbidden("Only team leads and administrators make API members.", attempt=attempt)
+    public_id = credentials.id_by_form("mem", seat.member.public_id, form_id)
+    if made_before := session.scalar(select(Member).where(Member.public_id == public_id)):
+        return made_before
     _check_cap(session, seat, access, Attempt(Event.API_MEMBER_CREATED, "", clean_name, {"access": _words(access)}))
     # One at a time: nobody else counts meanwhile. Keys that are made for this workspace need not wait for it.
     this = select(Workspace.id).where(Workspace.id == seat.workspace.id)
@@ -136,7 +142,7 @@ def create(session: Session, actor: Actor, *, name: str, purpose: str, access: L
         message = f"{seat.workspace.name} has {LIMIT} API members, as many as it can have. Delete one first."
         raise Conflict(message, attempt=Attempt(Event.API_MEMBER_CREATED, target_label=clean_name))
     member = Member(
-        public_id=credentials.new_id("mem"),
+        public_id=public_id,
         workspace_id=seat.workspace.id,
         name=clean_name,
         role=Role.MEMBER,

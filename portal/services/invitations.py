@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session, aliased, joinedload
 
 from portal.rules import credentials, text
 from portal.rules.access import AccessLevel, Levels, Role
-from portal.rules.errors import Attempt, Conflict, Forbidden, Invalid, NotFound, TooManyAttempts
+from portal.rules.errors import AlreadyShown, Attempt, Conflict, Forbidden, Invalid, NotFound, TooManyAttempts
 from portal.services import audit, members, outbox
 from portal.services.actor import Actor
 from portal.services.audit import Event
@@ -26,15 +26,20 @@ _MEANWHILE = "The account of this address changed a moment ago. Open the link ag
 # --- Sending and withdrawing ----------------------------------------------------------------------------------------
 
 
-def invite(session: Session, actor: Actor, *, email: str, role: str, levels: Levels, base_url: str) -> str:
+def invite(
+    session: Session, actor: Actor, *, email: str, role: str, levels: Levels, base_url: str, form_id: str = ""
+) -> str:
     """Invite a person with a role and access, and mail them; give the one-time link, which is kept nowhere.
 
-    An earlier invitation of the same address ends with it. Raises Invalid for an answer, Conflict at the limit of open
-    ones and TooManyAttempts at that of an hour.
+    An earlier invitation of the same address ends with it. Raises Invalid for an answer, AlreadyShown when this form
+    made one before, Conflict at the limit of open ones and TooManyAttempts at that of an hour.
     """
     seat = members.seat_of(session, actor, lock=True)
     if not seat.is_admin:
         raise Forbidden("Only administrators invite people.", attempt=Attempt(Event.MEMBER_INVITED))
+    public_id = credentials.id_by_form("inv", seat.member.public_id, form_id)
+    if session.scalar(select(Invitation.id).where(Invitation.public_id == public_id)):
+        raise AlreadyShown(public_id)
     solutions = {solution.slug for solution in members.solutions_of(session, seat.workspace.id)}
     if unknown := [slug for slug in levels if slug not in solutions]:
         attempt = Attempt(Event.MEMBER_INVITED, details={"access": unknown[:20]})
@@ -53,7 +58,7 @@ def invite(session: Session, actor: Actor, *, email: str, role: str, levels: Lev
     for earlier in session.scalars(open_ones.with_for_update()):
         _withdraw(session, actor, earlier)
     _check_limits(session, actor, seat)
-    token = issue(session, actor, seat.workspace, email, Role(role), levels)
+    token = issue(session, actor, seat.workspace, email, Role(role), levels, public_id=public_id)
     link = f"{base_url}/invite/{token}"
     ends = (actor.at + INVITATION_LIFE).astimezone(UTC)
     body = (
@@ -89,6 +94,7 @@ def issue(
     email: str,
     role: Role,
     access: Levels | None = None,
+    public_id: str = "",
 ) -> str:
     """Make a one-time link's token for a person; Invalid for what is no e-mail address. The token is kept nowhere.
 
@@ -100,7 +106,7 @@ def issue(
     token = credentials.new_token()
     given = {slug: level.value for slug, level in (access or {}).items() if level is not AccessLevel.NONE}
     invitation = Invitation(
-        public_id=credentials.new_id("inv"),
+        public_id=public_id or credentials.new_id("inv"),
         token_hash=credentials.token_digest(token),
         workspace_id=workspace.id,
         email=address,
@@ -143,6 +149,13 @@ def get(session: Session, actor: Actor, seat: Seat, public_id: str) -> Invitatio
     if found is None:
         raise NotFound()
     return found
+
+
+def sent_before(session: Session, seat: Seat, public_id: str) -> Invitation:
+    """Find an invitation of the workspace, whatever became of it."""
+    members.check_admin(seat)
+    here = (Invitation.workspace_id == seat.workspace.id, Invitation.public_id == public_id)
+    return session.scalars(select(Invitation).where(*here)).one()
 
 
 def withdraw(session: Session, actor: Actor, public_id: str) -> Invitation:

@@ -8,7 +8,7 @@ from flask import Response, flash, make_response, redirect, request, url_for
 
 from portal.rules.access import AccessLevel, Action, Scope
 from portal.rules.errors import Conflict, Invalid
-from portal.services import api_members, key_views, members, offboarding
+from portal.services import api_members, drafts, key_views, members, offboarding
 from portal.services.api_members import Listed
 from portal.services.audit import Event
 from portal.store.database import Session
@@ -138,11 +138,17 @@ def new() -> Response:
     try:
         chosen = levels_in_form(TO_API_MEMBERS)
         with transaction() as session:
-            made = api_members.create(session, actor(), name=answer("name"), purpose=answer("purpose"), access=chosen)
+            made = api_members.create(
+                session, actor(), name=answer("name"), purpose=answer("purpose"), access=chosen, form_id=_form_id()
+            )
     except Invalid as error:
         return _new_form(chosen, error.problems)
     flash(f"“{made.name}” is made.")
     return _go_on(made.public_id)
+
+
+def _form_id() -> str:
+    return drafts.check_form_id(answer("form_id")) or drafts.new_form_id()
 
 
 def _first_form() -> Response:
@@ -221,6 +227,7 @@ def _new_form(
         "will": {"name": typed.strip()[:60], "losses": "", **reach(rows)},
         "review_url": here("review_new_api_member"),
         "answers": {"name": typed, "purpose": without_keys(answer("purpose"))},
+        "form_id": _form_id() if name is None else drafts.new_form_id(),  # what it was opened from has one of its own
         "carried": [(field, without_keys(value)) for field, value in carried],
         "for_key": any(field.startswith(CARRIED_AS) for field, _ in carried),
         "errors": errors,

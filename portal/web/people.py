@@ -7,9 +7,9 @@ from typing import Any
 from flask import Response, flash, make_response, redirect, request
 
 from portal.rules.access import SLUG, AccessLevel, Role
-from portal.rules.errors import Conflict, Invalid
+from portal.rules.errors import AlreadyShown, Conflict, Invalid
 from portal.rules.text import clean_line
-from portal.services import invitations, members, offboarding, people
+from portal.services import drafts, invitations, members, offboarding, people
 from portal.services.offboarding import KeyAtRisk
 from portal.services.people import Filters, Listed, Preview
 from portal.store.models import Member, Solution
@@ -312,12 +312,19 @@ def invite() -> Response:
         return _invite_form({}, {})
     chosen: dict[str, AccessLevel] = {}
     email, role, base_url = answer("email"), answer("role"), portal().settings.base_url
+    form_id = drafts.check_form_id(answer("form_id"))
     try:
         chosen = levels_in_form(_LEVELS)
         with transaction() as session:
-            link = invitations.invite(session, actor(), email=email, role=role, levels=chosen, base_url=base_url)
+            link = invitations.invite(
+                session, actor(), email=email, role=role, levels=chosen, base_url=base_url, form_id=form_id
+            )
     except Invalid as error:
         return _invite_form(chosen, error.problems)
+    except AlreadyShown as error:
+        with reading() as session:
+            found = invitations.sent_before(session, seat(), error.key_id)
+        return page("people/invited_before.html", 410, invitation=found)
     except Conflict as error:
         return _invite_form(chosen, {"email": error.message}, 409)
     afterwards(send_mails)
@@ -343,7 +350,8 @@ def _invite_form(chosen: Mapping[str, AccessLevel], errors: Mapping[str, str], s
         for each, by in waiting
     ]
     context = {"matrix": rows, "answers": answers, "roles": _ROLES, "waiting": listed, "errors": errors}
-    return page("people/invite.html", status if errors else 200, **context)
+    form_id = drafts.check_form_id(answer("form_id")) or drafts.new_form_id()
+    return page("people/invite.html", status if errors else 200, form_id=form_id, **context)
 
 
 @pages.route("/members/invitations/<public_id:iid>/withdraw", methods=["GET", "POST"], endpoint="withdraw")

@@ -468,6 +468,31 @@ def test_an_invitation_is_shown_once_mailed_and_gives_what_it_says(cast: Cast, d
     assert ida.get(path).status_code == 404
 
 
+@pytest.mark.both
+def test_a_form_that_is_sent_twice_makes_one_invitation_and_one_api_member(cast: Cast) -> None:
+    def form_of(page: str) -> str:
+        (found,) = re.findall(r'name="form_id"\s+value="([^"]+)"', page)
+        return str(found)
+
+    invite = cast.ana.get(f"{PEOPLE}/invite").text
+    answers = {"email": "ida@acme.test", "role": "member", "form_id": form_of(invite)}
+    wrong = cast.ana.post(f"{PEOPLE}/invite", answers | {"email": "ida"})
+    assert (wrong.status_code, form_of(wrong.text)) == (422, answers["form_id"])
+    link = re.findall(r"/invite/[\w-]{43}", cast.ana.post(f"{PEOPLE}/invite", answers).text)[0]
+    again = cast.ana.post(f"{PEOPLE}/invite", answers)
+    assert again.status_code == 410
+    assert "ida@acme.test was invited at" in words(again.text)
+    assert not re.search(r"/invite/[\w-]{43}", again.text)
+    assert len(set(re.findall(r"inv_\w+", cast.ana.get(f"{PEOPLE}/invite").text))) == 1
+    assert cast.stranger().get(link).status_code == 200
+    made = [cast.lea.get(f"{API}/new").text, cast.lea.get(f"{API}/new").text]
+    answers = {"name": "CRM bot", "form_id": form_of(made[0])}
+    replies = [cast.lea.post(f"{API}/new", answers) for _ in range(2)]
+    assert (replies[0].status_code, replies[0].location) == (replies[1].status_code, replies[1].location)
+    other = {"name": "Mail robot", "form_id": form_of(made[1])}
+    assert cast.lea.post(f"{API}/new", other).location != replies[0].location
+
+
 def test_with_too_many_open_invitations_the_form_keeps_its_answers_beside_all_of_them(
     cast: Cast, database: Database
 ) -> None:
