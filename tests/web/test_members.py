@@ -313,7 +313,7 @@ def test_a_key_is_offered_to_an_api_member_that_may_do_something_of_it(cast: Cas
     sales = cast.max.generate(["leads:read", "leads:write"], name="Departing")
     alone = f'href="{API}/new?from={sales.id}"'
     page = cast.ana.get(f"{person}/leave").text
-    assert "No API member has access for any of its scopes." in words(page)
+    assert "No API member could use any of this key’s scopes." in words(page)
     assert alone in page
     assert "Move to" not in words(page)
     make(cast.ana, "Best", sales="read")
@@ -324,7 +324,7 @@ def test_a_key_is_offered_to_an_api_member_that_may_do_something_of_it(cast: Cas
     cast.max.generate(["tasks:read"], name="Other")  # so that both keep as much
     page = cast.ana.get(f"{person}/leave").text
     assert "Move to Ace (Other" in words(page)
-    assert "Ace lacks access for all its scopes." in words(page)
+    assert "Ace could use none of this key’s scopes." in words(page)
     assert alone in page
 
 
