@@ -6,7 +6,6 @@ from functools import wraps
 from typing import Any
 
 from flask import Response, flash, make_response, redirect, render_template, request, url_for
-from markupsafe import Markup
 
 from portal.rules.access import AccessLevel, Scope
 from portal.rules.errors import Conflict, Forbidden, Invalid, Refusal
@@ -14,12 +13,11 @@ from portal.services import activity, audit_reading, drafts, key_views, keys, ro
 from portal.services.activity import Denial
 from portal.services.audit import Event
 from portal.services.key_views import KeyView
-from portal.services.members import Shelf
 from portal.services.rate_limit import PER_MINUTE, PER_SECOND
 from portal.store.database import Session
 from portal.store.models import ApiKey, AuditEvent, FirstRequest, RefusedRequest
 from portal.web import refusals
-from portal.web.display import absolute, ours, people_text, thousands
+from portal.web.display import absolute, thousands
 from portal.web.generate import first_call
 from portal.web.guards import View, actor, in_workspace, recently_proved, seat
 from portal.web.http import (
@@ -121,7 +119,7 @@ def requests(key_id: str) -> Response:
         key, row = key_views.get_both(session, actor(), seat(), keyring(), key_id)
         planned = drafts.plan(session, actor(), drafts.Draft(owner=key.owner.id))
     grantable = {str(scope) for scope in planned.grantable}
-    mine = {app.slug: shelf for shelf in planned.shelves if shelf.level is not AccessLevel.NONE for app in shelf.apps}
+    mine = {app.slug for shelf in planned.shelves if shelf.level is not AccessLevel.NONE for app in shelf.apps}
     used: dict[str, Any] = {  # where it cannot be read, the page says so, and that the key still works
         "buckets": None,
         "total": 0,
@@ -137,7 +135,7 @@ def requests(key_id: str) -> Response:
             "buckets": [(_label(bar.start, span), bar.start, bar.accepted, bar.refused) for bar in bars],
             "total": sum(bar.accepted for bar in bars),
             "refused": sum(bar.refused for bar in bars),
-            "denials": [_denial(key, denial, grantable, mine) for denial in activity.denials(session, row, now)],
+            "denials": [_denial(denial, grantable, mine) for denial in activity.denials(session, row, now)],
             "callers": activity.callers_of(session, row, now),
             "first": _first(key, activity.first_request(session, row), activity.last_refusal(session, row)),
         }
@@ -158,7 +156,7 @@ def _label(start: datetime, span: str) -> str:
     return time if span == "24h" else day.rpartition(" ")[0]
 
 
-def _denial(key: KeyView, denial: Denial, grantable: set[str], mine: Mapping[str, Shelf]) -> dict[str, Any]:
+def _denial(denial: Denial, grantable: set[str], mine: set[str]) -> dict[str, Any]:
     is_scope = denial.reason == Refusal.MISSING_SCOPE
     may = is_scope and denial.scope in grantable
     known = Scope.parse(denial.scope)
@@ -168,7 +166,7 @@ def _denial(key: KeyView, denial: Denial, grantable: set[str], mine: Mapping[str
             "." if seat().is_admin else ", or ask an administrator for it."
         )
     elif is_scope and known and not may:
-        ask = _ask_for(key, known, mine[known.app])
+        ask = f"Ask an administrator for {known.action} in {known.app}."
     return {
         "at": denial.at,
         "method": denial.method,
@@ -184,16 +182,6 @@ def _denial(key: KeyView, denial: Denial, grantable: set[str], mine: Mapping[str
         "may_generate": may,
         "ask": ask,
     }
-
-
-def _ask_for(key: KeyView, scope: Scope, shelf: Shelf) -> Markup:
-    """Say who can mend that a key lacks a scope which one cannot give it."""
-    owner = people_text(key.owner.name)
-    if key.owner.kind == "human":
-        return ours(f"{owner} can generate a key with {scope}.")
-    if key.owner.kind == "api" and shelf.level is AccessLevel.MANAGE:
-        return ours(f"Give {owner} the access that {scope} needs.")
-    return ours(f"Ask an administrator for {scope.action} in {people_text(shelf.solution.name)}.")
 
 
 @pages.get("/keys/<public_id:key_id>/history")
