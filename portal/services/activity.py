@@ -9,9 +9,10 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, Subquery, bindparam, case, func, select
 
 from portal.rules.errors import Refusal
+from portal.services import members
 from portal.services.usage import ACCEPTED, KEEP_REFUSALS
 from portal.store.database import Session, read
-from portal.store.models import ApiKey, App, FirstRequest, KeyCaller, RefusedRequest, Usage, hour_of
+from portal.store.models import ApiKey, FirstRequest, KeyCaller, RefusedRequest, Usage, hour_of
 
 RECENT_DAYS = 14
 _HOUR = timedelta(hours=1)
@@ -129,7 +130,7 @@ def impact_of(session: Session, key: ApiKey, now: datetime) -> Impact:
         app, _, action = row.scope.partition(":")
         if action == "write":
             writes[app] += int(row.times)
-    names = _app_names(session, key.workspace_id, writes)
+    names = members.app_names(session, key.workspace_id) if writes else {}
     last_at = last_use_of(session, key)
     return Impact(
         total=sum(int(row.times) for row in rows),
@@ -305,13 +306,6 @@ def refused_since_its_end(session: Session, key: ApiKey) -> list[CallerSeen]:
         .limit(_MOST_CALLERS)
     )
     return [CallerSeen(*row) for row in rows]
-
-
-def _app_names(session: Session, workspace_id: int, slugs: Iterable[str]) -> dict[str, str]:
-    rows = session.execute(
-        select(App.slug, App.name).where(App.workspace_id == workspace_id, App.slug.in_(list(slugs)))
-    )
-    return {slug: name for slug, name in rows}  # noqa: C416
 
 
 def _by_hour(whose: ColumnElement[bool], first: Any) -> Subquery:

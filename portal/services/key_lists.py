@@ -345,7 +345,7 @@ def list_all(session: Session, actor: Actor, workspace: Workspace, keyring: Keyr
     )
     listed: list[dict[str, Any]] = []
     for keys in session.scalars(statement).partitions(_AT_ONCE):
-        scopes = key_views.scopes_of(session, keys)
+        scopes = key_views.scopes_of(session, workspace.id, keys)
         listed += [_told(key, actor.at, keyring, scopes.get(key.id, [])) for key in keys]
     return listed
 

@@ -299,7 +299,7 @@ def of(
 
     `days_of` reads their last 14 days; `pairs` are the other keys of their rotations where these are known already.
     """
-    scopes = scopes_of(session, keys)
+    scopes = scopes_of(session, seat.workspace.id, keys)
     if pairs is None:
         pairs = pairs_of(session, keys)
     hidden = _hidden(session, seat, keys, pairs)
@@ -422,12 +422,12 @@ def is_replaceable(key: _Key, now: datetime) -> bool:
     return is_fresh and key.state_at(now) is KeyState.ACTIVE and key.retires_at is None
 
 
-def scopes_of(session: Session, keys: Sequence[_Key]) -> dict[int, list[ScopeView]]:
-    """Read the scopes of several keys at once, with what each owner has now."""
+def scopes_of(session: Session, workspace_id: int, keys: Sequence[_Key]) -> dict[int, list[ScopeView]]:
+    """Read the scopes of several keys of a workspace at once, with what each owner has now."""
     owner = {key.id: key.member for key in keys}
     views: dict[int, list[ScopeView]] = {}
     made: dict[tuple[Any, ...], ScopeView] = {}  # the keys of a list have few different ones
-    for row in read(session, _SCOPES, {"keys": list(owner)}):
+    for row in read(session, _SCOPES, {"keys": list(owner), "workspace": workspace_id}):
         member = owner[row[0]]
         *facts, account_off_at = row[1:]
         what = (*facts, member.role, member.is_active and account_off_at is None)
@@ -440,13 +440,13 @@ def scopes_of(session: Session, keys: Sequence[_Key]) -> dict[int, list[ScopeVie
 
 def scopes_of_key(session: Session, key: ApiKey) -> list[ScopeView]:
     """Read the scopes of one key, with what its owner has now."""
-    return scopes_of(session, [key]).get(key.id, [])
+    return scopes_of(session, key.workspace_id, [key]).get(key.id, [])
 
 
 _SCOPES = (
     select(
-        *(KeyScope.key_id, KeyScope.action, App.slug, App.name, Solution.name, Solution.is_external, Access.level),
-        Account.deactivated_at,
+        *(KeyScope.key_id, KeyScope.action, App.slug, members.app_called(bindparam("workspace")), Solution.name),
+        *(Solution.is_external, Access.level, Account.deactivated_at),
     )
     .join(App, App.id == KeyScope.app_id)
     .join(Solution, Solution.id == App.solution_id)

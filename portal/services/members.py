@@ -11,8 +11,10 @@ from sqlalchemy import (
     Select,
     and_,
     bindparam,
+    case,
     delete,
     exists,
+    func,
     insert,
     or_,
     select,
@@ -203,6 +205,20 @@ def shelves_for(session: Session, seat: Seat) -> list[Shelf]:
 _HERE: BindParameter[int] = bindparam("workspace")
 _SOLUTIONS_BY_NAME = select(Solution).where(Solution.workspace_id == _HERE).order_by(Solution.name, Solution.id)
 _APPS_BY_NAME = select(App).where(App.workspace_id == _HERE).order_by(App.name, App.id)
+
+
+def app_called(workspace_id: Any) -> ColumnElement[str]:
+    """Give the name of an app, with that of its solution where the workspace has two of one name: "Orders (Fleet)"."""
+    other = aliased(App)
+    names = select(other.name).where(other.workspace_id == workspace_id)
+    twice = App.name.in_(names.group_by(other.name).having(func.count() > 1))
+    return case((twice, App.name + " (" + Solution.name + ")"), else_=App.name)
+
+
+def app_names(session: Session, workspace_id: int) -> dict[str, str]:
+    """Say by slug what each app of a workspace is called."""
+    apps = select(App.slug, app_called(workspace_id)).join(Solution, Solution.id == App.solution_id)
+    return {slug: name for slug, name in session.execute(apps.where(App.workspace_id == workspace_id))}  # noqa: C416
 
 
 def apps_of(session: Session, seat: Seat) -> Sequence[Row[tuple[int, str, int]]]:

@@ -262,6 +262,7 @@ def _choices(planned: Plan, add: str = "") -> dict[str, Any]:
         anothers = _anothers(session, planned) if add and request.args.get("from") else None
         copyable = key_lists.copyable(session, actor(), seat())
         standing = keys.standing_count(session, owner.member.id, actor().at) if owner else 0
+        app_names = members.app_names(session, planned.seat.workspace.id)
     told = kept | ({cannot_add["scope"]} if cannot_add else set())
     lost = [scope for scope in planned.beyond if scope not in told]
     return {
@@ -289,7 +290,7 @@ def _choices(planned: Plan, add: str = "") -> dict[str, Any]:
         "fix": {"name": replaced["name"], "scope": add} if replaced and add in kept else None,
         "presets": _presets(planned, listed, copyable),
         "at_limit": _at_limit(standing, planned, replaced),
-        "review": _review(planned, replaced),
+        "review": _review(planned, replaced, app_names),
         "forbidden": planned.problems.get("environment"),
     }
 
@@ -485,7 +486,7 @@ def _lost(planned: Plan, scopes: Sequence[str]) -> dict[str, Any] | None:
     return {"words": f"{count}: {why}.", "scopes": scopes}
 
 
-def _review(planned: Plan, replaced: dict[str, Any] | None) -> dict[str, Any] | None:
+def _review(planned: Plan, replaced: dict[str, Any] | None, names: Mapping[str, str]) -> dict[str, Any] | None:
     if not planned.scopes or planned.owner is None or planned.draft.environment not in list(Environment):
         return None
     old = None
@@ -493,7 +494,6 @@ def _review(planned: Plan, replaced: dict[str, Any] | None) -> dict[str, Any] | 
         overlap = replaced["overlap"]
         ends_at = next((when for value, _, when in replaced["overlaps"] if value == overlap), None)
         old = {"last_four": replaced["last_four"], "ends_at": ends_at, "is_until": overlap == Overlap.UNTIL}
-    names = {app.slug: app.name for shelf in planned.shelves for app in shelf.apps}
     return {
         "name": without_keys(planned.draft.name).strip()[:60],
         "reads": [names[scope.app] for scope in planned.scopes if scope.action is Action.READ],

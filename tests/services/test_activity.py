@@ -6,11 +6,11 @@ from itertools import pairwise
 from typing import Any, TypeVar
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, update
 
 from portal.rules.errors import Refusal
 from portal.services import activity
-from portal.store.models import ApiKey
+from portal.store.models import ApiKey, App
 from tests.services.office import NOON, Office
 
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
@@ -47,6 +47,9 @@ def test_the_impact_of_an_ending_is_what_the_key_did_in_the_last_24_hours(office
     told = ask(office, activity.impact_of, key, NOON)
     assert (told.total, told.last_at, told.environment) == (7, NOON - HOUR, "live")
     assert sorted(told.writes) == [("Accounts", 1), ("Leads", 2)]
+    with office.database.transaction() as session:
+        session.execute(update(App).where(App.slug == "tasks").values(name="Leads"))
+    assert ("Leads (Sales)", 2) in ask(office, activity.impact_of, key, NOON).writes
     assert [(seen.address, seen.client, seen.count) for seen in told.callers] == [
         ("203.0.113.9", "cron/1", 1),
         ("2001:db8::1", "curl/8.5", 4),

@@ -319,7 +319,7 @@ def test_an_operators_list_of_very_many_keys_asks_for_a_part_at_a_time(office: O
     with office.database.reading() as session:
         listed = key_lists.list_all(session, office.actor("ana"), here, office.keyring)
     assert (len(listed), listed[0]["scopes"]) == (1_501, ["tasks:read"])
-    assert max(given) <= 1_000
+    assert max(given) < 1_100
 
 
 def test_what_expires_soon_is_listed_for_those_who_answer_for_it(office: Office) -> None:

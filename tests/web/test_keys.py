@@ -160,6 +160,18 @@ def test_the_check_page_carries_every_answer_to_the_button_that_generates(cast: 
     assert cast.max.browser.post("/w/acme/api/keys", data=fields).status_code == 200
 
 
+def test_apps_of_one_name_are_told_apart_by_their_solutions(cast: Cast, database: Database) -> None:
+    with database.transaction() as session:
+        session.execute(update(App).where(App.slug == "reservations").values(name="Leads"))
+    scopes = ["leads:read", "leads:write", "reservations:read", "tasks:read"]
+    cast.max.generate(scopes)
+    review = cast.max.post("keys/new/review", cast.max.form(name="Other", scopes=scopes), headers=HTMX).text
+    pages = (review, cast.max.get("keys").text)
+    sentence, row = (re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", page)) for page in pages)
+    assert "read Leads (Sales), Leads (Operations) and Tasks and add, change and delete Leads (Sales) on" in sentence
+    assert row[row.find("Read Leads") :].startswith("Read Leads (Operations), Tasks and Leads (Sales)")
+
+
 def test_the_forms_own_page_takes_it_too(cast: Cast) -> None:
     answers = cast.rio.form(name="Sent to its page")
     assert cast.rio.post("keys/new", answers | {"name": ""}).status_code == 422
