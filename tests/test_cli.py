@@ -293,7 +293,20 @@ def test_the_link_for_a_new_workspaces_admin_works_once(cast: Cast, database: Da
     answers = {"name": "Ida Berg", "password": password, "password_again": password}
     joined = ida.post(path, answers)
     assert (joined.status_code, joined.location) == (303, "/w/initech")
-    assert ida.get("/w/initech").status_code == 200
+    adds, sets_up = 'href="/w/initech/solutions/new"', 'href="/w/initech/workspace">Set up'
+    for where in ("", "/members/invite", "/api-members/new"):
+        assert adds in ida.get(f"/w/initech{where}").text
+    solution = {"slug": "sales", "name": "Sales"}
+    for is_first in (True, False):
+        assert sets_up in ida.get("/w/initech/api/keys").text
+        form = ida.get("/w/initech/api/keys/new").text
+        assert "Initech</bdi> has no apps yet" in form
+        assert sets_up in form
+        assert "access to any" not in form
+        assert "you have no access" not in form
+        if is_first:
+            assert ida.post("/w/initech/solutions/new", solution).status_code == 303
+    assert 'href="/w/initech/solutions/sales/apps/new"' in ida.get("/w/initech").text
     assert ida.get("/w/acme").status_code == 404
 
     late = cast.stranger("late")

@@ -253,7 +253,8 @@ def _choices(planned: Plan, add: str = "") -> dict[str, Any]:
     if not add and Scope.parse(answer("add")):
         add = answer("add")
     kept = {str(scope) for scope in planned.scopes}
-    listed = [shelf for shelf in planned.shelves if any(_offered(planned, app.slug) for app in shelf.apps)]
+    filled = [shelf for shelf in planned.shelves if shelf.apps]
+    listed = [shelf for shelf in filled if any(_offered(planned, app.slug) for app in shelf.apps)]
     with reading() as session:
         admins = members.admin_names(session, planned.seat.workspace.id)
         cannot_add = _cannot_add(session, planned, add) if add in planned.beyond else None
@@ -275,7 +276,8 @@ def _choices(planned: Plan, add: str = "") -> dict[str, Any]:
         ),
         "owners": [_owner(each, planned) for each in planned.owners],
         "matrix": [_matrix_row(planned, shelf) for shelf in listed],
-        "hidden_solutions": len(planned.shelves) - len(listed),
+        "has_apps": bool(filled),
+        "hidden_solutions": len(filled) - len(listed),
         "admins": admins,
         "key_prefix": keyring().format.prefix,
         "expiries": expiries(),

@@ -34,6 +34,7 @@ def index() -> Response:
         chosen = _chosen(shelves, request.args.get("app"))
         found: list[Record] = []
         total = 0
+        admins = [] if shelves else members.admin_names(session, here.workspace.id)
         own, of_api, first = key_lists.expiring_soon(session, actor(), here, portal().settings.keyring)
         if chosen and not chosen.shelf.solution.is_external:
             place = records.Place(here.workspace.id, chosen.app.slug, env)
@@ -45,6 +46,7 @@ def index() -> Response:
         "home/index.html",
         "home/_records.html",
         solutions=[_solution(each) for each in shelves],
+        admins=admins,
         expiring=_expiring(own, of_api, first),
         app=_app(chosen) if chosen else None,
         may_manage=chosen is not None and chosen.shelf.level is AccessLevel.MANAGE,

@@ -85,6 +85,7 @@ def index() -> Response:
     with reading_much() as session:
         counts = key_lists.count_for(session, actor(), here, filters.owner)
         apps = members.apps_of(session, here)
+        is_new = here.is_admin and not apps
         admins = [] if here.has_access else members.admin_names(session, here.workspace.id)
         owners = key_lists.owners_for(session, here, filters.owner) if here.is_lead else []
         page = key_lists.list_for(session, actor(), here, keyring(), filters, page_number(), rows, _days_of)
@@ -111,7 +112,8 @@ def index() -> Response:
         last=page.last,
         list_url=list_url,
         old_rows=max(0, len(page.rows) - (page.last - page.first + 1)),
-        may_generate=here.has_access,
+        may_generate=here.has_access and not is_new,
+        is_new=is_new,
         admins=admins,
         elsewhere=elsewhere,
         is_lead=here.is_lead,
