@@ -6,8 +6,10 @@ from html import unescape
 
 import pytest
 import time_machine
+from sqlalchemy import delete
 
 from portal.store.database import Database
+from portal.store.models import Record
 from tests.cast import HTMX, Cast, Person
 from tests.web.looking import data, everything, kept
 
@@ -147,3 +149,13 @@ def test_a_sandbox_is_filled_anew_however_often(cast: Cast) -> None:
         reply = cast.call("GET", "/apps/tasks/records?limit=100", key)
         assert reply.get_json()["meta"]["pagination"]["total"] == 18
         assert "Practice" not in reply.text
+
+
+def test_a_sandbox_is_offered_copies_only_where_there_is_something_to_copy(cast: Cast, database: Database) -> None:
+    for environment, is_filled in (("test", True), ("live", False)):
+        with database.transaction() as session:
+            session.execute(delete(Record).where(Record.environment == environment))
+        records, form = (cast.lea.get(f"/w/acme{path}").text for path in ("?app=tasks&env=test", "/apps/tasks/sandbox"))
+        assert ("Fill the sandbox</a>" in records) == ("Fill the sandbox</button>" in form) == is_filled
+    assert 'when a sandbox key with <code translate="no">tasks:write</code> adds them' in records
+    assert "there is nothing to copy" in form
