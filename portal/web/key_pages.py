@@ -7,12 +7,13 @@ from typing import Any
 
 from flask import Response, flash, make_response, redirect, render_template, request, url_for
 
-from portal.rules.access import AccessLevel, Scope
+from portal.rules.access import AccessLevel, AppAccess, Scope
 from portal.rules.errors import Conflict, Forbidden, Invalid, Refusal
 from portal.services import activity, audit_reading, drafts, key_views, keys, rotation
 from portal.services.activity import Denial
 from portal.services.audit import Event
 from portal.services.key_views import KeyView
+from portal.services.members import Shelf
 from portal.services.rate_limit import PER_MINUTE, PER_SECOND
 from portal.store.database import Session
 from portal.store.models import ApiKey, AuditEvent, FirstRequest, RefusedRequest
@@ -118,8 +119,14 @@ def requests(key_id: str) -> Response:
     with reading() as session:
         key, row = key_views.get_both(session, actor(), seat(), keyring(), key_id)
         planned = drafts.plan(session, actor(), drafts.Draft(owner=key.owner.id))
-    grantable = {str(scope) for scope in planned.grantable}
-    mine = {app.slug for shelf in planned.shelves if shelf.level is not AccessLevel.NONE for app in shelf.apps}
+        access, _ = drafts.access_of(session, [row.member_id])[row.member_id]
+    mine = {app.slug: shelf for shelf in planned.shelves if shelf.level is not AccessLevel.NONE for app in shelf.apps}
+
+    def told(denial: Denial) -> dict[str, Any]:
+        scope = Scope.parse(denial.scope) if denial.reason == Refusal.MISSING_SCOPE else None
+        may = scope in planned.grantable
+        return _denial(denial, may, _ask(key, scope, mine.get(scope.app), access) if scope and not may else None)
+
     used: dict[str, Any] = {  # where it cannot be read, the page says so, and that the key still works
         "buckets": None,
         "total": 0,
@@ -135,7 +142,7 @@ def requests(key_id: str) -> Response:
             "buckets": [(_label(bar.start, span), bar.start, bar.accepted, bar.refused) for bar in bars],
             "total": sum(bar.accepted for bar in bars),
             "refused": sum(bar.refused for bar in bars),
-            "denials": [_denial(denial, grantable, mine) for denial in activity.denials(session, row, now)],
+            "denials": [told(denial) for denial in activity.denials(session, row, now)],
             "callers": activity.callers_of(session, row, now),
             "first": _first(key, activity.first_request(session, row), activity.last_refusal(session, row)),
         }
@@ -156,17 +163,19 @@ def _label(start: datetime, span: str) -> str:
     return time if span == "24h" else day.rpartition(" ")[0]
 
 
-def _denial(denial: Denial, grantable: set[str], mine: set[str]) -> dict[str, Any]:
-    is_scope = denial.reason == Refusal.MISSING_SCOPE
-    may = is_scope and denial.scope in grantable
-    known = Scope.parse(denial.scope)
-    ask = None
-    if is_scope and known and known.app not in mine:
-        ask = "Check the name of the app in the path" + (
-            "." if seat().is_admin else ", or ask an administrator for it."
-        )
-    elif is_scope and known and not may:
-        ask = f"Ask an administrator for {known.action} in {known.app}."
+def _ask(key: KeyView, scope: Scope, shelf: Shelf | None, access: AppAccess) -> str:
+    """Say who can do something about a scope that a key lacks and that one cannot give it."""
+    if shelf is None:
+        return f"Check the name of the app in the path{'' if seat().is_admin else ', or ask an administrator for it'}."
+    owner, where = key.owner, f"{scope.action} in {shelf.solution.name}"
+    if owner.kind == "human" and scope.action in access.get(scope.app, AccessLevel.NONE).actions:
+        return f"{owner.name} can generate a key with {scope}."
+    if seat().is_admin or (owner.kind == "api" and shelf.level is AccessLevel.MANAGE):
+        return f"Give {owner.name} {where} first."
+    return f"Ask an administrator for {where}."
+
+
+def _denial(denial: Denial, may_generate: bool, ask: str | None) -> dict[str, Any]:
     return {
         "at": denial.at,
         "method": denial.method,
@@ -179,7 +188,7 @@ def _denial(denial: Denial, grantable: set[str], mine: set[str]) -> dict[str, An
         "count": denial.count,
         "scope": denial.scope,
         "request_id": denial.request_id,
-        "may_generate": may,
+        "may_generate": may_generate,
         "ask": ask,
     }
 

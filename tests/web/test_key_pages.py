@@ -114,7 +114,11 @@ def test_a_denial_is_told_with_its_reason_and_the_way_on(cast: Cast) -> None:
     assert "403: lacks tasks:write" in told
     assert "× 3, this is the latest" in told
     assert f"keys/new?from={key.id}&amp;add=accounts:read" in page or f"add=accounts:read&amp;from={key.id}" in page
-    assert "Ask an administrator for write in leads." in told  # lea only reads Sales
+    assert "Ask an administrator for write in Sales." in told  # lea only reads it
+    told = words(cast.ana.get(f"keys/{key.id}/requests").text)
+    assert "Lea Okoro can generate a key with tasks:write." in told
+    assert "Give Lea Okoro write in Sales first." in told
+    assert "Ask an administrator" not in told
 
 
 def test_a_denial_for_an_app_that_one_cannot_see_sends_one_to_the_path_first(cast: Cast) -> None:
