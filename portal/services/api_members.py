@@ -1,11 +1,11 @@
 """API members: accounts for programs. Leads make them and give access where they manage; nobody can sign in as one."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, func, select
+from sqlalchemy import ColumnElement, Row, Select, func, select
 from sqlalchemy.orm import Session, aliased
 
 from portal.rules import credentials, paging, text
@@ -134,13 +134,11 @@ def create(session: Session, actor: Actor, *, name: str, purpose: str, access: L
     if made_before := session.scalar(select(Member).where(Member.public_id == public_id)):
         return made_before
     _check_cap(session, seat, access, Attempt(Event.API_MEMBER_CREATED, "", clean_name, {"access": _words(access)}))
-    # One at a time: nobody else counts meanwhile. Keys that are made for this workspace need not wait for it.
-    this = select(Workspace.id).where(Workspace.id == seat.workspace.id)
-    session.execute(this.with_for_update(key_share=True))
-    here = (Member.workspace_id == seat.workspace.id, Member.account_id.is_(None), Member.removed_at.is_(None))
-    if (session.scalar(select(func.count()).where(*here)) or 0) >= LIMIT:
+    standing = _hold_standing(session, seat)
+    if len(standing) >= LIMIT:
         message = f"{seat.workspace.name} has {LIMIT} API members, as many as it can have. Delete one first."
         raise Conflict(message, attempt=Attempt(Event.API_MEMBER_CREATED, target_label=clean_name))
+    _check_free(clean_name, standing)
     member = Member(
         public_id=public_id,
         workspace_id=seat.workspace.id,
@@ -164,10 +162,12 @@ def edit(
     session: Session, actor: Actor, public_id: str, *, name: str, purpose: str, was: tuple[str, str] | None
 ) -> Member:
     """Change name and purpose; `was` is what the form showed, Conflict if that is old."""
-    _, member = _hold(session, actor, public_id, Event.MEMBER_EDITED)
+    seat, member = _hold(session, actor, public_id, Event.MEMBER_EDITED)
     if was is not None and (member.name, member.purpose) != was:
         raise Conflict(STALE.format(member.name))
     clean_name, clean_purpose = _checked(name, purpose)
+    if text.fold(clean_name) != text.fold(member.name):
+        _check_free(clean_name, _hold_standing(session, seat))
     before = {"name": member.name, "purpose": member.purpose}
     member.name, member.purpose = clean_name, clean_purpose
     after = {"name": clean_name, "purpose": clean_purpose}
@@ -312,6 +312,25 @@ def _checked(name: str, purpose: str) -> tuple[str, str]:
     if problems:
         raise Invalid(problems)
     return clean_name, clean_purpose
+
+
+def _hold_standing(session: Session, seat: Seat) -> Sequence[Row[str, datetime | None]]:
+    """Read the names of the API members that are not deleted, and since when each is deactivated.
+
+    One at a time: nobody else counts or takes a name meanwhile. Keys that are made for this workspace need not wait.
+    """
+    this = select(Workspace.id).where(Workspace.id == seat.workspace.id)
+    session.execute(this.with_for_update(key_share=True))
+    here = (Member.workspace_id == seat.workspace.id, Member.account_id.is_(None), Member.removed_at.is_(None))
+    return session.execute(select(Member.name, Member.deactivated_at).where(*here)).all()
+
+
+def _check_free(name: str, standing: Sequence[Row[str, datetime | None]]) -> None:
+    """Refuse a name that stands: lists, filters and the audit log would not tell the two apart."""
+    for other, off_at in standing:
+        if text.fold(other) == text.fold(name):
+            which = f"“{other}”{' (deactivated)' if off_at else ''}"
+            raise Invalid({"name": f"There already is an API member called {which}. Choose a different name."})
 
 
 def _words(access: Levels) -> dict[str, str]:

@@ -149,6 +149,25 @@ def test_a_key_is_no_name_and_no_purpose(office: Office, text: str) -> None:
     assert list(refused.value.problems) == ["name", "purpose"]
 
 
+def test_a_name_is_that_of_one_api_member_until_it_is_deleted(office: Office) -> None:
+    def make(who: str, name: str) -> Member:
+        made: Member = do(office, who, api_members.create, name=name, purpose="", access={})
+        return made
+
+    twin, other = make("lea", "Straße"), make("ana", "Other")
+    do(office, "lea", api_members.deactivate, twin.public_id)
+    rename = {"purpose": "", "was": None}
+    with pytest.raises(Invalid) as refused:
+        make("ana", " STRASSE ")
+    assert "“Straße” (deactivated). Choose a different name" in refused.value.problems["name"]
+    with pytest.raises(Invalid):
+        do(office, "ana", api_members.edit, other.public_id, name="strasse", **rename)
+    do(office, "lea", api_members.edit, twin.public_id, name="STRASSE", **rename)  # its own
+    do(office, "lea", api_members.delete, twin.public_id, typed="")
+    do(office, "ana", api_members.edit, other.public_id, name="Straße", **rename)
+    make("zoe", "Straße")  # of another workspace
+
+
 def test_a_workspace_has_two_hundred_api_members_at_most(office: Office) -> None:
     lea = office.member("lea")
     here = {"workspace_id": lea.workspace_id, "role": "member", "purpose": "", "created_at": NOON}

@@ -429,6 +429,18 @@ def test_api_members_that_are_made_at_once_do_not_pass_the_limit(office: Office)
     assert sorted(type(end).__name__ for end in ends.values()) == ["Conflict"] * 7 + ["Member"]
 
 
+def test_one_of_those_who_take_a_name_at_once_gets_it(office: Office) -> None:
+    with audit.transaction(office.database, office.actor("lea")) as session:
+        old = api_members.create(session, office.actor("lea"), name="Old", purpose="", access={}).public_id
+    takers = zip(("ana", "lea", "ana", "lea", "ana"), ("Twin", "TWIN", "TWIN", "Twin", "twin"), strict=True)
+    calls = {
+        str(n): did(office, who, api_members.create, name=name, purpose="", access={})
+        for n, (who, name) in enumerate(takers)
+    }
+    ends = at_once(calls | {"rename": did(office, "ana", api_members.edit, old, name="twin", purpose="", was=None)})
+    assert sorted(type(end).__name__ for end in ends.values()) == ["Invalid"] * 5 + ["Member"]
+
+
 def test_an_api_member_is_deleted_while_its_keys_are_stopped_and_moved(office: Office) -> None:
     made = [office.generate("lea", owner=API_MEMBER, name=f"Key {n}")[0].id for n in range(3)]
     bot = office.member(API_MEMBER).public_id
