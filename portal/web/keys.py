@@ -162,7 +162,7 @@ def _whose(owner: str) -> str:
 
 def _cards(counts: key_lists.Counts, owner: str) -> list[tuple[str, int, str]]:
     cards = (
-        (f"Active, {counts.old:,} of them old" if counts.old else "Active", counts.active, "active"),
+        (f"Active, {counts.old:,} being rotated out" if counts.old else "Active", counts.active, "active"),
         ("Expiring within 14 days", counts.expiring, "expiring"),
         ("Unused for 30 days", counts.unused, "unused"),
         ("Deactivated or expired", counts.stopped, "stopped"),

@@ -206,7 +206,7 @@ def test_a_count_of_active_keys_says_how_many_are_old(cast: Cast) -> None:
     cast.rio.rotate(cast.rio.generate(name="CRM sync"))
     cast.rio.generate(name="Billing")
     page = words(cast.rio.get("keys").text)
-    assert "3 Active, 1 of them old" in page
+    assert "3 Active, 1 being rotated out" in page
     assert "of 2 keys and 1 old key" in page
 
 
