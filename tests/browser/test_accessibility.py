@@ -437,11 +437,13 @@ def test_with_text_of_twice_the_size_nothing_leaves_its_box_or_the_screen(new_pa
     page.goto(KEYS)
     page.evaluate("document.documentElement.style.fontSize = '200%'")
     boxes = page.locator(".topbar :is(.tile, .icon-btn, .mark)").filter(visible=True)
-    fit = "nodes => nodes.map((it) => it.scrollHeight <= it.clientHeight && it.clientWidth > 40)"
+    fit = "nodes => nodes.map((it) => it.scrollHeight <= it.clientHeight && it.clientWidth > 34)"
     assert boxes.evaluate_all(fit) == [True] * 4
-    for width in (1280, 320):
+    for width in (1280, 390, 320):
         page.set_viewport_size({"width": width, "height": 900})
         assert looking.overflow(page) == []
+        tops = page.locator(".icon-btn:visible").evaluate_all("them => them.map((it) => it.offsetTop)")
+        assert len(set(tops)) == 1, width
     page.get_by_role("button", name="Menu").click()
     menu = page.get_by_role("navigation", name="Main").bounding_box()
     assert menu
