@@ -37,6 +37,7 @@ class Explanation:
     app: App | None  # that was asked for, where the seat can know of it
     is_mended: bool  # whether the same request would pass now, as far as key and access go
     may_generate: bool  # whether this seat can make a key with what was missing
+    owner_may: bool  # whether the key's member may hold what was missing
     ask: tuple[str, ...]  # who can hand out what is missing
     may_help: bool  # whether this seat can do that itself: give the owner access, or reactivate it
     stopped_by: str
@@ -59,12 +60,14 @@ def explain(session: Session, actor: Actor, seat: Seat, keyring: Keyring, reques
     cause = _cause(key) if reason in _STOPS else reason
     scope = Scope.parse(request.required)
     app = _app(session, seat, scope, key)
-    may_generate = False
+    may_generate = owner_may = False
     ask: tuple[str, ...] = ()
     may_help = seat.is_admin
     if reason in _OF_THE_KEY and scope and app:
         planned = drafts.plan(session, actor, drafts.Draft(owner=key.owner.id))
         may_generate = reason is Refusal.MISSING_SCOPE and scope in planned.grantable
+        access, _ = drafts.access_of(session, [row.member_id])[row.member_id]
+        owner_may = scope.action in access.get(scope.app, AccessLevel.NONE).actions
         here = app.solution_id
         ask = tuple(members.granters(session, seat, [here], for_api_member=row.member.is_api)[here])
         may_help = seat.is_admin or (row.member.is_api and seat.level_in(here) is AccessLevel.MANAGE)
@@ -81,6 +84,7 @@ def explain(session: Session, actor: Actor, seat: Seat, keyring: Keyring, reques
         app=app,
         is_mended=_is_mended(key, reason, scope),
         may_generate=may_generate,
+        owner_may=owner_may,
         ask=ask,
         may_help=may_help and row.member.removed_at is None,
         stopped_by=key_views.stopped_by(session, row),

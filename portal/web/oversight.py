@@ -416,11 +416,14 @@ def _mends(found: Explanation) -> Iterator[dict[str, str]]:
         elif found.app is None:
             ask = "" if seat().is_admin else " If it is not, ask an administrator for access."
             yield {"text": f"Look at the path that the program calls: the name of the app in it may be wrong.{ask}"}
-        elif not may_hand_out:
+        elif not may_hand_out and found.owner_may:
             yield {"text": f"{key.owner.name} can generate a key with {scope}."}
         elif found.may_help:
             yield _give_access(found)
-            yield {"text": f"Then generate a key with {scope}", "url": url_for("keys.new", add=scope, **new)}
+            if may_hand_out:
+                yield {"text": f"Then generate a key with {scope}", "url": url_for("keys.new", add=scope, **new)}
+            else:
+                yield {"text": f"Then {key.owner.name} can generate a key with {scope}."}
         else:
             yield {"text": f"{_ask(found)} for the access that {scope} needs, then generate a key with it."}
     elif found.cause is Refusal.ACCESS_WITHDRAWN and found.may_help:

@@ -559,10 +559,18 @@ def test_what_would_mend_it_is_a_link_where_one_can_do_it(cast: Cast) -> None:
     flush(cast)
     lacking, stopped = (each["meta"]["requestId"] for each in (lacking, stopped))
     assert f"new?add=tasks:write&amp;from={key.id}" in mend(explained(cast.lea, lacking)).replace("%3A", ":")
+    assert "Lea Okoro can generate a key with tasks:write" in mend(explained(cast.ana, lacking))
     assert f"{key.id}/reactivate" in mend(explained(cast.lea, stopped))
     assert "Lea Okoro can reactivate it" in mend(explained(cast.ana, stopped))
     cast.lea.post(f"keys/{key.id}/reactivate")
     assert "mended since" in mend(explained(cast.lea, stopped))
+
+
+def test_who_lacks_the_access_is_given_it_before_they_can_generate(cast: Cast) -> None:
+    refused = cast.call("POST", "/apps/tasks/records", cast.rio.generate(), json={"fields": {}})
+    told = mend(explained(cast.ana, refused.headers["X-Request-Id"]))
+    assert re.search(r'href="/w/acme/members/mem_\w+/access"><bdi hx-ignore>Give Rio \w+ the access that tasks:write needs', told)
+    assert re.search(r"Then Rio \w+ can generate a key with tasks:write\.", told)
 
 
 def test_what_stops_the_key_now_is_to_be_mended_not_what_stopped_it_then(cast: Cast) -> None:
