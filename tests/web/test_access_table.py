@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 from functools import cache
+from secrets import token_hex
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
@@ -243,7 +244,7 @@ class Addresses:
 
     def _make_api_member(self, action: str) -> str:
         lea = self._cast.lea
-        answers = {"name": f"For {action}"[:60]}
+        answers = {"name": f"For {action}, {token_hex(4)}"}
         made = lea.post("/w/acme/api-members/new", answers).headers["Location"]
         if "/login" in made:  # the visitor is lea, and has signed her other browsers out
             lea.sign_in()
