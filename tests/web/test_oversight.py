@@ -569,7 +569,7 @@ def test_what_would_mend_it_is_a_link_where_one_can_do_it(cast: Cast) -> None:
 def test_who_lacks_the_access_is_given_it_before_they_can_generate(cast: Cast) -> None:
     refused = cast.call("POST", "/apps/tasks/records", cast.rio.generate(), json={"fields": {}})
     told = mend(explained(cast.ana, refused.headers["X-Request-Id"]))
-    assert re.search(r'href="/w/acme/members/mem_\w+/access"><bdi hx-ignore>Give Rio \w+ the access that tasks:write needs', told)
+    assert re.search(r'/mem_\w+/access"><bdi hx-ignore>Give Rio \w+ the access that tasks:write needs', told)
     assert re.search(r"Then Rio \w+ can generate a key with tasks:write\.", told)
 
 
