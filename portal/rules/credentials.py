@@ -78,14 +78,14 @@ def new_id(kind: str) -> str:
     return f"{kind}_{random_base62(16)}"
 
 
-def id_by_form(kind: str, maker: str, form_id: str) -> str:
+def id_by_form(kind: str, maker: str, form_id: str, *answers: str) -> str:
     """Make the public id of what a maker's form makes: the same each time it is sent, by which a repeat is known.
 
-    A new one for a form without an id.
+    Another one with other answers, and a new one for a form without an id.
     """
     if not form_id:
         return new_id(kind)
-    number, digits = int.from_bytes(hashlib.sha256(f"{kind} {maker} {form_id}".encode()).digest()), ""
+    number, digits = int.from_bytes(hashlib.sha256("\0".join((kind, maker, form_id, *answers)).encode()).digest()), ""
     for _ in range(16):
         number, digit = divmod(number, 62)
         digits += BASE62[digit]

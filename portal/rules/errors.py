@@ -73,9 +73,9 @@ class AlreadyShown(PortalError):
 
     code = "already_shown"
 
-    def __init__(self, key_id: str) -> None:
-        super().__init__("This key was generated already and its text has been shown.")
-        self.key_id = key_id
+    def __init__(self, made_id: str) -> None:
+        super().__init__("This form was answered already, and what it made has been shown.")
+        self.made_id = made_id
 
 
 class Unreadable(PortalError):

@@ -5,11 +5,14 @@ import re
 import unicodedata
 from urllib.parse import unquote, urlsplit
 
+import regex
+
 from portal.rules.credentials import KEY_SHAPED
 
 _BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff")
 _REFUSED = frozenset({"Cc", "Cs", "Cn", "Zl", "Zp"})  # control, lone surrogate, unassigned, line and paragraph ends
 _VISIBLE = frozenset("LNPS")  # letters, numbers, punctuation, symbols
+_UNSEEN = regex.compile(r"\p{Default_Ignorable_Code_Point}+")
 _EMAIL = re.compile(r"[^\s@\x00-\x1f\x7f,;:<>()\[\]\\\"]{1,64}@[^\s@\x00-\x1f\x7f,;:<>()\\\"]{1,189}")
 _LOCAL_PATH = re.compile(r"/(?![/\\])[^\\\x00-\x20\x7f]*")
 
@@ -60,6 +63,12 @@ def read_line(problems: dict[str, str], field: str, written: str, least: int, mo
 def fold(name: str) -> str:
     """Give the form in which two names count as the same."""
     return unicodedata.normalize("NFC", name.casefold())
+
+
+def look(name: str) -> str:
+    """Give the form in which two names that look the same count as one; letters of other alphabets stay others."""
+    seen = unicodedata.normalize("NFKC", _UNSEEN.sub("", name)).casefold()
+    return " ".join(unicodedata.normalize("NFKC", seen).split())
 
 
 def clean_email(text: str) -> str | None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, func, select
+from sqlalchemy import ColumnElement, Select, func, select
 from sqlalchemy.orm import Session, aliased
 
 from portal.rules import credentials, paging, text
@@ -121,17 +121,20 @@ def version_of(levels: Levels) -> str:
 
 
 def create(session: Session, actor: Actor, *, name: str, purpose: str, access: Levels, form_id: str = "") -> Member:
-    """Make an API member with access by solution slug, or find the one that this form made before.
+    """Make an API member with access by solution slug, or find the one that this form made with the same answers.
 
-    Forbidden where the actor does not manage the solution.
+    Forbidden where the actor does not manage the solution, Conflict where that one was deleted since.
     """
     seat = members.seat_of(session, actor, lock=True)
     clean_name, clean_purpose = _checked(name, purpose)
     if not seat.is_lead:
         attempt = Attempt(Event.API_MEMBER_CREATED, target_label=clean_name)
         raise Forbidden("Only team leads and administrators make API members.", attempt=attempt)
-    public_id = credentials.id_by_form("mem", seat.member.public_id, form_id)
+    answers = (clean_name, clean_purpose, *(f"{slug}={level}" for slug, level in sorted(access.items())))
+    public_id = credentials.id_by_form("mem", seat.member.public_id, form_id, *answers)
     if made_before := session.scalar(select(Member).where(Member.public_id == public_id)):
+        if made_before.removed_at:
+            raise Conflict(f"“{made_before.name}” was made with this form and deleted since. Open the form again.")
         return made_before
     _check_cap(session, seat, access, Attempt(Event.API_MEMBER_CREATED, "", clean_name, {"access": _words(access)}))
     standing = _hold_standing(session, seat)
@@ -166,7 +169,7 @@ def edit(
     if was is not None and (member.name, member.purpose) != was:
         raise Conflict(STALE.format(member.name))
     clean_name, clean_purpose = _checked(name, purpose)
-    if text.fold(clean_name) != text.fold(member.name):
+    if text.look(clean_name) != text.look(member.name):
         _check_free(clean_name, _hold_standing(session, seat))
     before = {"name": member.name, "purpose": member.purpose}
     member.name, member.purpose = clean_name, clean_purpose
@@ -314,23 +317,24 @@ def _checked(name: str, purpose: str) -> tuple[str, str]:
     return clean_name, clean_purpose
 
 
-def _hold_standing(session: Session, seat: Seat) -> Sequence[Row[str, datetime | None]]:
-    """Read the names of the API members that are not deleted, and since when each is deactivated.
+def _hold_standing(session: Session, seat: Seat) -> Sequence[str]:
+    """Read the names of the API members that are not deleted.
 
     One at a time: nobody else counts or takes a name meanwhile. Keys that are made for this workspace need not wait.
     """
     this = select(Workspace.id).where(Workspace.id == seat.workspace.id)
     session.execute(this.with_for_update(key_share=True))
     here = (Member.workspace_id == seat.workspace.id, Member.account_id.is_(None), Member.removed_at.is_(None))
-    return session.execute(select(Member.name, Member.deactivated_at).where(*here)).all()
+    return session.scalars(select(Member.name).where(*here)).all()
 
 
-def _check_free(name: str, standing: Sequence[Row[str, datetime | None]]) -> None:
-    """Refuse a name that stands: lists, filters and the audit log would not tell the two apart."""
-    for other, off_at in standing:
-        if text.fold(other) == text.fold(name):
-            which = f"“{other}”{' (deactivated)' if off_at else ''}"
-            raise Invalid({"name": f"There already is an API member called {which}. Choose a different name."})
+def _check_free(name: str, standing: Sequence[str]) -> None:
+    """Refuse a name that stands: lists, filters and the audit log would not tell the two apart.
+
+    The other may be one that the actor does not see, so nothing more is told of it.
+    """
+    if text.look(name) in map(text.look, standing):
+        raise Invalid({"name": f"There already is an API member called “{name}”. Choose a different name."})
 
 
 def _words(access: Levels) -> dict[str, str]:

@@ -5,7 +5,7 @@ Whoever may not see a key gets the same answer as for a request that never was.
 
 from dataclasses import dataclass
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 
 from portal.rules.access import AccessLevel, Scope
 from portal.rules.credentials import Keyring
@@ -57,15 +57,16 @@ def explain(session: Session, actor: Actor, seat: Seat, keyring: Keyring, reques
     row, request = found
     reason = Refusal(request.reason)
     key = key_views.of(session, seat, keyring, [row], actor.at)[0]
-    cause = _cause(key) if reason in _STOPS else reason
+    is_stopped = reason in _STOPS or (reason is Refusal.MISSING_SCOPE and not key.owner.is_active)
+    cause = _cause(key) if is_stopped else reason
     scope = Scope.parse(request.required)
     app = _app(session, seat, scope, key)
     may_generate = owner_may = False
     ask: tuple[str, ...] = ()
     may_help = seat.is_admin
-    if reason in _OF_THE_KEY and scope and app:
+    if cause in _OF_THE_KEY and scope and app:
         planned = drafts.plan(session, actor, drafts.Draft(owner=key.owner.id))
-        may_generate = reason is Refusal.MISSING_SCOPE and scope in planned.grantable
+        may_generate = cause is Refusal.MISSING_SCOPE and scope in planned.grantable
         access, _ = drafts.access_of(session, [row.member_id])[row.member_id]
         owner_may = scope.action in access.get(scope.app, AccessLevel.NONE).actions
         here = app.solution_id
@@ -88,7 +89,7 @@ def explain(session: Session, actor: Actor, seat: Seat, keyring: Keyring, reques
         ask=ask,
         may_help=may_help and row.member.removed_at is None,
         stopped_by=key_views.stopped_by(session, row),
-        heir=_heir(session, actor, seat, row),
+        heir=_heir(session, actor, seat, row) if cause in (Refusal.DEACTIVATED, Refusal.REVOKED) else None,
     )
 
 
@@ -96,11 +97,15 @@ def _heir(session: Session, actor: Actor, seat: Seat, key: ApiKey) -> ApiKey | N
     """Find the last key in the line of those that replaced one another after this one, of those that work."""
     line = select(ApiKey.id).where(ApiKey.replaces_id == key.id).cte("line", recursive=True)
     line = line.union(select(ApiKey.id).where(ApiKey.replaces_id == line.c.id))
-    standing = key_views.visible_to(seat).where(ApiKey.id.in_(select(line.c.id)), ApiKey.revoked_at.is_(None))
-    for each in session.scalars(standing.order_by(ApiKey.id.desc())):
-        if each.state_at(actor.at) is KeyState.ACTIVE and each.member.is_active:
-            return each
-    return None
+    works = (
+        ApiKey.revoked_at.is_(None),
+        ApiKey.deactivated_at.is_(None),
+        or_(ApiKey.retires_at.is_(None), ApiKey.retires_at > actor.at),
+        or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > actor.at),
+        members.is_in(),
+    )
+    heirs = key_views.visible_to(seat).where(ApiKey.id.in_(select(line.c.id)), *works)
+    return session.scalar(heirs.order_by(ApiKey.id.desc()).limit(1))
 
 
 def _app(session: Session, seat: Seat, scope: Scope | None, key: KeyView) -> App | None:

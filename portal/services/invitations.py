@@ -37,7 +37,8 @@ def invite(
     seat = members.seat_of(session, actor, lock=True)
     if not seat.is_admin:
         raise Forbidden("Only administrators invite people.", attempt=Attempt(Event.MEMBER_INVITED))
-    public_id = credentials.id_by_form("inv", seat.member.public_id, form_id)
+    answers = (email, role, *(f"{slug}={level}" for slug, level in sorted(levels.items())))
+    public_id = credentials.id_by_form("inv", seat.member.public_id, form_id, *answers)
     if session.scalar(select(Invitation.id).where(Invitation.public_id == public_id)):
         raise AlreadyShown(public_id)
     solutions = {solution.slug for solution in members.solutions_of(session, seat.workspace.id)}

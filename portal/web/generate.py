@@ -173,7 +173,7 @@ def _generate() -> Response:
     except Invalid as error:
         return _form_again(draft, error.problems)
     except AlreadyShown as error:
-        return already_shown(error.key_id)
+        return already_shown(error.made_id)
     except Conflict as error:
         if error.code != keys.KEY_LIMIT:
             raise
@@ -260,7 +260,7 @@ def _choices(planned: Plan, add: str = "") -> dict[str, Any]:
         cannot_add = _cannot_add(session, planned, add) if add in planned.beyond else None
         replaced = _replaced(session, planned)
         rotating = _rotating(session, planned) if add and not replaced else None
-        anothers = _anothers(session, planned) if add and request.args.get("from") else None
+        anothers = _anothers(session, planned) if add and (request.args.get("from") or answer("linked")) else None
         copyable = key_lists.copyable(session, actor(), seat())
         standing = keys.standing_count(session, owner.member.id, actor().at) if owner else 0
         app_names = members.app_names(session, planned.seat.workspace.id)
@@ -289,6 +289,7 @@ def _choices(planned: Plan, add: str = "") -> dict[str, Any]:
         "replaces": replaced,
         "rotating": rotating,
         "anothers": anothers,
+        "asked_for": add,
         "fix": {"name": replaced["name"], "scope": add} if replaced and add in kept else None,
         "presets": _presets(planned, listed, copyable),
         "at_limit": _at_limit(standing, planned, replaced),
@@ -337,8 +338,8 @@ def _anothers(session: Session, planned: Plan) -> str | None:
     """Name the person whose key a link was made for; '' where it cannot be seen, None where it can be replaced here."""
     if not planned.draft.similar_to:
         return ""
-    owner = key_views.get(session, actor(), seat(), keyring(), planned.draft.similar_to).owner
-    return owner.name if owner.kind == "human" else None
+    key = key_views.get(session, actor(), seat(), keyring(), planned.draft.similar_to)
+    return key.owner.name if key.owner.kind == "human" and key.owner.is_active and key.may_move else None
 
 
 def _rotating(session: Session, planned: Plan) -> KeyView | None:

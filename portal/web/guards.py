@@ -444,14 +444,15 @@ def register(app: Flask) -> None:
 
     @app.errorhandler(CSRFError)
     def expired(error: CSRFError) -> Response:
+        is_signed_out = False
         with suppress(*TROUBLE):  # the answers are kept all the same
             if current_user.is_authenticated:
                 found, g.workspaces = g.get("places", (None, []))
                 _sit_down(current_user.user_session, found)
-            elif audience_of(app, request.endpoint or "") in (Audience.SIGNED_IN, Audience.MEMBER):
-                return _ask_to_sign_in()  # another tab signed out: pressing again would not help
+            else:  # as after signing out in another tab
+                is_signed_out = audience_of(app, request.endpoint or "") in (Audience.SIGNED_IN, Audience.MEMBER)
         _tell_of_form("It was not from a page of this session.")
-        return form_expired()
+        return form_expired(is_signed_out=is_signed_out)
 
     @app.context_processor
     def who() -> dict[str, Any]:

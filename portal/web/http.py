@@ -344,7 +344,7 @@ _TABLE: dict[type[PortalError], _Row] = {
     NeedsProof: _Row(403, "authorization_error", "Confirm that it is you"),
     NotFound: _Row(404, "not_found_error", "We cannot find that page"),
     Conflict: _Row(409, "conflict_error", "Something changed in the meantime"),
-    AlreadyShown: _Row(410, "conflict_error", "That key has already been shown"),
+    AlreadyShown: _Row(410, "conflict_error", "That has already been shown"),
     PreconditionFailed: _Row(412, "conflict_error", "Something changed in the meantime"),
     TooLarge: _Row(413, "validation_error", "That is too long"),
     UnsupportedType: _Row(415, "validation_error", "We could not read that"),
@@ -460,10 +460,10 @@ def _error(row: _Row, code: str, message: str, **extra: Any) -> Response:
     return response
 
 
-def form_expired() -> Response:
+def form_expired(*, is_signed_out: bool = False) -> Response:
     """Keep what was typed when a form outlived its session's token: it is shown again, to be sent with a new one.
 
-    htmx is told so, and sends the form as a page.
+    Who `is_signed_out` is told to sign in first. htmx is told so, and sends the form as a page.
     """
     if is_fragment() or len(request.form) > _MAX_CARRIED:
         told = _error(_Row(400, "validation_error", ""), "csrf", "This form was open too long. Reload the page.")
@@ -473,14 +473,15 @@ def form_expired() -> Response:
         "action": own_address(),
         "carried": carried_answers(),
         "asks_password": "password" in request.form,
+        "is_signed_out": is_signed_out,
         "request_id": g.request_id,
     }
     return make_response(render_template("errors/expired.html", **context), 400)
 
 
 def own_address() -> str:
-    """Give the address that was asked for, with its query."""
-    return request.full_path.rstrip("?")
+    """Give the address that was asked for, with its query but without any key in it."""
+    return KEY_SHAPED.sub("…", request.full_path.rstrip("?"))
 
 
 def carried_answers() -> list[tuple[str, str]]:

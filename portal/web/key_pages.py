@@ -168,6 +168,8 @@ def _ask(key: KeyView, scope: Scope, shelf: Shelf | None, access: AppAccess) -> 
     if shelf is None:
         return f"Check the name of the app in the path{'' if seat().is_admin else ', or ask an administrator for it'}."
     owner, where = key.owner, f"{scope.action} in {shelf.solution.name}"
+    if not owner.is_active:
+        return f"{owner.name} is not active here. Generate a key for another member."
     if owner.kind == "human" and scope.action in access.get(scope.app, AccessLevel.NONE).actions:
         return f"{owner.name} can generate a key with {scope}."
     if seat().is_admin or (owner.kind == "api" and shelf.level is AccessLevel.MANAGE):

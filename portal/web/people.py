@@ -323,7 +323,7 @@ def invite() -> Response:
         return _invite_form(chosen, error.problems)
     except AlreadyShown as error:
         with reading() as session:
-            found = invitations.sent_before(session, seat(), error.key_id)
+            found = invitations.sent_before(session, seat(), error.made_id)
         return page("people/invited_before.html", 410, invitation=found)
     except Conflict as error:
         return _invite_form(chosen, {"email": error.message}, 409)

@@ -43,7 +43,7 @@ def rotate(key_id: str) -> Response:
     except Invalid as error:
         return _rotate_form(key_id, draft, error.problems)
     except AlreadyShown as error:
-        return already_shown(error.key_id)
+        return already_shown(error.made_id)
     return reveal(key, plain, told_of_rotation(key, old), old)
 
 
@@ -86,7 +86,7 @@ def replace(key_id: str) -> Response:
             form_id = drafts.check_form_id(answer("form_id"))
             key, plain = rotation.replace_unused(session, actor(), keyring(), key_id, form_id)
     except AlreadyShown as error:
-        return already_shown(error.key_id)
+        return already_shown(error.made_id)
     return reveal(key, plain, f"“{key.name}” was replaced. The unused key was deleted.")
 
 

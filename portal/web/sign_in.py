@@ -92,7 +92,7 @@ def _login_page(target: str | None, email: str = "", error: str | None = None, s
         "error": error,
         "is_wrong": error is _NO_MATCH,
         "has_ended": "_user_id" in browser_session,  # Flask-Login's: somebody was signed in here, and did not sign out
-        "is_unsent": "unsent" in browser_session,
+        "is_unsent": browser_session.pop("unsent", False),
     }
     return make_response(render_template("sign_in/login.html", **context), status)
 

@@ -47,7 +47,7 @@ def new_verifier() -> Response:
         return _form(answer("name"), form_id, error.problems)
     except AlreadyShown as error:
         with reading() as session:
-            found = verifiers.get(session, seat(), error.key_id)
+            found = verifiers.get(session, seat(), error.made_id)
         return make_response(render_template("verifiers/shown.html", verifier=found), 410)
     with reading() as session:
         found = verifiers.get(session, seat(), made)

@@ -262,7 +262,7 @@ def test_a_form_that_is_sent_again_makes_no_second_key(office: Office) -> None:
     for answers in ({}, {"name": "Another name"}, {"scopes": ["reservations:read"]}):
         with pytest.raises(AlreadyShown) as refused:
             office.generate("rio", form_id="form_once", **answers)
-        assert refused.value.key_id == key.id
+        assert refused.value.made_id == key.id
     assert count(office) == 1
 
 

@@ -279,7 +279,7 @@ def test_the_same_form_makes_one_key(office: Office) -> None:
     new, _ = send(office, "rio", old.id, form_id=form)
     error = refused(office, lambda: send(office, "rio", old.id, form_id=form), AlreadyShown)
     assert isinstance(error, AlreadyShown)
-    assert error.key_id == new.id
+    assert error.made_id == new.id
 
 
 @pytest.mark.parametrize("same_form", [True, False])
@@ -481,7 +481,7 @@ def test_the_same_form_makes_a_key_anew_once(office: Office) -> None:
     new, _ = replaced(office, "rio", lost.id, form_id=form)
     error = refused(office, lambda: replaced(office, "rio", lost.id, form_id=form), AlreadyShown)
     assert isinstance(error, AlreadyShown)
-    assert error.key_id == new.id
+    assert error.made_id == new.id
 
 
 def test_of_two_replacements_at_once_one_wins(office: Office) -> None:

@@ -489,8 +489,13 @@ def test_a_form_that_is_sent_twice_makes_one_invitation_and_one_api_member(cast:
     answers = {"name": "CRM bot", "form_id": form_of(made[0])}
     replies = [cast.lea.post(f"{API}/new", answers) for _ in range(2)]
     assert (replies[0].status_code, replies[0].location) == (replies[1].status_code, replies[1].location)
-    other = {"name": "Mail robot", "form_id": form_of(made[1])}
-    assert cast.lea.post(f"{API}/new", other).location != replies[0].location
+    places = {replies[0].location}
+    for other in ({"name": "Mail robot", "form_id": form_of(made[1])}, answers | {"name": "Sent with other answers"}):
+        places.add(cast.lea.post(f"{API}/new", other).location)
+    assert len(places) == 3
+    cast.lea.post(f"{replies[0].location}/delete")
+    late = cast.lea.post(f"{API}/new", answers)
+    assert (late.status_code, "deleted since" in late.text) == (409, True)
 
 
 def test_with_too_many_open_invitations_the_form_keeps_its_answers_beside_all_of_them(

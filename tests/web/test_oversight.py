@@ -571,6 +571,10 @@ def test_who_lacks_the_access_is_given_it_before_they_can_generate(cast: Cast) -
     told = mend(explained(cast.ana, refused.headers["X-Request-Id"]))
     assert re.search(r'/mem_\w+/access"><bdi hx-ignore>Give Rio \w+ the access that tasks:write needs', told)
     assert re.search(r"Then Rio \w+ can generate a key with tasks:write\.", told)
+    cast.ana.post(re.findall(r"/w/acme/members/mem_\w+", told)[0] + "/leave", {"then": "deactivate"})
+    told = mend(explained(cast.ana, refused.headers["X-Request-Id"]))
+    assert "can generate a key" not in told
+    assert re.search(r'/reactivate"><bdi hx-ignore>Reactivate Rio', told)
 
 
 def test_what_stops_the_key_now_is_to_be_mended_not_what_stopped_it_then(cast: Cast) -> None:

@@ -409,6 +409,11 @@ def test_a_link_that_was_made_for_a_colleagues_key_says_that_it_replaces_nothing
     assert re.search(r"is for a key of .*Lea Okoro.*, who alone can replace it\.", seen)
     assert all("a key of your own and replaces nothing" in page for page in (unseen, seen))
     assert "The link that led here" not in own
+    carried = dict(re.findall(r'name="(add|linked)" value="([^"]+)"', unseen))
+    again = cast.rio.post("keys/new/review", cast.rio.form(name="Mine", **carried))
+    assert "that you cannot see" in again.text
+    cast.lea.post(f"keys/{key.id}/delete")
+    assert "The link that led here" not in cast.ana.get(link).text
 
 
 def test_the_form_that_adds_a_scope_to_half_of_a_pair_leads_to_the_pair(cast: Cast) -> None:
