@@ -85,11 +85,8 @@ def id_by_form(kind: str, maker: str, form_id: str, *answers: str) -> str:
     """
     if not form_id:
         return new_id(kind)
-    number, digits = int.from_bytes(hashlib.sha256("\0".join((kind, maker, form_id, *answers)).encode()).digest()), ""
-    for _ in range(16):
-        number, digit = divmod(number, 62)
-        digits += BASE62[digit]
-    return f"{kind}_{digits}"
+    digest = hashlib.sha256("\0".join((kind, maker, form_id, *answers)).encode()).digest()
+    return f"{kind}_{''.join(BASE62[byte % 62] for byte in digest[:16])}"
 
 
 def checksum(text: str) -> str:

@@ -298,13 +298,13 @@ VERIFICATION = Call(
         ),
         Answer(
             401,
-            "The key is missing, malformed or cannot be used.",
+            "As everywhere, with the code in a header too.",
             whole=error_of(401),
             headers=("WWW-Authenticate", "X-Error-Code"),
         ),
         Answer(
             403,
-            "The key is good and lacks the scope, or its member no longer has the access.",
+            "As everywhere, with the code and the `fixUrl` in headers too.",
             whole=error_of(403),
             headers=("WWW-Authenticate", "X-Error-Code"),
             may_have=("X-Fix-Url",),
